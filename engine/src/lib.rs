@@ -1,0 +1,1 @@
+//! Images, containers, mounts: what the command line and the API call.

@@ -1,0 +1,1 @@
+//! OCI images on disk: blobs, layers, references.

@@ -1,0 +1,1 @@
+//! Facts about one layer: digests, tar, the mapped index, whiteouts.

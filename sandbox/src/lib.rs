@@ -1,0 +1,1 @@
+//! An OCI runtime: namespaces, cgroups, seccomp, landlock.

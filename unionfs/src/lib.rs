@@ -1,0 +1,1 @@
+//! The union filesystem: layer stack, copy-up, FUSE front end.
