@@ -1,1 +1,4 @@
 //! System calls that rustix does not cover.
+
+pub mod file_handle;
+pub mod filesystem_uuid;
