@@ -17,14 +17,14 @@ mod table;
 
 pub use layout::{Layout, Segment};
 pub use place::ObjectPlacer;
-pub use table::{TableBuilder, TableError, is_intact, table_uuid};
+pub use table::{TableBuilder, TableError, is_intact, uuid};
 
 /// Block size of the table and alignment of data in a tar.
 const BLOCK: u64 = 512;
 /// Size of the unit that nids count.
 const SLOT: u64 = 32;
 /// The root directory; not 0, so that a file handle of it shows where the kernel keeps the number.
-const ROOT_NID: u64 = 2;
+pub const ROOT_NID: u64 = 2;
 /// The first nid of a file: the root's inode and its two names take two slots.
 const FIRST_NID: u64 = 4;
 /// No slot at or above this is used, which bounds the table to 2^26 blocks.

@@ -81,23 +81,22 @@ impl TableBuilder {
         Ok(())
     }
 
-    /// Returns the finished table. `owner` is anything that identifies what the table was made from; the table's UUID
-    /// is a digest of it and of the table, which [`is_intact`] compares.
+    /// Returns the finished table. `owner` is anything that identifies what the table was made from.
     pub fn finish(self, owner: &[u8]) -> Vec<u8> {
         let mut table = vec![0; META_OFFSET];
         table.extend_from_slice(&self.slots);
-        table.resize(table.len().next_multiple_of(BLOCK_LEN), 0);
-        let super_block = self.super_block(table.len() / BLOCK_LEN);
+        table.resize(table.len().next_multiple_of(FILE_LEN_UNIT), 0);
+        let super_block = self.super_block(table.len() / BLOCK_LEN, owner);
         table[SUPER_OFFSET..META_OFFSET].copy_from_slice(&super_block);
-        let uuid = uuid(&table, owner);
-        put(&mut table, SUPER_OFFSET + UUID, uuid);
+        let digest = digest(&table);
+        put(&mut table, SUPER_OFFSET + VOLUME_NAME, digest);
         let checksum = checksum(&table[SUPER_OFFSET..META_OFFSET]);
         put(&mut table, SUPER_OFFSET + CHECKSUM, checksum.to_le_bytes());
         table
     }
 
-    /// Returns the superblock and the slot of the tar, without UUID and checksum.
-    fn super_block(&self, blocks: usize) -> [u8; SUPER_LEN] {
+    /// Returns the superblock and the slot of the tar, without digest and checksum.
+    fn super_block(&self, blocks: usize, owner: &[u8]) -> [u8; SUPER_LEN] {
         let mut bytes = [0; SUPER_LEN];
         put(&mut bytes, 0, MAGIC.to_le_bytes());
         put(&mut bytes, 8, FEATURE_COMPAT_CHECKSUM.to_le_bytes());
@@ -106,7 +105,7 @@ impl TableBuilder {
         put(&mut bytes, 16, (self.files + 1).to_le_bytes());
         put(&mut bytes, 36, low32(blocks as u64).to_le_bytes());
         put(&mut bytes, 40, low32(META_OFFSET as u64 / BLOCK).to_le_bytes());
-        put(&mut bytes, 64, VOLUME_NAME);
+        put(&mut bytes, UUID, uuid(owner));
         put(&mut bytes, 80, (FEATURE_CHUNKED_FILE | FEATURE_DEVICE_TABLE).to_le_bytes());
         put(&mut bytes, 86, 1u16.to_le_bytes()); // devices
         put(&mut bytes, 88, low16(DEVICE_SLOT as u64 / 128).to_le_bytes());
@@ -123,16 +122,21 @@ impl TableBuilder {
 /// Detects damage, not malice: who can write the file can also compute the digest.
 pub fn is_intact(table: &[u8], owner: &[u8]) -> bool {
     let Some(super_block) = table.get(SUPER_OFFSET..META_OFFSET) else { return false };
-    let stored = &super_block[UUID..UUID + 16];
-    table.len().is_multiple_of(BLOCK_LEN)
-        && super_block[64..80] == VOLUME_NAME
+    super_block[UUID..UUID + 16] == uuid(owner)
         && super_block[CHECKSUM..CHECKSUM + 4] == checksum(super_block).to_le_bytes()
-        && stored == uuid(table, owner)
+        && super_block[VOLUME_NAME..VOLUME_NAME + 16] == digest(table)
 }
 
-/// Returns the UUID that a table has by its own account.
-pub fn table_uuid(table: &[u8]) -> Option<[u8; 16]> {
-    table.get(SUPER_OFFSET + UUID..SUPER_OFFSET + UUID + 16)?.try_into().ok()
+/// Returns the UUID that every table made for `owner`, and every mount of one, has.
+pub fn uuid(owner: &[u8]) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    hasher.update(RULE);
+    hasher.update(owner);
+    let mut uuid = half(hasher);
+    // The form that RFC 9562 gives to UUIDs of one's own making.
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
 }
 
 /// The root directory: an inode and, inline behind it, the names `.` and `..`, so that the table can be mounted.
@@ -194,24 +198,23 @@ fn encode_file(slots: &mut [u8], nid: u64, size: u64, layout: Layout, segments: 
     }
 }
 
-/// Returns the UUID of a table: a digest of `owner` and of everything but the UUID and the checksum, in the form that
-/// RFC 9562 gives to UUIDs of one's own making.
-fn uuid(table: &[u8], owner: &[u8]) -> [u8; 16] {
+/// Returns the digest of a table: of everything but itself and the checksum.
+fn digest(table: &[u8]) -> [u8; 16] {
+    let mut head = [0; META_OFFSET];
+    head.copy_from_slice(&table[..META_OFFSET]);
+    put(&mut head, SUPER_OFFSET + CHECKSUM, [0; 4]);
+    put(&mut head, SUPER_OFFSET + VOLUME_NAME, [0; 16]);
     let mut hasher = Sha256::new();
-    hasher.update((owner.len() as u64).to_le_bytes());
-    hasher.update(owner);
-    let mut super_block = [0; SUPER_LEN];
-    super_block.copy_from_slice(&table[SUPER_OFFSET..META_OFFSET]);
-    put(&mut super_block, CHECKSUM, [0; 4]);
-    put(&mut super_block, UUID, [0; 16]);
-    hasher.update(&table[..SUPER_OFFSET]);
-    hasher.update(super_block);
+    hasher.update(head);
     hasher.update(&table[META_OFFSET..]);
-    let mut uuid = [0; 16];
-    uuid.copy_from_slice(&hasher.finalize()[..16]);
-    uuid[6] = uuid[6] & 0x0f | 0x80;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    uuid
+    half(hasher)
+}
+
+/// Returns the first half of a SHA-256.
+fn half(hasher: Sha256) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hasher.finalize()[..16]);
+    half
 }
 
 /// Returns the checksum that the kernel verifies: CRC-32C, without the final inversion, of the first block from the
@@ -245,6 +248,8 @@ fn low16(value: u64) -> u16 {
 
 const BLOCK_BITS: u8 = 9;
 const BLOCK_LEN: usize = 1 << BLOCK_BITS;
+/// The kernel does not care, but fsck.erofs and loop devices want whole pages.
+const FILE_LEN_UNIT: usize = 4096;
 const CHUNK_INDEX_LEN: usize = 8;
 const SUPER_OFFSET: usize = 1024;
 /// The superblock and the device slot share the block at 1024; the kernel's checksum covers all of it.
@@ -259,11 +264,12 @@ const MAGIC: u32 = 0xe0f5_e1e2;
 const FEATURE_COMPAT_CHECKSUM: u32 = 1;
 const FEATURE_CHUNKED_FILE: u32 = 4;
 const FEATURE_DEVICE_TABLE: u32 = 8;
-/// Names the producer and the version of the placing rule.
-const VOLUME_NAME: [u8; 16] = *b"strata-objects-1";
-/// Offsets of fields in the superblock.
+/// The version of the placing rule; part of every UUID.
+const RULE: [u8; 16] = *b"strata objects 1";
+/// Offsets of fields in the superblock. The volume name, of which the kernel makes no use, holds the digest.
 const CHECKSUM: usize = 4;
 const UUID: usize = 48;
+const VOLUME_NAME: usize = 64;
 
 const FORMAT_COMPACT_PLAIN: u16 = 0;
 const FORMAT_COMPACT_INLINE: u16 = 2 << 1;
@@ -307,8 +313,9 @@ mod tests {
             builder.finish(owner)
         };
         assert_eq!(make(b"a"), make(b"a"));
-        assert_ne!(table_uuid(&make(b"a")), table_uuid(&make(b"b")));
-        assert_eq!(make(b"a").len(), 2048);
+        assert_ne!(uuid(b"a"), uuid(b"b"));
+        assert_eq!(make(b"a")[SUPER_OFFSET + UUID..][..16], uuid(b"a"));
+        assert_eq!(make(b"a").len(), 4096);
     }
 
     #[test]
