@@ -2,3 +2,4 @@
 
 pub mod file_handle;
 pub mod filesystem_uuid;
+pub mod map;

@@ -1,0 +1,498 @@
+//! Building the index of one layer from its entries, in whatever order they come.
+
+use zerocopy::FromZeros as _;
+use zerocopy::little_endian::{I64, U16, U32, U64};
+
+use super::draft_names::DraftNames;
+use super::format::{
+    ExtentRecord, FLAG_BARE, FLAG_EXTENT_TABLE, FLAG_FOREIGN_LINK, FLAG_IMPLICIT, FLAG_OPAQUE, InodeRecord, NO_NODE,
+    NO_OBJECT, NO_XATTRS, pair,
+};
+use super::types::{Device, Kind, Layer, Timestamp};
+use super::writer::{IndexFull, Writer};
+use crate::objects::{ObjectPlacer, Segment};
+use crate::path::{self, InvalidPath};
+
+/// Collects the entries of a layer.
+///
+/// The rules are those of unpacking the entries one after the other: the last entry of a path wins, a directory over a
+/// directory keeps what is in it, anything else over a directory removes that. Markers concern the layers below and do
+/// not depend on the order. Directories that are used but never added are *implicit*.
+#[derive(Debug)]
+pub struct Builder {
+    /// Inodes whose payloads point into the fields below. Those that lost their name stay and are left out at the end.
+    inodes: Vec<InodeRecord>,
+    names: DraftNames,
+    targets: Vec<u8>,
+    extents: Vec<ExtentRecord>,
+    xattrs: Vec<Vec<(Vec<u8>, Vec<u8>)>>,
+    /// The directory that the last entry was in: entries mostly come directory by directory.
+    recent: (Vec<u8>, u32),
+}
+
+/// What every entry has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// The lower twelve bits of the mode.
+    pub permissions: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last change of the contents.
+    pub mtime: Timestamp,
+    /// Names and values of the extended attributes.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    Regular {
+        /// Its length.
+        size: u64,
+        /// Where its bytes lie in the tar, in ascending order without overlap. What is left out is a hole.
+        segments: &'a [Segment],
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Where it points to.
+        target: &'a [u8],
+    },
+    /// A character device.
+    CharDevice(Device),
+    /// A block device.
+    BlockDevice(Device),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+impl Builder {
+    /// Starts a layer without entries.
+    pub fn new() -> Builder {
+        let mut builder = Builder {
+            inodes: Vec::new(),
+            names: DraftNames::new(),
+            targets: Vec::new(),
+            extents: Vec::new(),
+            xattrs: Vec::new(),
+            recent: (Vec::new(), ROOT),
+        };
+        builder.inodes.push(implicit_directory(ROOT));
+        builder
+    }
+
+    /// Adds an entry, or replaces the one of that path.
+    pub fn add(&mut self, path: &[u8], metadata: Metadata, content: Content<'_>) -> Result<(), BuildError> {
+        path::check(path)?;
+        let directory = matches!(content, Content::Directory);
+        let Some(name) = self.name_at(path)? else {
+            if !directory {
+                return Err(BuildError::RootNotDirectory);
+            }
+            let inode = self.inode_of(metadata, content)?;
+            self.replace_directory(ROOT, inode);
+            return Ok(());
+        };
+        let mut inode = self.inode_of(metadata, content)?;
+        let old = self.names.get(name).node;
+        if directory {
+            inode.link = U32::new(self.names.get(name).parent);
+            match self.inodes.get(old as usize).map(InodeRecord::kind) {
+                Some(Some(Kind::Directory)) => {
+                    self.replace_directory(old, inode);
+                    return Ok(());
+                }
+                // Something that is no directory was here for a moment; like any file it hid what is below.
+                Some(_) => inode.flags = U16::new(FLAG_OPAQUE),
+                None => {}
+            }
+        }
+        self.set_node(name, inode)
+    }
+
+    /// Adds a hard link to `target`, as it is at this moment. A target that this layer does not have is looked for in
+    /// the layers below when the layer is merged.
+    pub fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<(), BuildError> {
+        path::check(path)?;
+        let target = path::normalise(target).map_err(BuildError::LinkTarget)?;
+        if path::components(path).eq(path::components(&target)) {
+            return Err(BuildError::LinkToItself);
+        }
+        let found = self.find(&target);
+        if target.is_empty() || found.is_some_and(|node| self.is_directory(node)) {
+            return Err(BuildError::LinkToDirectory);
+        }
+        let name = self.name_at(path)?.ok_or(BuildError::RootNotDirectory)?;
+        match found {
+            Some(node) => {
+                self.forget_recent(name);
+                self.names.get_mut(name).node = node;
+                Ok(())
+            }
+            None => {
+                let mut inode = InodeRecord::new_zeroed();
+                inode.mode = U16::new(Kind::Regular.to_mode());
+                inode.flags = U16::new(FLAG_FOREIGN_LINK);
+                inode.xattrs = U32::new(NO_XATTRS);
+                inode.payload = self.add_target(&target)?;
+                self.set_node(name, inode)
+            }
+        }
+    }
+
+    /// Adds the marker that the layers below have nothing at `path`.
+    pub fn whiteout(&mut self, path: &[u8]) -> Result<(), BuildError> {
+        path::check(path)?;
+        let name = self.name_at(path)?.ok_or(BuildError::WhiteoutOfRoot)?;
+        self.names.get_mut(name).whiteout = true;
+        Ok(())
+    }
+
+    /// Adds the marker that the directory at `path` shows nothing of the layers below.
+    pub fn opaque(&mut self, path: &[u8]) -> Result<(), BuildError> {
+        path::check(path)?;
+        let directory = self.directory_at(path::components(path))?;
+        self.inodes[directory as usize].flags |= U16::new(FLAG_OPAQUE);
+        Ok(())
+    }
+
+    /// Returns the index of the layer whose tar is `layer`.
+    pub fn finish(self, layer: Layer) -> Result<Vec<u8>, IndexFull> {
+        let real = self.directories_with_content();
+        let by_parent = self.names.by_parent(self.inodes.len());
+        let mut writer = Writer::new([layer]);
+        writer.reserve(self.inodes.len(), self.names.len());
+        let mut placer = ObjectPlacer::new();
+        // The number in the index of each inode that has one.
+        let mut numbers = vec![NO_NODE; self.inodes.len()];
+        let mut directories = vec![ROOT];
+        numbers[ROOT as usize] = writer.add_inode(self.inodes[ROOT as usize])?;
+        let mut filled = 0;
+        while let Some(&directory) = directories.get(filled) {
+            filled += 1;
+            let parent = numbers[directory as usize];
+            let first = writer.entry_count();
+            let mut subdirectories = 0;
+            for &id in by_parent.of(directory) {
+                let name = self.names.get(id);
+                let bytes = self.names.bytes(name);
+                let Some(inode) = self.inodes.get(name.node as usize) else {
+                    if name.whiteout {
+                        writer.add_entry(bytes, NO_NODE, None)?;
+                    }
+                    continue;
+                };
+                let is_directory = inode.kind() == Some(Kind::Directory);
+                let bare = is_directory && !real[name.node as usize];
+                if bare && name.whiteout {
+                    writer.add_entry(bytes, NO_NODE, None)?;
+                    continue;
+                }
+                let number = &mut numbers[name.node as usize];
+                if *number == NO_NODE {
+                    let mut inode = self.finished(inode, &mut writer, &mut placer)?;
+                    if is_directory {
+                        inode.link = U32::new(parent);
+                        let opaque = if name.whiteout { FLAG_OPAQUE } else { 0 };
+                        inode.flags |= U16::new(opaque | if bare { FLAG_BARE } else { 0 });
+                        subdirectories += 1;
+                        directories.push(name.node);
+                    }
+                    *number = writer.add_inode(inode)?;
+                } else {
+                    writer.inode_mut(*number).nlink += 1;
+                }
+                writer.add_entry(bytes, *number, inode.kind())?;
+            }
+            let count = writer.entry_count() - first;
+            let inode = writer.inode_mut(parent);
+            inode.payload = pair(entry_number(first)?, entry_number(count)?);
+            inode.nlink = U32::new(2 + subdirectories);
+        }
+        writer.finish()
+    }
+
+    /// Says for each inode whether it is a directory that the layer makes, not only one on the way to markers.
+    fn directories_with_content(&self) -> Vec<bool> {
+        let mut real = vec![false; self.inodes.len()];
+        real[ROOT as usize] = true;
+        for (node, inode) in self.inodes.iter().enumerate() {
+            real[node] |= inode.kind() == Some(Kind::Directory) && !inode.has(FLAG_IMPLICIT);
+        }
+        for name in self.names.iter() {
+            if name.node != NO_NODE && !self.is_directory(name.node) {
+                real[name.parent as usize] = true;
+            }
+        }
+        // A directory has a higher number than the one it is in.
+        for node in (1..self.inodes.len()).rev() {
+            if real[node] && self.inodes[node].kind() == Some(Kind::Directory) {
+                real[self.inodes[node].link.get() as usize] = true;
+            }
+        }
+        real
+    }
+
+    /// Returns an inode as the index holds it, with its target, map, attributes and object moved there.
+    fn finished(
+        &self,
+        draft: &InodeRecord,
+        writer: &mut Writer,
+        placer: &mut ObjectPlacer,
+    ) -> Result<InodeRecord, IndexFull> {
+        let mut inode = *draft;
+        inode.nlink = U32::new(1);
+        if let Some(xattrs) = self.xattrs.get(draft.xattrs.get() as usize) {
+            let attributes = xattrs.iter().map(|(name, value)| (&name[..], &value[..]));
+            inode.xattrs = U32::new(writer.add_xattrs(attributes)?);
+        }
+        let (first, length) = draft.pair();
+        let range = first as usize..first as usize + length as usize;
+        match draft.kind() {
+            Some(Kind::Symlink) => inode.payload = writer.add_target(&self.targets[range])?,
+            Some(Kind::Regular) if draft.has(FLAG_FOREIGN_LINK) => {
+                inode.payload = writer.add_target(&self.targets[range])?;
+            }
+            Some(Kind::Regular) => {
+                let size = draft.size.get();
+                let nid = if draft.has(FLAG_EXTENT_TABLE) {
+                    let extents = &self.extents[range];
+                    inode.payload = writer.add_extents(extents)?;
+                    placer.place(size, extents.iter().map(ExtentRecord::segment))
+                } else {
+                    placer.place(size, [Segment { offset: 0, length: size, source: draft.payload.get() }])
+                };
+                inode.link = U32::new(nid.and_then(|nid| u32::try_from(nid).ok()).unwrap_or(NO_OBJECT));
+            }
+            _ => {}
+        }
+        Ok(inode)
+    }
+
+    /// Makes an inode, its payload pointing into the builder's own tables.
+    fn inode_of(&mut self, metadata: Metadata, content: Content<'_>) -> Result<InodeRecord, BuildError> {
+        let (kind, size, payload, flags) = match content {
+            Content::Directory => (Kind::Directory, 0, U64::ZERO, 0),
+            Content::Regular { size, segments } => match *segments {
+                [Segment { offset: 0, length, source }] if length == size => (Kind::Regular, size, U64::new(source), 0),
+                [] if size == 0 => (Kind::Regular, 0, U64::ZERO, 0),
+                _ => (Kind::Regular, size, self.add_segments(size, segments)?, FLAG_EXTENT_TABLE),
+            },
+            Content::Symlink { target } => {
+                if target.is_empty() || target.len() > path::MAX_PATH || target.contains(&0) {
+                    return Err(BuildError::SymlinkTarget);
+                }
+                (Kind::Symlink, target.len() as u64, self.add_target(target)?, 0)
+            }
+            Content::CharDevice(device) => (Kind::CharDevice, 0, pair(device.major, device.minor), 0),
+            Content::BlockDevice(device) => (Kind::BlockDevice, 0, pair(device.major, device.minor), 0),
+            Content::Fifo => (Kind::Fifo, 0, U64::ZERO, 0),
+            Content::Socket => (Kind::Socket, 0, U64::ZERO, 0),
+        };
+        let mut inode = InodeRecord::new_zeroed();
+        inode.mode = U16::new(kind.to_mode() | metadata.permissions & 0o7777);
+        inode.flags = U16::new(flags);
+        inode.uid = U32::new(metadata.uid);
+        inode.gid = U32::new(metadata.gid);
+        inode.mtime_seconds = I64::new(metadata.mtime.seconds);
+        inode.mtime_nanoseconds = U32::new(metadata.mtime.nanoseconds);
+        inode.size = U64::new(size);
+        inode.payload = payload;
+        inode.xattrs = U32::new(self.add_xattrs(metadata.xattrs)?);
+        Ok(inode)
+    }
+
+    fn add_segments(&mut self, size: u64, segments: &[Segment]) -> Result<U64, BuildError> {
+        let first = u32::try_from(self.extents.len()).map_err(|_| IndexFull)?;
+        let count = u32::try_from(segments.len()).map_err(|_| IndexFull)?;
+        let mut covered = 0;
+        for segment in segments {
+            let end = segment.offset.checked_add(segment.length).filter(|&end| end <= size);
+            let Some(end) = end.filter(|_| segment.length > 0 && segment.offset >= covered) else {
+                return Err(BuildError::Segments);
+            };
+            covered = end;
+            self.extents.push(ExtentRecord {
+                offset: U64::new(segment.offset),
+                length: U64::new(segment.length),
+                source: U64::new(segment.source),
+            });
+        }
+        Ok(pair(first, count))
+    }
+
+    fn add_target(&mut self, target: &[u8]) -> Result<U64, IndexFull> {
+        let offset = u32::try_from(self.targets.len()).map_err(|_| IndexFull)?;
+        let length = u32::try_from(target.len()).map_err(|_| IndexFull)?;
+        self.targets.extend_from_slice(target);
+        Ok(pair(offset, length))
+    }
+
+    fn add_xattrs(&mut self, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<u32, BuildError> {
+        if xattrs.is_empty() {
+            return Ok(NO_XATTRS);
+        }
+        xattrs.sort();
+        if xattrs.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return Err(BuildError::DuplicateXattr);
+        }
+        let number = u32::try_from(self.xattrs.len()).map_err(|_| IndexFull)?;
+        self.xattrs.push(xattrs);
+        Ok(number)
+    }
+
+    /// Returns the name that `path` ends in, making it and the directories on the way where absent; `None` for the root.
+    fn name_at(&mut self, path: &[u8]) -> Result<Option<u32>, BuildError> {
+        // Mostly it is one more file in the directory of the last one.
+        if let Some(slash) = path.iter().rposition(|&byte| byte == b'/') {
+            let (directory, name) = (&path[..slash], &path[slash + 1..]);
+            if !name.is_empty() && name != b"." {
+                if self.recent.0 != directory {
+                    let node = self.directory_at(path::components(directory))?;
+                    self.recent.0.clear();
+                    self.recent.0.extend_from_slice(directory);
+                    self.recent.1 = node;
+                }
+                return Ok(Some(self.names.add(self.recent.1, name)?));
+            }
+        }
+        let mut components = path::components(path);
+        let Some(name) = components.next_back() else {
+            return Ok(None);
+        };
+        let directory = self.directory_at(components)?;
+        Ok(Some(self.names.add(directory, name)?))
+    }
+
+    /// Returns the directory at the end of `components`, making what is absent.
+    fn directory_at<'a>(&mut self, components: impl Iterator<Item = &'a [u8]>) -> Result<u32, BuildError> {
+        let mut directory = ROOT;
+        for component in components {
+            let id = self.names.add(directory, component)?;
+            let node = self.names.get(id).node;
+            directory = match self.inodes.get(node as usize).map(InodeRecord::kind) {
+                Some(Some(Kind::Directory)) => node,
+                Some(_) => return Err(BuildError::ParentNotDirectory),
+                None => {
+                    let node = self.add_inode(implicit_directory(directory))?;
+                    self.names.get_mut(id).node = node;
+                    node
+                }
+            };
+        }
+        Ok(directory)
+    }
+
+    /// Returns the inode at a normal path, if this layer has one.
+    fn find(&self, path: &[u8]) -> Option<u32> {
+        path::components(path).try_fold(ROOT, |directory, component| {
+            // Names below something that is no directory do not exist: its number is the parent of none.
+            let id = self.names.find(directory, component)?;
+            Some(self.names.get(id).node).filter(|&node| node != NO_NODE)
+        })
+    }
+
+    /// Puts new attributes on a directory, which keeps what is in it and what was said about the layers below.
+    fn replace_directory(&mut self, node: u32, attributes: InodeRecord) {
+        let directory = &mut self.inodes[node as usize];
+        let opaque = directory.flags & U16::new(FLAG_OPAQUE);
+        let parent = directory.link;
+        *directory = attributes;
+        directory.flags |= opaque;
+        directory.link = parent;
+    }
+
+    /// Gives a name a new inode in place of what it had.
+    fn set_node(&mut self, name: u32, inode: InodeRecord) -> Result<(), BuildError> {
+        self.forget_recent(name);
+        let node = self.add_inode(inode)?;
+        self.names.get_mut(name).node = node;
+        Ok(())
+    }
+
+    /// Drops the remembered directory if `name` is about to stop being one, as it may be or contain the remembered one.
+    fn forget_recent(&mut self, name: u32) {
+        if self.is_directory(self.names.get(name).node) {
+            self.recent = (Vec::new(), ROOT);
+        }
+    }
+
+    fn add_inode(&mut self, inode: InodeRecord) -> Result<u32, IndexFull> {
+        let node = u32::try_from(self.inodes.len()).ok().filter(|&node| node < NO_NODE).ok_or(IndexFull)?;
+        self.inodes.push(inode);
+        Ok(node)
+    }
+
+    fn is_directory(&self, node: u32) -> bool {
+        self.inodes.get(node as usize).is_some_and(|inode| inode.kind() == Some(Kind::Directory))
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Builder {
+        Builder::new()
+    }
+}
+
+/// Why an entry cannot be in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// Its name is not one.
+    #[error(transparent)]
+    Path(#[from] InvalidPath),
+    /// The root is a directory and nothing else.
+    #[error("the root of a layer must be a directory")]
+    RootNotDirectory,
+    /// The layer itself has something else where the entry needs a directory. It is not followed even if it is a
+    /// symbolic link.
+    #[error("a parent of the entry is not a directory in this layer")]
+    ParentNotDirectory,
+    /// The target of a hard link is not a name inside the layer.
+    #[error("target of the hard link: {0}")]
+    LinkTarget(#[source] InvalidPath),
+    /// Directories have one name.
+    #[error("hard link to a directory")]
+    LinkToDirectory,
+    /// The two names are one.
+    #[error("hard link to itself")]
+    LinkToItself,
+    /// It is empty, has a NUL byte or more than 4095 bytes.
+    #[error("invalid target of a symbolic link")]
+    SymlinkTarget,
+    /// Segments of a file overlap, descend, are empty or leave the file.
+    #[error("the map of the file's data is invalid")]
+    Segments,
+    /// One attribute has two values.
+    #[error("extended attribute given twice")]
+    DuplicateXattr,
+    /// The root cannot be deleted.
+    #[error("whiteout of the root")]
+    WhiteoutOfRoot,
+    /// The layer is too large.
+    #[error(transparent)]
+    Full(#[from] IndexFull),
+}
+
+/// Permissions of a directory that no layer has an entry for. It belongs to root and has the first of all times.
+pub(crate) const IMPLICIT_PERMISSIONS: u16 = 0o755;
+
+pub(super) fn implicit_directory(parent: u32) -> InodeRecord {
+    let mut inode = InodeRecord::new_zeroed();
+    inode.mode = U16::new(Kind::Directory.to_mode() | IMPLICIT_PERMISSIONS);
+    inode.flags = U16::new(FLAG_IMPLICIT);
+    inode.link = U32::new(parent);
+    inode.xattrs = U32::new(NO_XATTRS);
+    inode
+}
+
+fn entry_number(count: usize) -> Result<u32, IndexFull> {
+    u32::try_from(count).map_err(|_| IndexFull)
+}
+
+const ROOT: u32 = 0;

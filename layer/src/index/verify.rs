@@ -1,0 +1,120 @@
+//! Checking a whole index.
+
+use sha2::{Digest as _, Sha256};
+use zerocopy::FromBytes as _;
+
+use super::format::Header;
+use super::reader::{Index, IndexError};
+use super::types::{Kind, NodeId};
+
+impl Index {
+    /// Checks the checksum and everything that the format promises: that the directories form one tree whose names are
+    /// sorted and can be found, that link counts are right, and that every number points at something.
+    ///
+    /// The other methods do not need it to be safe. It reads all of the file.
+    pub fn verify(&self) -> Result<(), IndexError> {
+        self.verify_checksum()?;
+        let damaged = |what| Err(IndexError::Damaged(what));
+        let count = self.inode_count() as usize;
+        let mut links = vec![0u32; count];
+        let mut expected_directory_links = vec![2u32; count];
+        for directory in self.nodes() {
+            let Some(attributes) = self.attributes(directory) else {
+                return damaged("kind of an inode");
+            };
+            if self.origin(directory).is_none_or(|layer| layer >= self.layer_count().max(1)) {
+                return damaged("layer of an inode");
+            }
+            if !self.references_are_valid(directory) {
+                return damaged("what an inode points at");
+            }
+            self.verify_data(directory, attributes.kind, attributes.size)?;
+            if attributes.kind != Kind::Directory {
+                continue;
+            }
+            let mut previous: &[u8] = b"";
+            for child in self.children(directory) {
+                if !is_name(child.name) || child.name <= previous {
+                    return damaged("name of an entry");
+                }
+                previous = child.name;
+                if self.lookup_child(directory, child.name) != Some(child) {
+                    return damaged("lookup of an entry");
+                }
+                if child.whiteout {
+                    continue;
+                }
+                if self.attributes(child.node).map(|attributes| attributes.kind) != Some(child.kind) {
+                    return damaged("kind of an entry");
+                }
+                links[child.node.as_u32() as usize] += 1;
+                if child.kind == Kind::Directory {
+                    expected_directory_links[directory.as_u32() as usize] += 1;
+                    if self.parent(child.node) != Some(directory) {
+                        return damaged("parent of a directory");
+                    }
+                }
+            }
+        }
+        for node in self.nodes() {
+            let number = node.as_u32() as usize;
+            let Some(attributes) = self.attributes(node) else {
+                return damaged("kind of an inode");
+            };
+            let right = match attributes.kind {
+                Kind::Directory => {
+                    links[number] == u32::from(node != NodeId::ROOT)
+                        && attributes.nlink == expected_directory_links[number]
+                }
+                _ => attributes.nlink == links[number] && links[number] > 0,
+            };
+            if !right {
+                return damaged("link count");
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_checksum(&self) -> Result<(), IndexError> {
+        let (header, rest) = Header::ref_from_prefix(self.bytes()).map_err(|_| IndexError::NotAnIndex)?;
+        let mut blank = *header;
+        blank.checksum = [0; 32];
+        let mut sha = Sha256::new();
+        sha.update(zerocopy::IntoBytes::as_bytes(&blank));
+        sha.update(rest);
+        if header.checksum == <[u8; 32]>::from(sha.finalize()) { Ok(()) } else { Err(IndexError::Checksum) }
+    }
+
+    /// Checks what the payload of an inode points at.
+    fn verify_data(&self, node: NodeId, kind: Kind, size: u64) -> Result<(), IndexError> {
+        let mut set = self.xattrs(node);
+        let mut previous: &[u8] = b"";
+        for (name, _) in &mut set {
+            if name <= previous {
+                return Err(IndexError::Damaged("extended attributes"));
+            }
+            previous = name;
+        }
+        if !set.is_at_end() {
+            return Err(IndexError::Damaged("extended attributes"));
+        }
+        if kind == Kind::Symlink && self.symlink_target(node).is_none_or(|target| target.len() as u64 != size) {
+            return Err(IndexError::Damaged("target of a symbolic link"));
+        }
+        let mut covered = 0;
+        for extent in self.extents(node) {
+            let end = extent.offset.checked_add(extent.length).filter(|&end| end <= size);
+            let source_end = extent.source.checked_add(extent.length);
+            let in_tar = self.layer(extent.layer).zip(source_end).is_some_and(|(layer, end)| end <= layer.tar_size);
+            match end {
+                Some(end) if extent.length > 0 && extent.offset >= covered && in_tar => covered = end,
+                _ => return Err(IndexError::Damaged("extents of a file")),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
+}
