@@ -36,9 +36,17 @@ impl Listing {
         let mut pending: Vec<(PathBuf, Vec<u8>)> = vec![(root.to_owned(), b".".to_vec())];
         while let Some((path, name)) = pending.pop() {
             let metadata = path.symlink_metadata().with_context(|| format!("stat {path:?}"))?;
-            let mut subfolders = 0;
+            let (mut subfolders, mut unreadable) = (0, false);
             if metadata.is_dir() {
-                for child in path.read_dir().with_context(|| format!("read folder {path:?}"))? {
+                let children = match path.read_dir() {
+                    // The listing says so; the caller decides what that means.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        unreadable = true;
+                        None
+                    }
+                    children => Some(children.with_context(|| format!("read folder {path:?}"))?),
+                };
+                for child in children.into_iter().flatten() {
                     let child = child.with_context(|| format!("read folder {path:?}"))?;
                     subfolders += u64::from(child.file_type()?.is_dir());
                     let file_name = child.file_name().into_vec();
@@ -50,7 +58,10 @@ impl Listing {
                 DirectoryLinks::Counted if metadata.is_dir() => 2 + subfolders,
                 _ => metadata.nlink(),
             };
-            let line = line(&path, &metadata, links).with_context(|| format!("describe {path:?}"))?;
+            let mut line = line(&path, &metadata, links).with_context(|| format!("describe {path:?}"))?;
+            if unreadable {
+                line.push_str(UNREADABLE);
+            }
             listing.lines.insert(name, line);
         }
         Ok(listing)
@@ -68,6 +79,24 @@ impl Listing {
             let _ = writeln!(text, "{}\t{line}", escape(name));
             text
         })
+    }
+
+    /// This tree as `other`, listed by somebody with fewer rights, may show it: without the content of files that it
+    /// marks as unreadable, and without the children of such folders.
+    #[must_use]
+    pub fn as_far_as_readable(&self, other: &Listing) -> Listing {
+        let mut lines = self.lines.clone();
+        for (name, _) in other.lines.iter().filter(|(_, line)| line.ends_with(UNREADABLE)) {
+            let below = [&name[..], b"/"].concat();
+            lines.retain(|path, _| !path.starts_with(&below));
+            if let Some(line) = lines.get_mut(name) {
+                if line.starts_with('f') {
+                    line.truncate(line.rfind(' ').unwrap_or(line.len()));
+                }
+                line.push_str(UNREADABLE);
+            }
+        }
+        Listing { lines }
     }
 
     /// How many names there are.
@@ -141,7 +170,10 @@ fn line(path: &Path, metadata: &std::fs::Metadata, links: u64) -> Result<String>
         write!(line, " {}={}", escape(&name), hex(&value))?;
     }
     if kind.is_file() {
-        write!(line, " {}", digest_of(path)?)?;
+        match digest_of(path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => line.push_str(UNREADABLE),
+            digest => write!(line, " {}", digest?)?,
+        }
     }
     Ok(line)
 }
@@ -219,6 +251,9 @@ fn unescape(text: &str) -> Vec<u8> {
     }
     bytes
 }
+
+/// Ends the line of what the lister could not read.
+const UNREADABLE: &str = " (unreadable)";
 
 #[cfg(test)]
 mod tests {

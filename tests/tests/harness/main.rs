@@ -1,5 +1,11 @@
 //! End-to-end tests: real mounts, namespaces and processes, with the binary as a user has it.
 
+mod bad_images;
+mod debian_image;
+mod debian_work;
+mod exit_codes;
+mod interrupted;
+mod isolation;
 mod oracles;
 
 use std::process::ExitCode;
@@ -13,6 +19,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let mut suite = Suite::default();
+    bad_images::register(&mut suite);
+    debian_image::register(&mut suite);
+    debian_work::register(&mut suite);
+    exit_codes::register(&mut suite);
+    interrupted::register(&mut suite);
+    isolation::register(&mut suite);
     oracles::register(&mut suite);
     suite.run()
 }
