@@ -3,3 +3,4 @@
 pub mod file_handle;
 pub mod filesystem_uuid;
 pub mod map;
+pub mod mount_attributes;

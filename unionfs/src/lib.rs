@@ -1,1 +1,28 @@
 //! The union filesystem: layer stack, copy-up, FUSE front end.
+//!
+//! [`Tree`] is the union itself: nodes over a stack `[upper?, lower...]`, with no word of FUSE in it, so that its rules
+//! are tested without a mount. [`mount`] shows a tree to the system.
+#![forbid(unsafe_code)]
+
+mod backing;
+mod beneath;
+mod copy;
+mod fuse;
+mod handles;
+mod idmap;
+mod lower;
+mod marks;
+mod mount;
+mod node;
+mod spec;
+mod tree;
+
+pub use idmap::{IdMap, IdRange, OVERFLOW_ID};
+pub use lower::{FolderError, ImageError};
+pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, mount, unmount};
+pub use node::{Device, Ino, Kind, Stat, Timestamp};
+pub use spec::{ImageLayer, Lower, MountSpec, Options, Passthrough, Upper, UserXattr};
+pub use tree::{DirEntry, OpenError, Tree, Usage};
+
+/// The answer of a filesystem operation: a value, or the errno that the caller sees.
+pub type Result<T, E = rustix::io::Errno> = std::result::Result<T, E>;

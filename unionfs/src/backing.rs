@@ -1,0 +1,142 @@
+//! Operations on a file of a layer through an `O_PATH` descriptor, which every type of file has without side effects.
+
+use std::fmt::Write as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use crate::Result;
+use crate::node::{Device, Ino, Kind, Stat, Timestamp, kind_of, permission_bits};
+
+/// What a filesystem says about one of its files.
+pub(crate) type RawStat = rustix::fs::Stat;
+
+/// Which file it is, as long as it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    pub(crate) device: u64,
+    pub(crate) ino: u64,
+}
+
+pub(crate) fn stat(fd: BorrowedFd<'_>) -> Result<RawStat> {
+    rustix::fs::fstat(fd)
+}
+
+pub(crate) fn identity(raw: &RawStat) -> Identity {
+    Identity { device: raw.st_dev, ino: raw.st_ino }
+}
+
+pub(crate) fn kind(raw: &RawStat) -> Result<Kind> {
+    kind_of(raw.st_mode).ok_or(Errno::IO)
+}
+
+/// Returns whether this is the character device 0:0 that says "deleted".
+pub(crate) fn is_whiteout(raw: &RawStat) -> bool {
+    raw.st_mode & libc::S_IFMT == libc::S_IFCHR && raw.st_rdev == 0
+}
+
+/// Puts it in our form under the number that users see.
+pub(crate) fn to_stat(raw: &RawStat, ino: Ino) -> Result<Stat> {
+    let time =
+        |seconds: i64, nanoseconds: u64| Timestamp { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
+    Ok(Stat {
+        ino,
+        kind: kind(raw)?,
+        permissions: permission_bits(raw.st_mode),
+        nlink: u32::try_from(raw.st_nlink).unwrap_or(u32::MAX),
+        uid: raw.st_uid,
+        gid: raw.st_gid,
+        size: u64::try_from(raw.st_size).unwrap_or(0),
+        blocks: u64::try_from(raw.st_blocks).unwrap_or(0),
+        block_size: u32::try_from(raw.st_blksize).unwrap_or(4096),
+        device: Device { major: rustix::fs::major(raw.st_rdev), minor: rustix::fs::minor(raw.st_rdev) },
+        atime: time(raw.st_atime, raw.st_atime_nsec),
+        mtime: time(raw.st_mtime, raw.st_mtime_nsec),
+        ctime: time(raw.st_ctime, raw.st_ctime_nsec),
+    })
+}
+
+/// Opens the file again, for reading or writing.
+pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::open(magic_link(fd), flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK, Mode::empty())
+}
+
+/// Changes the permission bits; not for symbolic links.
+pub(crate) fn set_permissions(fd: BorrowedFd<'_>, permissions: u16) -> Result<()> {
+    rustix::fs::chmod(magic_link(fd), Mode::from_raw_mode(permissions.into()))
+}
+
+pub(crate) fn set_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    rustix::fs::chownat(fd, "", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)
+}
+
+pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<()> {
+    rustix::fs::utimensat(rustix::fs::CWD, magic_link(fd), times, AtFlags::empty())
+}
+
+/// Sets access and modification time to fixed moments.
+pub(crate) fn restore_times(fd: BorrowedFd<'_>, atime: Timestamp, mtime: Timestamp) -> Result<()> {
+    let time = |time: Timestamp| rustix::fs::Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
+    set_times(fd, &Timestamps { last_access: time(atime), last_modification: time(mtime) })
+}
+
+pub(crate) fn read_link(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(fd, "", Vec::new())?.into_bytes())
+}
+
+/// Returns the value of an attribute, or `None` if there is none or the filesystem has no such thing.
+pub(crate) fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let path = magic_link(fd);
+    let mut small = [0; 256];
+    match rustix::fs::getxattr(path.as_str(), name, &mut small[..]) {
+        Ok(length) => return Ok(Some(small[..length].to_vec())),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+        Err(Errno::RANGE) => {}
+        Err(error) => return Err(error),
+    }
+    let mut value = vec![0; MAX_XATTR];
+    match rustix::fs::getxattr(path.as_str(), name, &mut value[..]) {
+        Ok(length) => {
+            value.truncate(length);
+            Ok(Some(value))
+        }
+        Err(Errno::NODATA) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the names of the attributes, each ended by a zero byte.
+pub(crate) fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let path = magic_link(fd);
+    let mut small = [0; 512];
+    match rustix::fs::listxattr(path.as_str(), &mut small[..]) {
+        Ok(length) => return Ok(small[..length].to_vec()),
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(Errno::RANGE) => {}
+        Err(error) => return Err(error),
+    }
+    let mut names = vec![0; MAX_XATTR];
+    let length = rustix::fs::listxattr(path.as_str(), &mut names[..])?;
+    names.truncate(length);
+    Ok(names)
+}
+
+pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+    rustix::fs::setxattr(magic_link(fd), name, value, flags)
+}
+
+pub(crate) fn remove_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    rustix::fs::removexattr(magic_link(fd), name)
+}
+
+/// A path that leads to the open file itself, a symbolic link not followed.
+pub(crate) fn magic_link(fd: BorrowedFd<'_>) -> String {
+    let mut path = String::with_capacity(24);
+    // Writing to a string cannot fail.
+    let _ = write!(path, "/proc/self/fd/{}", fd.as_raw_fd());
+    path
+}
+
+/// Largest value and largest list that the kernel knows.
+const MAX_XATTR: usize = 65_536;

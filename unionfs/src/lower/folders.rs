@@ -1,0 +1,487 @@
+//! Folders as lower: merged lazily, one directory at a time, and cached.
+//!
+//! Inode numbers are those of the topmost folder that has the object, tagged with the filesystem where several are
+//! involved. Folders do not change while mounted, so a number names one object for the life of the mount.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use rustix::fs::{Dir, FileType, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::{LowerChild, Place};
+use crate::Result;
+use crate::backing::{self, Identity, RawStat};
+use crate::beneath::open_beneath;
+use crate::handles::Handles;
+use crate::marks;
+use crate::node::{Ino, Kind, Stat};
+use crate::tree::Usage;
+
+/// A stack of read-only folders.
+#[derive(Debug)]
+pub(crate) struct FolderLower {
+    /// The roots, topmost first.
+    layers: Vec<OwnedFd>,
+    /// The filesystems seen so far; the place in the list is the tag.
+    devices: Mutex<Vec<u64>>,
+    nodes: RwLock<HashMap<Ino, Arc<Node>>>,
+    /// Open directories (`O_PATH`) and files (for reading), by node and layer.
+    handles: Handles<(Ino, u16)>,
+}
+
+/// Why a folder cannot be used as lower.
+#[derive(Debug, thiserror::Error)]
+#[error("open the lower folder {path:?}")]
+pub struct FolderError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// One merged object that somebody knows of.
+#[derive(Debug)]
+struct Node {
+    kind: Kind,
+    /// Where it lies: a directory in each layer that takes part in it, topmost first, anything else in one.
+    sources: Vec<Source>,
+    /// The directory it was found in and its name there; several for a file with hard links.
+    places: Mutex<Vec<(Ino, Box<[u8]>)>>,
+    children: OnceLock<Arc<[Child]>>,
+    references: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Source {
+    layer: u16,
+    /// Relative to the layer's root; empty for the root itself.
+    path: Box<[u8]>,
+}
+
+#[derive(Debug)]
+struct Child {
+    name: Box<[u8]>,
+    ino: Ino,
+    kind: Kind,
+}
+
+/// What a search found, before anybody holds it.
+struct Found {
+    ino: Ino,
+    kind: Kind,
+    sources: Vec<Source>,
+}
+
+impl FolderLower {
+    /// Opens the folders, topmost first. `devices` lists filesystems that must get the first tags.
+    pub(crate) fn open(folders: &[PathBuf], devices: Vec<u64>, capacity: usize) -> Result<FolderLower, FolderError> {
+        let open =
+            |path: &PathBuf| open_root(path).map_err(|error| FolderError { path: path.clone(), source: error.into() });
+        let layers = folders.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let lower = FolderLower {
+            layers,
+            devices: Mutex::new(devices),
+            nodes: RwLock::default(),
+            handles: Handles::new(capacity),
+        };
+        let sources = (0..).zip(&lower.layers).map(|(layer, _)| Source { layer, path: Box::default() }).collect();
+        let found = Found { ino: Ino::ROOT, kind: Kind::Directory, sources };
+        let root = lower.insert(found, None);
+        root.references.store(1, Ordering::Relaxed);
+        Ok(lower)
+    }
+
+    /// Returns the number under which an object of some filesystem is shown.
+    pub(crate) fn number(&self, identity: Identity) -> Ino {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let tag = devices.iter().position(|device| *device == identity.device).unwrap_or_else(|| {
+            devices.push(identity.device);
+            devices.len() - 1
+        });
+        let tagged = identity.ino ^ ((tag as u64) << TAG_SHIFT);
+        // 1 is the root of the mount, 0 stands for "nothing".
+        Ino(if tagged <= 1 { tagged | 1 << 63 } else { tagged })
+    }
+
+    pub(crate) fn contains(&self, ino: Ino) -> bool {
+        self.node(ino).is_ok()
+    }
+
+    /// Finds a name without remembering it.
+    pub(crate) fn find(&self, dir: Ino, name: &[u8]) -> Result<Option<(Ino, Kind)>> {
+        let node = self.node(dir)?;
+        if let Some(children) = node.children.get() {
+            let place = children.binary_search_by(|child| (*child.name).cmp(name));
+            return Ok(place.ok().map(|place| (children[place].ino, children[place].kind)));
+        }
+        Ok(self.search(dir, &node, name)?.map(|found| (found.ino, found.kind)))
+    }
+
+    pub(crate) fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        let node = self.node(dir)?;
+        if let Some(children) = node.children.get()
+            && children.binary_search_by(|child| (*child.name).cmp(name)).is_err()
+        {
+            return Ok(None);
+        }
+        let Some(found) = self.search(dir, &node, name)? else { return Ok(None) };
+        let ino = found.ino;
+        self.insert(found, Some((dir, name)));
+        Ok(Some(ino))
+    }
+
+    pub(crate) fn stat(&self, ino: Ino) -> Result<Stat> {
+        let node = self.node(ino)?;
+        let fd = self.open_path(ino, &node)?;
+        let mut stat = backing::to_stat(&backing::stat(fd.as_fd())?, ino)?;
+        if node.sources.len() > 1 {
+            stat.nlink = 1;
+        }
+        Ok(stat)
+    }
+
+    pub(crate) fn parent(&self, dir: Ino) -> Option<Ino> {
+        if dir == Ino::ROOT {
+            return Some(dir);
+        }
+        self.place(dir).map(|place| place.parent)
+    }
+
+    /// Returns a name of the node.
+    pub(crate) fn place(&self, ino: Ino) -> Option<Place> {
+        let node = self.node(ino).ok()?;
+        let places = node.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.first().map(|(parent, name)| Place { parent: *parent, name: name.to_vec() })
+    }
+
+    pub(crate) fn child_count(&self, dir: Ino) -> Result<u64> {
+        Ok(self.children(dir)?.len() as u64)
+    }
+
+    pub(crate) fn for_each_child(
+        &self,
+        dir: Ino,
+        position: u64,
+        visit: &mut dyn FnMut(LowerChild<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let children = self.children(dir)?;
+        let Ok(skip) = usize::try_from(position) else { return Ok(()) };
+        for (position, child) in (position..).zip(children.iter().skip(skip)) {
+            let child = LowerChild { position, name: &child.name, ino: child.ino, kind: child.kind };
+            if visit(child).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
+        backing::read_link(self.open_path(ino, &*self.node(ino)?)?.as_fd())
+    }
+
+    pub(crate) fn for_each_xattr(&self, ino: Ino, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
+        let fd = self.open_path(ino, &*self.node(ino)?)?;
+        for name in backing::list_xattrs(fd.as_fd())?.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            if let Some(value) = backing::xattr(fd.as_fd(), name)? {
+                visit(name, &value);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read_at(&self, ino: Ino, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let file = self.data(ino)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match rustix::io::pread(&*file, &mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    pub(crate) fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
+        // A description of its own: the shared one's position is nobody's business, but moving it is not atomic.
+        let file = self.data(ino)?;
+        let from = if data { rustix::fs::SeekFrom::Data(offset) } else { rustix::fs::SeekFrom::Hole(offset) };
+        rustix::fs::seek(&*file, from)
+    }
+
+    pub(crate) fn copy_data(&self, ino: Ino, to: BorrowedFd<'_>, length: u64) -> Result<()> {
+        crate::copy::copy_file(self.data(ino)?.as_fd(), to, length)
+    }
+
+    pub(crate) fn open_object(&self, ino: Ino) -> Option<OwnedFd> {
+        let node = self.node(ino).ok()?;
+        let source = node.sources.first().filter(|_| node.kind == Kind::Regular)?;
+        self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK).ok()
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        let Some(Ok(space)) = self.layers.first().map(rustix::fs::fstatvfs) else { return Usage::default() };
+        Usage {
+            blocks: space.f_blocks,
+            free: 0,
+            available: 0,
+            files: space.f_files,
+            free_files: 0,
+            block_size: u32::try_from(space.f_bsize).unwrap_or(4096),
+        }
+    }
+
+    pub(crate) fn remember(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<()> {
+        let node = match self.node(ino) {
+            Ok(node) => node,
+            Err(_) => {
+                self.lookup(parent, name)?;
+                self.node(ino)?
+            }
+        };
+        node.references.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
+        if ino == Ino::ROOT {
+            return false;
+        }
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(node) = nodes.get(&ino) else { return true };
+        let held = node.references.load(Ordering::Acquire).saturating_sub(count);
+        node.references.store(held, Ordering::Release);
+        if held == 0 {
+            nodes.remove(&ino);
+        }
+        held == 0
+    }
+
+    fn node(&self, ino: Ino) -> Result<Arc<Node>> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(&ino).cloned().ok_or(Errno::STALE)
+    }
+
+    fn insert(&self, found: Found, place: Option<(Ino, &[u8])>) -> Arc<Node> {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let node = match nodes.entry(found.ino) {
+            Entry::Occupied(entry) => Arc::clone(entry.get()),
+            Entry::Vacant(entry) => Arc::clone(entry.insert(Arc::new(Node {
+                kind: found.kind,
+                sources: found.sources,
+                places: Mutex::default(),
+                children: OnceLock::new(),
+                references: AtomicU64::new(0),
+            }))),
+        };
+        if let Some((parent, name)) = place {
+            let mut places = node.places.lock().unwrap_or_else(PoisonError::into_inner);
+            if !places.iter().any(|(known, known_name)| *known == parent && **known_name == *name) {
+                places.push((parent, name.into()));
+            }
+        }
+        node
+    }
+
+    /// Looks for `name` in the layers of the directory `dir`.
+    fn search(&self, dir: Ino, node: &Node, name: &[u8]) -> Result<Option<Found>> {
+        let mut found: Option<Found> = None;
+        let mut candidates: Vec<(Source, bool)> = node.sources.iter().map(|source| (source.clone(), true)).collect();
+        candidates.reverse();
+        // Each entry: a directory to look in, or (after a redirect) the thing itself.
+        let mut name = name.to_vec();
+        while let Some((source, is_parent)) = candidates.pop() {
+            let fd = if is_parent {
+                let parent = self.directory(dir, &source)?;
+                rustix::fs::openat(&*parent, &*name, LOOK, rustix::fs::Mode::empty())
+            } else {
+                self.open_source(&source, OFlags::PATH)
+            };
+            let fd = match fd {
+                Ok(fd) => fd,
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                Err(error) => return Err(error),
+            };
+            let raw = backing::stat(fd.as_fd())?;
+            if backing::is_whiteout(&raw) || marks::is_whiteout_file(fd.as_fd(), &raw)? {
+                break;
+            }
+            let kind = backing::kind(&raw)?;
+            let path = if is_parent { join(&source.path, &name) } else { source.path.clone() };
+            let layer = source.layer;
+            match &mut found {
+                None => {
+                    let ino = self.number(backing::identity(&raw));
+                    found = Some(Found { ino, kind, sources: vec![Source { layer, path }] });
+                }
+                Some(found) if kind == Kind::Directory => found.sources.push(Source { layer, path }),
+                Some(_) => break,
+            }
+            if kind != Kind::Directory || marks::is_opaque(fd.as_fd())? {
+                break;
+            }
+            match marks::redirect(fd.as_fd())? {
+                None => {}
+                Some(target) if target.starts_with(b"/") => {
+                    let below = self.resolve_below(layer, &target)?;
+                    candidates = below.into_iter().rev().map(|source| (source, false)).collect();
+                }
+                Some(target) if is_parent => name = target,
+                Some(_) => break,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Finds the directories that an absolute redirect in `layer` leads to, in the layers below it.
+    fn resolve_below(&self, layer: u16, target: &[u8]) -> Result<Vec<Source>> {
+        let mut found = Vec::new();
+        let path: Vec<u8> = target.strip_prefix(b"/").unwrap_or(target).to_vec();
+        if path.split(|byte| *byte == b'/').any(|part| part.is_empty() || part == b"." || part == b"..") {
+            return Ok(found);
+        }
+        'layers: for below in layer + 1..u16::try_from(self.layers.len()).unwrap_or(u16::MAX) {
+            let source = Source { layer: below, path: path.clone().into() };
+            let mut end = 0;
+            // A whiteout or an opaque directory on the way hides what lies below it.
+            loop {
+                end = path[end..].iter().position(|byte| *byte == b'/').map_or(path.len(), |next| end + next);
+                let fd = match open_beneath(self.layers[usize::from(below)].as_fd(), &path[..end], OFlags::PATH) {
+                    Ok(fd) => fd,
+                    Err(Errno::NOENT | Errno::NOTDIR) => continue 'layers,
+                    Err(error) => return Err(error),
+                };
+                let raw = backing::stat(fd.as_fd())?;
+                if backing::kind(&raw)? != Kind::Directory {
+                    break 'layers;
+                }
+                if end == path.len() {
+                    found.push(source);
+                    if marks::is_opaque(fd.as_fd())? {
+                        break 'layers;
+                    }
+                    break;
+                }
+                end += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the sorted, merged names of a directory.
+    fn children(&self, dir: Ino) -> Result<Arc<[Child]>> {
+        let node = self.node(dir)?;
+        if let Some(children) = node.children.get() {
+            return Ok(Arc::clone(children));
+        }
+        if node.kind != Kind::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let mut seen: HashMap<Vec<u8>, Option<(Ino, Kind)>> = HashMap::new();
+        for source in &node.sources {
+            let directory = self.directory(dir, source)?;
+            let with_whiteout_files = marks::may_hold_whiteout_files(directory.as_fd())?;
+            let listing = rustix::fs::openat(&*directory, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, NO_MODE)?;
+            for entry in Dir::new(listing)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if name == b"." || name == b".." || seen.contains_key(name) {
+                    continue;
+                }
+                let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
+                let raw = backing::stat(fd.as_fd())?;
+                let hidden = match entry.file_type() {
+                    FileType::CharacterDevice | FileType::Unknown => backing::is_whiteout(&raw),
+                    FileType::RegularFile if with_whiteout_files => marks::is_whiteout_file(fd.as_fd(), &raw)?,
+                    _ => false,
+                };
+                let visible = (!hidden).then(|| (self.number(backing::identity(&raw)), raw));
+                let visible = match visible {
+                    Some((ino, raw)) => Some((ino, backing::kind(&raw)?)),
+                    None => None,
+                };
+                seen.insert(name.to_vec(), visible);
+            }
+        }
+        let mut children: Vec<Child> = seen
+            .into_iter()
+            .filter_map(|(name, visible)| visible.map(|(ino, kind)| Child { name: name.into_boxed_slice(), ino, kind }))
+            .collect();
+        children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(Arc::clone(node.children.get_or_init(|| children.into())))
+    }
+
+    /// Opens the object itself, in the topmost layer that has it.
+    fn open_path(&self, ino: Ino, node: &Node) -> Result<Arc<OwnedFd>> {
+        let source = node.sources.first().ok_or(Errno::STALE)?;
+        if node.kind == Kind::Directory {
+            return self.directory(ino, source);
+        }
+        Ok(Arc::new(self.open_source(source, OFlags::PATH)?))
+    }
+
+    /// Opens a directory in one layer, or takes it from the cache.
+    fn directory(&self, dir: Ino, source: &Source) -> Result<Arc<OwnedFd>> {
+        let key = (dir, source.layer);
+        if let Some(fd) = self.handles.get(key) {
+            return Ok(fd);
+        }
+        let fd = Arc::new(self.open_source(source, OFlags::PATH | OFlags::DIRECTORY)?);
+        self.handles.insert(key, Arc::clone(&fd));
+        Ok(fd)
+    }
+
+    /// Opens a regular file for reading, or takes it from the cache.
+    fn data(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
+        let node = self.node(ino)?;
+        if node.kind != Kind::Regular {
+            return Err(Errno::INVAL);
+        }
+        let source = node.sources.first().ok_or(Errno::STALE)?;
+        let key = (ino, source.layer);
+        if let Some(fd) = self.handles.get(key) {
+            return Ok(fd);
+        }
+        let fd = self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        if marks::is_metadata_only(fd.as_fd())? {
+            return Err(Errno::IO);
+        }
+        let fd = Arc::new(fd);
+        self.handles.insert(key, Arc::clone(&fd));
+        Ok(fd)
+    }
+
+    fn open_source(&self, source: &Source, flags: OFlags) -> Result<OwnedFd> {
+        let root = self.layers.get(usize::from(source.layer)).ok_or(Errno::STALE)?;
+        open_beneath(root.as_fd(), &source.path, flags)
+    }
+}
+
+/// Opens a layer's root, behind a read-only mount of our own where we may make one: then nothing can ever write into the
+/// layer through us, and mounts on top of its folders are out of the way.
+fn open_root(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let plain = rustix::fs::open(path, flags, NO_MODE)?;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let private = open_tree(&plain, "", clone)
+        .ok()
+        .filter(|mount| strata_sys::mount_attributes::set_read_only(mount.as_fd()).is_ok());
+    Ok(private.unwrap_or(plain))
+}
+
+fn join(path: &[u8], name: &[u8]) -> Box<[u8]> {
+    if path.is_empty() { name.into() } else { [path, b"/", name].concat().into() }
+}
+
+/// How names are looked at: without following, without side effects.
+const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const NO_MODE: rustix::fs::Mode = rustix::fs::Mode::empty();
+/// Inode numbers of real filesystems stay below this bit.
+const TAG_SHIFT: u32 = 48;

@@ -1,0 +1,145 @@
+//! The read-only layers, already merged: an image's index or a stack of folders.
+//!
+//! A lower never changes while it is mounted, so everything read from it may be cached for ever. Its nodes are named by
+//! the inode number that users see.
+
+mod folders;
+mod image;
+
+pub use folders::FolderError;
+pub(crate) use folders::FolderLower;
+pub use image::ImageError;
+pub(crate) use image::ImageLower;
+
+use std::ops::ControlFlow;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::Result;
+use crate::node::{Ino, Kind, Stat};
+use crate::tree::Usage;
+
+/// The lowers of a mount.
+#[derive(Debug)]
+pub(crate) enum LowerTree {
+    Image(ImageLower),
+    Folders(FolderLower),
+}
+
+/// Where a node is found: a directory, and its name there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) parent: Ino,
+    pub(crate) name: Vec<u8>,
+}
+
+/// One name in a lower directory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LowerChild<'a> {
+    /// Its place in the directory, from 0. Never changes.
+    pub(crate) position: u64,
+    pub(crate) name: &'a [u8],
+    pub(crate) ino: Ino,
+    pub(crate) kind: Kind,
+}
+
+/// Takes the call to whichever kind of lower it is.
+macro_rules! dispatch {
+    ($self:ident, $lower:ident => $call:expr) => {
+        match $self {
+            LowerTree::Image($lower) => $call,
+            LowerTree::Folders($lower) => $call,
+        }
+    };
+}
+
+impl LowerTree {
+    /// Returns whether `ino` names a node that came from the lowers.
+    pub(crate) fn contains(&self, ino: Ino) -> bool {
+        dispatch!(self, lower => lower.contains(ino))
+    }
+
+    /// Finds `name` in the directory `dir`, without making the node known.
+    pub(crate) fn find(&self, dir: Ino, name: &[u8]) -> Result<Option<(Ino, Kind)>> {
+        dispatch!(self, lower => lower.find(dir, name))
+    }
+
+    /// Finds `name` in the directory `dir`; the node can then be asked about.
+    pub(crate) fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        dispatch!(self, lower => lower.lookup(dir, name))
+    }
+
+    /// Returns the attributes as they are in the layer, ids unmapped.
+    pub(crate) fn stat(&self, ino: Ino) -> Result<Stat> {
+        dispatch!(self, lower => lower.stat(ino))
+    }
+
+    /// Returns the directory that holds the directory `dir`; the root is its own parent.
+    pub(crate) fn parent(&self, dir: Ino) -> Option<Ino> {
+        dispatch!(self, lower => lower.parent(dir))
+    }
+
+    /// Returns where a node was found. Known only where references are counted, and for a file with one name.
+    pub(crate) fn place(&self, ino: Ino) -> Option<Place> {
+        dispatch!(self, lower => lower.place(ino))
+    }
+
+    /// Returns the number of names in a directory.
+    pub(crate) fn child_count(&self, dir: Ino) -> Result<u64> {
+        dispatch!(self, lower => lower.child_count(dir))
+    }
+
+    /// Calls `visit` for each name of the directory from `position` on, sorted, until it breaks.
+    pub(crate) fn for_each_child(
+        &self,
+        dir: Ino,
+        position: u64,
+        visit: &mut dyn FnMut(LowerChild<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        dispatch!(self, lower => lower.for_each_child(dir, position, visit))
+    }
+
+    /// Returns the target of a symbolic link.
+    pub(crate) fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
+        dispatch!(self, lower => lower.read_link(ino))
+    }
+
+    /// Calls `visit` with each extended attribute, names as they are in the layer.
+    pub(crate) fn for_each_xattr(&self, ino: Ino, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
+        dispatch!(self, lower => lower.for_each_xattr(ino, visit))
+    }
+
+    /// Reads from a regular file; fewer bytes than asked only at its end.
+    pub(crate) fn read_at(&self, ino: Ino, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        dispatch!(self, lower => lower.read_at(ino, buffer, offset))
+    }
+
+    /// Returns the start of the next data (or, if not `data`, hole) at or after `offset`, as `lseek` does.
+    pub(crate) fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
+        dispatch!(self, lower => lower.seek(ino, offset, data))
+    }
+
+    /// Writes the first `length` bytes of a regular file to the empty file `to`, keeping holes.
+    pub(crate) fn copy_data(&self, ino: Ino, to: BorrowedFd<'_>, length: u64) -> Result<()> {
+        dispatch!(self, lower => lower.copy_data(ino, to, length))
+    }
+
+    /// Opens a file whose bytes are those of the node, for the kernel to read from; `None` if there is none.
+    pub(crate) fn open_object(&self, ino: Ino) -> Option<OwnedFd> {
+        dispatch!(self, lower => lower.open_object(ino))
+    }
+
+    /// Returns the space that the lower takes; nothing is free.
+    pub(crate) fn usage(&self) -> Usage {
+        dispatch!(self, lower => lower.usage())
+    }
+
+    /// Counts a reference that the kernel now holds, to a node found as `name` in `parent`.
+    pub(crate) fn remember(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<()> {
+        dispatch!(self, lower => lower.remember(ino, parent, name))
+    }
+
+    /// Takes back `count` references; returns whether none is left.
+    pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
+        dispatch!(self, lower => lower.forget(ino, count))
+    }
+}

@@ -1,0 +1,129 @@
+//! What to mount: lowers, upper and options, as plain data that travels between processes.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::idmap::IdMap;
+
+/// Everything that one union mount is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// The read-only layers.
+    pub lower: Lower,
+    /// The writable layer, or `None` for a mount that cannot be written.
+    pub upper: Option<Upper>,
+    /// How it behaves.
+    pub options: Options,
+}
+
+/// The read-only layers of a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lower {
+    /// The layers of an image, already merged into one index.
+    Image {
+        /// The merged index.
+        index: PathBuf,
+        /// The layers in the order of the index's layer numbers: bottom first.
+        layers: Vec<ImageLayer>,
+    },
+    /// Folders, topmost first, as in overlayfs's `lowerdir=`.
+    Folders(Vec<PathBuf>),
+}
+
+/// One layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLayer {
+    /// The uncompressed tar.
+    pub tar: PathBuf,
+    /// The index of this layer alone.
+    pub index: PathBuf,
+    /// Where its EROFS object table is, or is to be written on first use.
+    pub objects: PathBuf,
+}
+
+/// The writable layer, in overlayfs's on-disk form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upper {
+    /// The changes.
+    pub dir: PathBuf,
+    /// Scratch space on the same filesystem.
+    pub work: PathBuf,
+}
+
+/// How a mount behaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// Refuses every change even if there is an upper.
+    pub read_only: bool,
+    /// Whether file data may bypass this process.
+    pub passthrough: Passthrough,
+    /// User ids: what is on disk and what is shown.
+    pub uid_map: Option<IdMap>,
+    /// Group ids: what is on disk and what is shown.
+    pub gid_map: Option<IdMap>,
+    /// Lets users other than the one who mounts in. Always so for root.
+    pub allow_other: bool,
+    /// The mount's source, as `/proc/self/mountinfo` shows it.
+    pub source: String,
+    /// The part of the filesystem type behind `fuse.`.
+    pub subtype: String,
+    /// Ignores set-user-id and set-group-id bits.
+    pub nosuid: bool,
+    /// Ignores device nodes.
+    pub nodev: bool,
+    /// Refuses to execute.
+    pub noexec: bool,
+    /// Leaves access times alone.
+    pub noatime: bool,
+    /// Which xattr namespace marks whiteouts, opaque folders and the like in the upper.
+    pub userxattr: UserXattr,
+    /// Never waits for the disk, as overlayfs's `volatile`: after a crash the upper is worthless.
+    pub volatile: bool,
+    /// Serving threads; `None` is one per CPU, at least two.
+    pub threads: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            read_only: false,
+            passthrough: Passthrough::Auto,
+            uid_map: None,
+            gid_map: None,
+            allow_other: false,
+            source: "strata".to_owned(),
+            subtype: "strata".to_owned(),
+            nosuid: false,
+            nodev: false,
+            noexec: false,
+            noatime: false,
+            userxattr: UserXattr::Auto,
+            volatile: false,
+            threads: None,
+        }
+    }
+}
+
+/// Whether reads and writes may go straight from the kernel to a backing file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Passthrough {
+    /// Where the kernel and our privileges allow it.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// The xattr namespace of the marks in the upper.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserXattr {
+    /// `trusted.overlay.` where we may set it, else `user.overlay.`.
+    #[default]
+    Auto,
+    /// `user.overlay.`, as overlayfs's option `userxattr`.
+    On,
+    /// `trusted.overlay.`.
+    Off,
+}
