@@ -9,6 +9,7 @@ mod digest;
 pub mod index;
 pub mod objects;
 pub mod path;
+pub mod tar_writer;
 pub mod whiteout;
 
 pub use digest::{ChainId, DiffId, Digest, InvalidDigest};

@@ -129,6 +129,13 @@ impl Index {
         u32::try_from(self.tables.entries.len() / size_of::<EntryRecord>()).unwrap_or(u32::MAX)
     }
 
+    /// Returns the digest that the index carries of all of itself; only [`Index::verify`] compares it. It identifies the
+    /// index, and through the digests of their tars also the layers.
+    pub fn checksum(&self) -> [u8; 32] {
+        // Opening has checked that there is a header.
+        Header::ref_from_prefix(self.bytes()).map_or([0; 32], |(header, _)| header.checksum)
+    }
+
     /// Returns the length of the index itself.
     pub fn file_size(&self) -> u64 {
         self.bytes().len() as u64

@@ -5,7 +5,7 @@
 //!
 //! Two steps make it, at different times:
 //! 1. [`ObjectPlacer`] hands out nids while the layer's index is built; the index records them.
-//! 2. [`TableBuilder`] makes the table from a finished index, whenever somebody first wants to mount it.
+//! 2. [`table_of`] makes the table from a finished index, whenever somebody first wants to mount it.
 //!
 //! Both use the same [`Layout`] rule, so a nid in an index always points at the inode that the table holds there.
 //! What must stay true: the rule is a pure function of a file's size and extents, in the order the files were placed. A
@@ -17,7 +17,7 @@ mod table;
 
 pub use layout::{Layout, Segment};
 pub use place::ObjectPlacer;
-pub use table::{TableBuilder, TableError, is_intact, uuid};
+pub use table::{TableBuilder, TableError, is_intact, table_of, uuid};
 
 /// Block size of the table and alignment of data in a tar.
 const BLOCK: u64 = 512;

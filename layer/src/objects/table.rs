@@ -2,6 +2,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+use crate::index::Index;
+
 use super::{BLOCK, FIRST_NID, Layout, MAX_NID, MAX_SOURCE_BLOCKS, ROOT_NID, SLOT, Segment};
 
 /// Why an object table cannot be made.
@@ -31,6 +33,27 @@ pub enum TableError {
         /// The object.
         nid: u64,
     },
+}
+
+/// Returns the object table of the layer that `index` describes, which is the index of a single layer.
+///
+/// The same index always gives the same table. It is marked as belonging to this index: see [`is_intact`].
+pub fn table_of(index: &Index) -> Result<Vec<u8>, TableError> {
+    let tar_size = index.layer(0).map_or(0, |layer| layer.tar_size);
+    let mut builder = TableBuilder::new(tar_size);
+    let mut segments = Vec::new();
+    for node in index.nodes() {
+        let Some(object) = index.object(node) else { continue };
+        let size = index.attributes(node).map_or(0, |attributes| attributes.size);
+        segments.clear();
+        segments.extend(index.extents(node).map(|extent| Segment {
+            offset: extent.offset,
+            length: extent.length,
+            source: extent.source,
+        }));
+        builder.add(object.nid, size, &segments)?;
+    }
+    Ok(builder.finish(&index.checksum()))
 }
 
 /// Builds one object table in memory.
