@@ -14,6 +14,7 @@ mod lower;
 mod marks;
 mod mount;
 mod node;
+pub mod objects;
 mod spec;
 mod tree;
 
