@@ -1,15 +1,18 @@
 //! Facts about one layer: digests, tar, the mapped index, whiteouts.
 //!
-//! A layer is its tar; nothing is unpacked. What the tar says is kept in an [`index`](mod@index). This crate touches no
-//! file but the ones it is handed.
+//! A layer is its tar; nothing is unpacked. This crate reads the tar once ([`ingest`]) and keeps what it says in an
+//! [`index`](mod@index). It touches no file but the ones it is handed.
 
 #![forbid(unsafe_code)]
 
 mod digest;
 pub mod index;
+pub mod ingest;
 pub mod objects;
 pub mod path;
+pub mod tar;
 pub mod tar_writer;
 pub mod whiteout;
 
 pub use digest::{ChainId, DiffId, Digest, InvalidDigest};
+pub use ingest::{IngestedLayer, LayerError, LayerIngest};

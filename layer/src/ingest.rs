@@ -1,0 +1,194 @@
+//! Taking in a layer: its tar is hashed, parsed and indexed in one pass.
+//!
+//! The caller keeps the bytes; here they are only looked at. What names may mean and which contents of an archive are
+//! left out is decided here and in [`index::Builder`](crate::index::Builder), and written down in
+//! `docs/formats/layer.md`.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::index::{BuildError, Builder, Content, IndexFull, Layer, Metadata};
+use crate::objects::Segment;
+use crate::path::{self, InvalidPath};
+use crate::tar::{Entry, EntryKind, Event, Limits, Parser, TarError};
+use crate::whiteout::{self, InvalidMarker, Meaning};
+use crate::{DiffId, Digest};
+
+/// A layer on its way in.
+#[derive(Debug)]
+pub struct LayerIngest {
+    sha: Sha256,
+    parser: Parser,
+    builder: Builder,
+    limits: Limits,
+    entries: u64,
+    metadata_bytes: u64,
+}
+
+/// What became of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngestedLayer {
+    /// The digest of the tar.
+    pub diff_id: DiffId,
+    /// The length of the tar.
+    pub tar_size: u64,
+    /// The layer's index, to be written to a file.
+    pub index: Vec<u8>,
+    /// Entries of the tar, markers included.
+    pub entries: u64,
+}
+
+impl LayerIngest {
+    /// Starts a layer.
+    pub fn new(limits: Limits) -> LayerIngest {
+        LayerIngest {
+            sha: Sha256::new(),
+            parser: Parser::new(limits.clone()),
+            builder: Builder::new(),
+            limits,
+            entries: 0,
+            metadata_bytes: 0,
+        }
+    }
+
+    /// Takes in the next bytes of the tar. After an error the layer is given up.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
+        self.sha.update(bytes);
+        let mut rest = bytes;
+        while let Some(event) = self.parser.next_event(&mut rest)? {
+            if let Event::Entry(entry) = event {
+                self.add(*entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the layer. An archive may end without its two blocks of zeros, but not inside an entry.
+    pub fn finish(self) -> Result<IngestedLayer, LayerError> {
+        self.parser.finish()?;
+        let diff_id = DiffId(Digest::from_bytes(self.sha.finalize().into()));
+        let tar_size = self.parser.offset();
+        let index = self.builder.finish(Layer { diff_id, tar_size })?;
+        Ok(IngestedLayer { diff_id, tar_size, index, entries: self.entries })
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<(), LayerError> {
+        self.count(&entry)?;
+        let Entry { path, offset, .. } = &entry;
+        let refused = |problem: EntryProblem| {
+            let entry = path.clone();
+            LayerError::Entry { entry, offset: *offset, problem }
+        };
+        path::check(path).map_err(|problem| refused(problem.into()))?;
+        let meaning = Meaning::of(path).map_err(|problem| refused(problem.into()))?;
+        let is_marker = matches!(meaning, Meaning::Whiteout(_) | Meaning::Opaque(_));
+        if is_marker && entry.kind == EntryKind::Directory {
+            return Err(refused(InvalidMarker::UsedAsDirectory.into()));
+        }
+        let added = match meaning {
+            Meaning::Ignored => Ok(()),
+            Meaning::Whiteout(path) => self.builder.whiteout(&path),
+            Meaning::Opaque(directory) => self.builder.opaque(&directory),
+            Meaning::Entry => return self.add_file(entry),
+        };
+        added.map_err(|problem| refused(problem.into()))
+    }
+
+    fn add_file(&mut self, entry: Entry) -> Result<(), LayerError> {
+        let Entry { path, kind, permissions, uid, gid, mtime, mut xattrs, size, data, sparse, offset } = entry;
+        xattrs.retain(|(name, _)| is_kept(name));
+        let metadata = Metadata { permissions, uid, gid, mtime, xattrs };
+        let whole = [Segment { offset: 0, length: size, source: data.start }];
+        let content = match &kind {
+            EntryKind::Directory => Content::Directory,
+            EntryKind::Regular => Content::Regular {
+                size,
+                segments: match &sparse {
+                    Some(segments) => segments,
+                    None if size == 0 => &[],
+                    None => &whole,
+                },
+            },
+            EntryKind::Symlink { target } => Content::Symlink { target },
+            EntryKind::CharDevice(device) => Content::CharDevice(*device),
+            EntryKind::BlockDevice(device) => Content::BlockDevice(*device),
+            EntryKind::Fifo => Content::Fifo,
+            EntryKind::HardLink { target } => {
+                let linked = self.builder.hard_link(&path, target);
+                return linked.map_err(|problem| LayerError::Entry { entry: path, offset, problem: problem.into() });
+            }
+        };
+        let added = self.builder.add(&path, metadata, content);
+        added.map_err(|problem| LayerError::Entry { entry: path, offset, problem: problem.into() })
+    }
+
+    /// Keeps the books on what the layer makes us hold.
+    fn count(&mut self, entry: &Entry) -> Result<(), LayerError> {
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(LayerError::TooManyEntries(self.limits.entries));
+        }
+        let target = match &entry.kind {
+            EntryKind::HardLink { target } | EntryKind::Symlink { target } => target.len(),
+            _ => 0,
+        };
+        let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let map = entry.sparse.as_ref().map_or(0, |segments| size_of_val(&segments[..]));
+        self.metadata_bytes += (entry.path.len() + target + xattrs + map) as u64;
+        if self.metadata_bytes > self.limits.metadata_bytes {
+            return Err(LayerError::TooMuchMetadata(self.limits.metadata_bytes));
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether an extended attribute of a layer is shown to containers.
+///
+/// Kept are what belongs to the file itself: `user.*` and `trusted.*` except the private names of union file systems,
+/// file capabilities and access control lists. Labels and measurements of the machine the layer was made on (SELinux,
+/// Smack, IMA) are not.
+fn is_kept(name: &[u8]) -> bool {
+    let exact = [&b"security.capability"[..], b"system.posix_acl_access", b"system.posix_acl_default"];
+    let free = name.starts_with(b"user.") || name.starts_with(b"trusted.");
+    exact.contains(&name) || free && !whiteout::is_private_xattr(name)
+}
+
+/// Why a layer is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// It is not a tar that we read.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// An entry cannot be in a layer.
+    #[error("layer entry {} at offset {offset}: {problem}", crate::tar::Escaped(.entry))]
+    Entry {
+        /// Its name as it stands in the tar.
+        entry: Vec<u8>,
+        /// Where its first header is.
+        offset: u64,
+        /// What is wrong with it.
+        problem: EntryProblem,
+    },
+    /// More entries than [`Limits::entries`].
+    #[error("layer has more than {0} entries")]
+    TooManyEntries(u64),
+    /// More names and attributes than [`Limits::metadata_bytes`].
+    #[error("names and attributes of the layer take more than {0} bytes")]
+    TooMuchMetadata(u64),
+    /// More than the index can count.
+    #[error(transparent)]
+    Full(#[from] IndexFull),
+}
+
+/// Why an entry cannot be in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryProblem {
+    /// Its name is not one.
+    #[error(transparent)]
+    Path(#[from] InvalidPath),
+    /// Its name starts like a marker and is none.
+    #[error(transparent)]
+    Marker(#[from] InvalidMarker),
+    /// It does not fit what the layer has already.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+}
