@@ -8,6 +8,7 @@
 mod digest;
 pub mod index;
 pub mod ingest;
+pub mod listing;
 pub mod objects;
 pub mod path;
 pub mod tar;
