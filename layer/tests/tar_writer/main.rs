@@ -10,8 +10,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use strata_layer::index::{Device, Timestamp};
-use strata_layer::listing::{Options, list_directory};
+use strata_layer::LayerIngest;
+use strata_layer::index::{Device, Index, NodeId, Timestamp};
+use strata_layer::listing::{Options, list_directory, list_index};
+use strata_layer::tar::Limits;
 use strata_layer::tar_writer::{SkippedPart, TarEntry, TarKind, TarWriteError, TarWriter};
 
 /// An entry with nothing special.
@@ -22,6 +24,12 @@ fn entry<'a>(path: &'a [u8], kind: TarKind<'a>) -> TarEntry<'a> {
 
 fn finish(writer: TarWriter<Vec<u8>>) -> Vec<u8> {
     writer.finish().unwrap().0
+}
+
+fn index_of(tar: &[u8]) -> Index {
+    let mut ingest = LayerIngest::new(Limits::default());
+    ingest.push(tar).unwrap();
+    Index::from_bytes(ingest.finish().unwrap().index).unwrap()
 }
 
 /// Extracts with GNU tar and returns the listing.
@@ -62,6 +70,38 @@ fn gnu_tar_restores_every_kind_of_file() {
     let difference = tree::difference(&expected, &found);
     assert!(difference.is_empty(), "{difference}");
     assert!(expected.lines().count() > 40);
+}
+
+#[test]
+fn our_parser_reads_back_every_kind_of_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (original, tar) = (folder.path().join("original"), folder.path().join("tar"));
+    std::fs::create_dir(&original).unwrap();
+    tree::make(&original);
+    tree::archive(&original, File::create(&tar).unwrap());
+    std::fs::remove_file(original.join("socket")).unwrap();
+    tree::restore_root_mtime(&original);
+    let index = index_of(&std::fs::read(&tar).unwrap());
+    let expected = list_directory(&original, &Options::default()).unwrap();
+    let found = list_index(&index, &[File::open(&tar).unwrap()], &Options::default()).unwrap();
+    let difference = tree::difference(&expected, &found);
+    assert!(difference.is_empty(), "{difference}");
+    assert_eq!(expected, found);
+    let sparse = index.lookup(NodeId::ROOT, b"sparse").unwrap();
+    assert_eq!(index.extents(sparse).count(), 2, "the holes of a sparse file are holes");
+}
+
+#[test]
+fn our_parser_understands_markers() {
+    let mut writer = TarWriter::new(Vec::new());
+    writer.append(&entry(b"a", TarKind::Directory)).unwrap();
+    writer.append(&entry(b"a", TarKind::Opaque)).unwrap();
+    writer.append(&entry(b"a/gone", TarKind::Whiteout)).unwrap();
+    let index = index_of(&finish(writer));
+    let a = index.lookup(NodeId::ROOT, b"a").unwrap();
+    assert!(index.is_opaque(a));
+    let children: Vec<_> = index.children(a).map(|child| (child.name, child.whiteout)).collect();
+    assert_eq!(children, [(&b"gone"[..], true)]);
 }
 
 #[test]
@@ -114,6 +154,9 @@ fn a_large_hole_costs_little_and_comes_back() {
     let restored = File::open(copy.join(String::from_utf8(path).unwrap())).unwrap();
     assert_eq!(restored.metadata().unwrap().len(), (10 << 30) + 5);
     assert!(restored.metadata().unwrap().blocks() < 100, "the hole is a hole again");
+    let index = index_of(&std::fs::read(&tar).unwrap());
+    let listing = list_index(&index, &[], &Options { contents: false, ..Options::default() }).unwrap();
+    assert!(listing.contains("size=10737418245"), "{listing}");
     for (offset, expected) in [(0, &b"beginning\0"[..]), (5 << 30, b"middle\0"), (10 << 30, b"\0\0\0\0\0")] {
         let mut found = vec![1; expected.len()];
         std::os::unix::fs::FileExt::read_exact_at(&restored, &mut found, offset).unwrap();
