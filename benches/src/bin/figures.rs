@@ -1,0 +1,86 @@
+//! Takes every published figure in one run and writes the text to `benches/results/`.
+//!
+//! `figures [load] [walk] [run] [--rounds N] [--no-file]`; the binary under test is `$STRATA_BIN`, else what
+//! `cargo dist` made.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use strata_benches::report::Report;
+use strata_benches::{load, machine, measure, run, walk};
+
+#[expect(clippy::print_stderr, reason = "a command")]
+fn main() -> ExitCode {
+    match figures() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("figures: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn figures() -> Result<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    let mut wanted = Vec::new();
+    let (mut rounds, mut to_file) = (5, true);
+    while let Some(argument) = arguments.next() {
+        match argument.to_str().context("arguments are text")? {
+            measure::WRAP => {
+                let report = arguments.next().context("a file for the cost")?;
+                let code = measure::wrap(report.as_ref(), arguments)?;
+                return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+            }
+            "--rounds" => {
+                rounds = arguments.next().and_then(|text| text.to_str()?.parse().ok()).context("a number of rounds")?
+            }
+            "--no-file" => to_file = false,
+            name @ ("load" | "walk" | "run") => wanted.push(name.to_owned()),
+            other => bail!("{other}: not one of load, walk, run, --rounds N, --no-file"),
+        }
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("root is needed: the peers mount and start containers");
+    }
+    let strata = binary()?;
+    let work = tempfile::Builder::new().prefix("strata-figures-").tempdir_in("/var/tmp")?;
+    let all = wanted.is_empty();
+    let is_wanted = |name: &str| all || wanted.iter().any(|wanted| wanted == name);
+
+    let mut report = Report::default();
+    report.say(machine::describe(work.path()));
+    if is_wanted("load") {
+        load::figures(&strata, work.path(), rounds.min(5), &mut report)?;
+    }
+    if is_wanted("walk") {
+        walk::figures(&strata, work.path(), rounds, &mut report)?;
+    }
+    if is_wanted("run") {
+        run::figures(&strata, work.path(), rounds * 4, &mut report)?;
+    }
+    if to_file {
+        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results"));
+        let date = report.text().split_whitespace().nth(1).unwrap_or("undated").to_owned();
+        let file = folder.join(format!("{date}.txt"));
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(&file, format!("$ just figures\n\n{}", report.text()))?;
+        report.say(format!("written to {}", file.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("STRATA_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    // This program is in target/release, the static binary in target/HOST/release.
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(2).context("a program in the build folder")?;
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let path = target.join(host).join("release/strata");
+    if !path.is_file() {
+        bail!("{path:?} is missing: run `cargo dist` first, or name a binary in STRATA_BIN");
+    }
+    Ok(path)
+}
