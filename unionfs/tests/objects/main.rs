@@ -11,11 +11,14 @@ mod holder;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
-use std::process::ExitCode;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use strata_layer::LayerIngest;
+use strata_layer::index::{Index, Kind};
+use strata_layer::tar::Limits;
 use strata_unionfs::objects::{LazyObjectMount, ObjectMount, ObjectsUnavailable, Origin};
 
 use self::fixture::{Layer, noise};
@@ -25,8 +28,9 @@ fn main() -> ExitCode {
     if let Some(role) = std::env::var_os("ROLE") {
         return holder::play(&role);
     }
-    let tests: [Test; 10] = [
+    let tests: [Test; 11] = [
         ("every_file_reads_back", every_file_reads_back),
+        ("a_real_tar_reads_back", a_real_tar_reads_back),
         ("table_is_made_once_and_again_when_damaged", table_is_made_once_and_again_when_damaged),
         ("table_of_another_index_is_replaced", table_of_another_index_is_replaced),
         ("nothing_is_visible_and_nothing_stays", nothing_is_visible_and_nothing_stays),
@@ -77,6 +81,43 @@ fn every_file_reads_back() -> Result<()> {
     let hole = File::from(mount.open_object(layer.nid("hole")?.context("no object")?)?);
     ensure!(hole.metadata()?.len() == 3 << 40);
     ensure!(mount.open_object(3).is_err() && mount.open_object(u64::MAX).is_err(), "no such objects");
+    Ok(())
+}
+
+fn a_real_tar_reads_back() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let paths = fixture::paths_in(folder.path());
+    let status = Command::new("tar")
+        .args(["--create", "--directory=/", "--file"])
+        .arg(&paths.tar)
+        .args(["etc", "usr/sbin"])
+        .status()?;
+    ensure!(status.success(), "{status}");
+    let mut ingest = LayerIngest::new(Limits::default());
+    ingest.push(&std::fs::read(&paths.tar)?)?;
+    std::fs::write(&paths.index, ingest.finish()?.index)?;
+    let index = Index::open(&File::open(&paths.index)?)?;
+    let tar = File::open(&paths.tar)?;
+    let mount = ObjectMount::open(&paths)?;
+    let (mut compared, mut empty) = (0, 0);
+    for node in index.nodes() {
+        let Some(attributes) = index.attributes(node).filter(|attributes| attributes.kind == Kind::Regular) else {
+            continue;
+        };
+        let Some(object) = index.object(node) else {
+            ensure!(attributes.size == 0);
+            empty += 1;
+            continue;
+        };
+        let extent = index.extents(node).next().context("no data")?;
+        let mut expected = vec![0; usize::try_from(attributes.size)?];
+        tar.read_exact_at(&mut expected, extent.source)?;
+        let mut content = Vec::new();
+        File::from(mount.open_object(object.nid)?).read_to_end(&mut content)?;
+        ensure!(content == expected, "object {} differs", object.nid);
+        compared += 1;
+    }
+    ensure!(compared > 100, "{compared} files, {empty} empty ones");
     Ok(())
 }
 
