@@ -1,7 +1,7 @@
 //! Facts about one layer: digests, tar, the mapped index, whiteouts.
 //!
-//! A layer is its tar; nothing is unpacked. This crate reads the tar once ([`ingest`]) and keeps what it says in an
-//! [`index`](mod@index). It touches no file but the ones it is handed.
+//! A layer is its tar; nothing is unpacked. This crate reads the tar once ([`ingest`]), keeps what it says in an
+//! [`index`](mod@index), and stacks such indexes ([`merge`](mod@merge)). It touches no file but the ones it is handed.
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +9,7 @@ mod digest;
 pub mod index;
 pub mod ingest;
 pub mod listing;
+pub mod merge;
 pub mod objects;
 pub mod path;
 pub mod tar;
@@ -17,3 +18,4 @@ pub mod whiteout;
 
 pub use digest::{ChainId, DiffId, Digest, InvalidDigest};
 pub use ingest::{IngestedLayer, LayerError, LayerIngest};
+pub use merge::{MergeError, merge};

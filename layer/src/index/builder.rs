@@ -199,8 +199,13 @@ impl Builder {
                     let mut inode = self.finished(inode, &mut writer, &mut placer)?;
                     if is_directory {
                         inode.link = U32::new(parent);
-                        let opaque = if name.whiteout { FLAG_OPAQUE } else { 0 };
-                        inode.flags |= U16::new(opaque | if bare { FLAG_BARE } else { 0 });
+                        if name.whiteout {
+                            // Deleted and made anew: neither contents nor attributes come from below.
+                            inode.flags = U16::new(FLAG_OPAQUE);
+                        }
+                        if bare {
+                            inode.flags |= U16::new(FLAG_BARE);
+                        }
                         subdirectories += 1;
                         directories.push(name.node);
                     }
@@ -480,9 +485,9 @@ pub enum BuildError {
 }
 
 /// Permissions of a directory that no layer has an entry for. It belongs to root and has the first of all times.
-pub(crate) const IMPLICIT_PERMISSIONS: u16 = 0o755;
+const IMPLICIT_PERMISSIONS: u16 = 0o755;
 
-pub(super) fn implicit_directory(parent: u32) -> InodeRecord {
+pub(crate) fn implicit_directory(parent: u32) -> InodeRecord {
     let mut inode = InodeRecord::new_zeroed();
     inode.mode = U16::new(Kind::Directory.to_mode() | IMPLICIT_PERMISSIONS);
     inode.flags = U16::new(FLAG_IMPLICIT);

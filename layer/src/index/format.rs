@@ -16,7 +16,7 @@ pub(crate) struct Header {
     pub ignorable: U32,
     pub read_only: U32,
     pub refuse: U32,
-    pub reserved: U32,
+    pub foreign_links: U32,
     pub file_size: U64,
     pub total_size: U64,
     pub checksum: [u8; 32],

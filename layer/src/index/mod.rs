@@ -16,6 +16,7 @@ mod types;
 mod verify;
 pub(crate) mod writer;
 
+pub(crate) use builder::implicit_directory;
 pub use builder::{BuildError, Builder, Content, Metadata};
 pub use iter::{Child, Children, Extents, Xattrs};
 pub use reader::{Index, IndexError};

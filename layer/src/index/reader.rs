@@ -16,7 +16,7 @@ use super::format::{
 };
 use super::iter::{Child, Children, Extents, Xattrs};
 use super::types::{Attributes, Device, Kind, Layer, NodeId, Object, Timestamp};
-use crate::{DiffId, Digest};
+use crate::{DiffId, Digest, path};
 
 /// A mapped index of one layer or of a merged stack.
 ///
@@ -28,6 +28,7 @@ pub struct Index {
     bytes: Arc<Bytes>,
     tables: Tables,
     total_size: u64,
+    foreign_links: u32,
 }
 
 #[derive(Debug)]
@@ -99,7 +100,8 @@ impl Index {
         {
             return Err(IndexError::Damaged("table sizes"));
         }
-        let index = Index { total_size: header.total_size.get(), tables, bytes: Arc::new(bytes) };
+        let (total_size, foreign_links) = (header.total_size.get(), header.foreign_links.get());
+        let index = Index { total_size, foreign_links, tables, bytes: Arc::new(bytes) };
         match index.inode(NodeId::ROOT).and_then(InodeRecord::kind) {
             Some(Kind::Directory) => Ok(index),
             _ => Err(IndexError::Damaged("root")),
@@ -133,17 +135,42 @@ impl Index {
     /// index, and through the digests of their tars also the layers.
     pub fn checksum(&self) -> [u8; 32] {
         // Opening has checked that there is a header.
-        Header::ref_from_prefix(self.bytes()).map_or([0; 32], |(header, _)| header.checksum)
+        Header::ref_from_prefix(self.as_bytes()).map_or([0; 32], |(header, _)| header.checksum)
     }
 
-    /// Returns the length of the index itself.
-    pub fn file_size(&self) -> u64 {
-        self.bytes().len() as u64
+    /// Returns the index itself, byte for byte.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &*self.bytes {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(vec) => vec,
+        }
     }
 
     /// Returns the sum of the sizes of all regular files, each counted once.
     pub fn total_size(&self) -> u64 {
         self.total_size
+    }
+
+    /// Returns the number of hard links to files below this layer.
+    pub fn foreign_link_count(&self) -> u32 {
+        self.foreign_links
+    }
+
+    /// Returns a path of a node, the first one in the order of directories, or `None` if nothing leads there. It looks
+    /// through all entries: for messages.
+    pub fn path_of(&self, node: NodeId) -> Option<Vec<u8>> {
+        let mut names = Vec::new();
+        let mut current = node;
+        while current != NodeId::ROOT {
+            let found = self.nodes().find_map(|directory| {
+                let child = self.children(directory).find(|child| child.node == current && !child.whiteout)?;
+                Some((directory, child.name))
+            });
+            let (directory, name) = found.filter(|(directory, _)| names.is_empty() || *directory < current)?;
+            names.push(name);
+            current = directory;
+        }
+        Some(path::join(names.into_iter().rev()))
     }
 
     /// Returns all node ids in ascending order, the root first. Directories come before what they contain.
@@ -253,12 +280,12 @@ impl Index {
     }
 
     /// Returns the encoded attributes of a node.
-    fn xattr_set(&self, node: NodeId) -> Option<&[u8]> {
+    pub(crate) fn xattr_set(&self, node: NodeId) -> Option<&[u8]> {
         let offset = self.inode(node)?.xattrs.get();
         if offset == NO_XATTRS {
             return None;
         }
-        let arena = self.bytes().get(self.tables.xattrs.clone())?.get(offset as usize..)?;
+        let arena = self.as_bytes().get(self.tables.xattrs.clone())?.get(offset as usize..)?;
         let (length, rest) = XattrSetHeader::ref_from_prefix(arena).ok()?;
         rest.get(..length.get() as usize)
     }
@@ -277,9 +304,9 @@ impl Index {
         Extents::mapped(inode.layer.get(), self.extent_records(inode).unwrap_or_default())
     }
 
-    fn extent_records(&self, inode: &InodeRecord) -> Option<&[ExtentRecord]> {
+    pub(crate) fn extent_records(&self, inode: &InodeRecord) -> Option<&[ExtentRecord]> {
         let (first, count) = inode.pair();
-        let records = <[ExtentRecord]>::ref_from_bytes(self.bytes().get(self.tables.extents.clone())?).ok()?;
+        let records = <[ExtentRecord]>::ref_from_bytes(self.as_bytes().get(self.tables.extents.clone())?).ok()?;
         records.get(first as usize..(first as usize).checked_add(count as usize)?)
     }
 
@@ -324,13 +351,6 @@ impl Index {
         })
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
-        match &*self.bytes {
-            Bytes::Mapped(map) => map,
-            Bytes::Owned(vec) => vec,
-        }
-    }
-
     pub(crate) fn inode(&self, node: NodeId) -> Option<&InodeRecord> {
         self.record(&self.tables.inodes, node.as_u32())
     }
@@ -367,13 +387,13 @@ impl Index {
     ) -> Option<&T> {
         let start = table.start.checked_add(size_of::<T>().checked_mul(number as usize)?)?;
         let end = start.checked_add(size_of::<T>()).filter(|&end| end <= table.end)?;
-        T::ref_from_bytes(self.bytes().get(start..end)?).ok()
+        T::ref_from_bytes(self.as_bytes().get(start..end)?).ok()
     }
 
     fn slice(&self, table: &Range<usize>, offset: u32, length: u32) -> Option<&[u8]> {
         let start = table.start.checked_add(offset as usize)?;
         let end = start.checked_add(length as usize).filter(|&end| end <= table.end)?;
-        self.bytes().get(start..end)
+        self.as_bytes().get(start..end)
     }
 }
 

@@ -76,7 +76,7 @@ impl Index {
     }
 
     fn verify_checksum(&self) -> Result<(), IndexError> {
-        let (header, rest) = Header::ref_from_prefix(self.bytes()).map_err(|_| IndexError::NotAnIndex)?;
+        let (header, rest) = Header::ref_from_prefix(self.as_bytes()).map_err(|_| IndexError::NotAnIndex)?;
         let mut blank = *header;
         blank.checksum = [0; 32];
         let mut sha = Sha256::new();

@@ -7,8 +7,8 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros as _, IntoBytes};
 
 use super::format::{
-    EntryRecord, ExtentRecord, Header, InodeRecord, LayerRecord, MAGIC, NO_XATTRS, PROBE_LIMIT, TABLE_ALIGNMENT,
-    TableRecord, VERSION, XattrHeader, XattrSetHeader, first_slot, pair, slots_for,
+    EntryRecord, ExtentRecord, FLAG_FOREIGN_LINK, Header, InodeRecord, LayerRecord, MAGIC, NO_XATTRS, PROBE_LIMIT,
+    TABLE_ALIGNMENT, TableRecord, VERSION, XattrHeader, XattrSetHeader, first_slot, pair, slots_for,
 };
 use super::types::{Kind, Layer};
 
@@ -27,6 +27,7 @@ pub(crate) struct Writer {
     xattrs: Vec<u8>,
     xattr_sets: HashMap<Vec<u8>, u32>,
     total_size: u64,
+    foreign_links: u32,
 }
 
 impl Writer {
@@ -54,6 +55,9 @@ impl Writer {
         let node = u32::try_from(self.inodes.len()).ok().filter(|&node| node < u32::MAX).ok_or(IndexFull)?;
         if inode.kind() == Some(Kind::Regular) {
             self.total_size = self.total_size.saturating_add(inode.size.get());
+        }
+        if inode.has(FLAG_FOREIGN_LINK) {
+            self.foreign_links += 1;
         }
         self.inodes.push(inode);
         Ok(node)
@@ -111,17 +115,22 @@ impl Writer {
             set.extend_from_slice(name);
             set.extend_from_slice(value);
         }
+        self.add_xattr_set(&set)
+    }
+
+    /// Adds a set of attributes as another index has it.
+    pub(crate) fn add_xattr_set(&mut self, set: &[u8]) -> Result<u32, IndexFull> {
         if set.is_empty() {
             return Ok(NO_XATTRS);
         }
-        if let Some(&known) = self.xattr_sets.get(&set) {
+        if let Some(&known) = self.xattr_sets.get(set) {
             return Ok(known);
         }
         let offset = offset_in(&self.xattrs)?;
         let length = u32::try_from(set.len()).map_err(|_| IndexFull)?;
         self.xattrs.extend_from_slice(XattrSetHeader::new(length).as_bytes());
-        self.xattrs.extend_from_slice(&set);
-        self.xattr_sets.insert(set, offset);
+        self.xattrs.extend_from_slice(set);
+        self.xattr_sets.insert(set.to_vec(), offset);
         Ok(offset)
     }
 
@@ -132,6 +141,7 @@ impl Writer {
         header.magic = MAGIC;
         header.version = U32::new(VERSION);
         header.header_size = U32::new(HEADER_SIZE as u32);
+        header.foreign_links = U32::new(self.foreign_links);
         header.total_size = U64::new(self.total_size);
         let tables: [(&mut TableRecord, &[u8], usize); 8] = [
             (&mut header.layers, self.layers.as_bytes(), self.layers.len()),
