@@ -1,0 +1,224 @@
+//! One pass over a layer: digest of the blob, decompression, digest of the tar, index, and the tar on disk.
+//!
+//! Two threads share the work of each layer: the caller's reads and decompresses (and writes what needs no
+//! decompression), the other hashes and indexes (and writes what was decompressed). A fixed number of buffers goes
+//! round between them, so memory does not depend on the size of the layer.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread;
+
+use sha2::{Digest as _, Sha256};
+use strata_layer::ingest::{IngestedLayer, LayerError, LayerIngest};
+use strata_layer::tar::Limits;
+use strata_layer::{DiffId, Digest};
+
+use crate::decompress::{Bounded, Compression, Decompressor, read_start};
+use crate::disk::{DiskError, OnDisk, create_new, make_folder};
+use crate::layout::{BLOB, INDEX, TAR};
+
+/// A layer in a temporary folder: its tar and its index.
+#[derive(Clone, Debug)]
+pub(crate) struct NewLayer {
+    /// The folder, as it will be in the store.
+    pub(crate) folder: PathBuf,
+    /// The digest of the tar.
+    pub(crate) diff_id: DiffId,
+    /// The size of the tar.
+    pub(crate) tar_size: u64,
+    /// The digest of the blob as it came, compressed or not.
+    pub(crate) blob: Digest,
+    /// The size of the blob as it came.
+    pub(crate) blob_size: u64,
+}
+
+/// Why a layer was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The source could not be read.
+    #[error("read the layer")]
+    Source(#[source] io::Error),
+    /// The store could not be written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The compressed data are damaged or too large.
+    #[error("decompress the layer")]
+    Decompress(#[source] io::Error),
+    /// The tar is not acceptable.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+}
+
+impl IngestError {
+    /// Returns whether the layer is to blame, and not the machine.
+    pub(crate) fn is_content(&self) -> bool {
+        matches!(self, IngestError::Decompress(_) | IngestError::Layer(_))
+    }
+}
+
+/// Takes a layer in. `folder` is made; what is in it after an error is to be removed by the caller.
+pub(crate) fn ingest_layer(
+    mut source: impl Read,
+    folder: PathBuf,
+    max_size: u64,
+    advanced: &mut dyn FnMut(u64),
+) -> Result<NewLayer, IngestError> {
+    make_folder(&folder)?;
+    let tar_path = folder.join(TAR);
+    let tar = create_new(&tar_path)?;
+    let start = read_start(&mut source, SNIFF).map_err(IngestError::Source)?;
+    let compression = Compression::of(&start);
+    let mut source = Source {
+        reader: (&start[..]).chain(source),
+        hash: (compression != Compression::None).then(Sha256::new),
+        bytes: 0,
+        failed: None,
+        advanced,
+    };
+    let ingested = {
+        let reader = Decompressor::new(&mut source, compression).map_err(IngestError::Decompress)?;
+        let mut reader = Bounded { source: reader, left: max_size };
+        run_pipeline(&mut reader, compression, &tar, &tar_path)
+    };
+    if let Some(error) = source.failed {
+        return Err(IngestError::Source(error));
+    }
+    let ingested = ingested?;
+
+    let index_path = folder.join(INDEX);
+    create_new(&index_path)?.write_all(&ingested.index).on_disk("write", &index_path)?;
+    let blob = source.hash.map(|hash| Digest::from_bytes(hash.finalize().into()));
+    if let Some(blob) = blob {
+        let path = folder.join(BLOB);
+        create_new(&path)?.write_all(format!("{blob}\n").as_bytes()).on_disk("write", &path)?;
+    }
+    Ok(NewLayer {
+        folder,
+        diff_id: ingested.diff_id,
+        tar_size: ingested.tar_size,
+        blob: blob.unwrap_or(ingested.diff_id.0),
+        blob_size: source.bytes,
+    })
+}
+
+/// Brings everything from `reader` into the index and onto the disk.
+fn run_pipeline(
+    reader: &mut impl Read,
+    compression: Compression,
+    tar: &File,
+    path: &Path,
+) -> Result<IngestedLayer, IngestError> {
+    let decompressed = compression != Compression::None;
+    let write = |chunk: &[u8]| (&*tar).write_all(chunk).on_disk("write", path);
+    let mut ingest = LayerIngest::new(Limits::default());
+
+    let mut chunk = vec![0; CHUNK];
+    let first = fill(reader, &mut chunk)?;
+    if first < CHUNK {
+        // A small layer is not worth a thread.
+        ingest.push(&chunk[..first])?;
+        write(&chunk[..first])?;
+        return Ok(ingest.finish()?);
+    }
+
+    let (full_sender, full_receiver): (SyncSender<Vec<u8>>, Receiver<Vec<u8>>) = sync_channel(CHUNKS);
+    let (empty_sender, empty_receiver) = channel();
+    for _ in 1..CHUNKS {
+        // The receiver is alive, it is right here.
+        let _ = empty_sender.send(vec![0; CHUNK]);
+    }
+    thread::scope(|scope| {
+        let worker = thread::Builder::new().name("layer".to_owned()).spawn_scoped(scope, move || {
+            for chunk in full_receiver {
+                ingest.push(&chunk)?;
+                if decompressed {
+                    write(&chunk)?;
+                }
+                // The reader is gone only after an error of its own, which it reports.
+                let _ = empty_sender.send(chunk);
+            }
+            Ok(ingest.finish()?)
+        });
+        let worker = worker.map_err(IngestError::Source)?;
+        let read = (|| -> Result<(), IngestError> {
+            let mut count = first;
+            loop {
+                chunk.truncate(count);
+                if !decompressed {
+                    write(&chunk)?;
+                }
+                let is_last = count < CHUNK;
+                if full_sender.send(chunk).is_err() || is_last {
+                    return Ok(());
+                }
+                // The worker stops early only with an error, which it reports.
+                let Ok(next) = empty_receiver.recv() else { return Ok(()) };
+                chunk = next;
+                chunk.resize(CHUNK, 0);
+                count = fill(reader, &mut chunk)?;
+            }
+        })();
+        drop(full_sender);
+        let ingested: Result<IngestedLayer, IngestError> = match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        // A source that broke off makes the tar look cut off, so its own error comes first.
+        read.and(ingested)
+    })
+}
+
+/// Reads until the buffer is full or the source ends.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> Result<usize, IngestError> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match reader.read(&mut buffer[count..]) {
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(IngestError::Decompress(error)),
+        }
+    }
+    Ok(count)
+}
+
+/// The blob as it comes: counted, hashed where that is not the tar's digest anyway, its errors kept apart.
+struct Source<'a, R> {
+    reader: R,
+    hash: Option<Sha256>,
+    bytes: u64,
+    failed: Option<io::Error>,
+    advanced: &'a mut dyn FnMut(u64),
+}
+
+impl<R: Read> Read for Source<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = match self.reader.read(buffer) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                self.failed = Some(error);
+                return Err(io::Error::other("the source failed"));
+            }
+            result => result?,
+        };
+        if let Some(hash) = &mut self.hash {
+            hash.update(&buffer[..count]);
+        }
+        let before = self.bytes;
+        self.bytes += count as u64;
+        if before / PROGRESS_STEP != self.bytes / PROGRESS_STEP {
+            (self.advanced)(self.bytes);
+        }
+        Ok(count)
+    }
+}
+
+/// How many bytes tell the compression.
+const SNIFF: usize = 4;
+/// The size of a buffer.
+const CHUNK: usize = 1 << 20;
+/// How many buffers one layer has.
+const CHUNKS: usize = 8;
+/// How many bytes lie between two reports.
+const PROGRESS_STEP: u64 = 1 << 20;

@@ -1,0 +1,263 @@
+//! The layers of an image, ready to be mounted: every index present and valid, and a hold on all of it.
+//!
+//! Indexes are caches of the tars. What is absent, damaged or of another version is made again here, from a tar whose
+//! digest is checked while it is read.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use strata_layer::ingest::{IngestedLayer, LayerIngest};
+use strata_layer::tar::Limits;
+use strata_layer::{ChainId, DiffId, Digest, index, merge};
+
+use crate::catalog::CatalogGuard;
+use crate::disk::{
+    DiskError, Lock, OnDisk, Sharing, make_folder, open_if_present, rename_unless_present, sync_folder, write_durably,
+};
+use crate::image_id::ImageId;
+use crate::layout::{BUILD_LOCK, CHAIN_LAYERS, INDEX, OBJECTS, TAR};
+use crate::lease;
+use crate::store::{Store, StoreError};
+use crate::work::WorkDir;
+
+/// An image's layers, ready to be mounted.
+#[derive(Debug)]
+pub struct Stack {
+    /// The identity of the stack.
+    pub chain_id: ChainId,
+    /// The merged index.
+    pub index: PathBuf,
+    /// The layers, bottom first.
+    pub layers: Vec<LayerPaths>,
+    /// Keeps the garbage collector away.
+    pub hold: Hold,
+}
+
+/// The files of one layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerPaths {
+    /// The layer.
+    pub diff_id: DiffId,
+    /// Its uncompressed tar.
+    pub tar: PathBuf,
+    /// The index of the tar.
+    pub index: PathBuf,
+    /// Its object table, which the first user of passthrough makes.
+    pub objects: PathBuf,
+}
+
+/// Keeps a stack and its layers in the store: a shared lock on the stack's folder.
+///
+/// It ends when the value is dropped or, if the descriptor was passed on to other processes, with the last of them.
+#[derive(Debug)]
+#[must_use = "the layers may be collected when this is dropped"]
+pub struct Hold {
+    lock: Lock,
+}
+
+impl Hold {
+    /// Returns the descriptor that carries the lock, to be inherited by the process that serves the mount.
+    pub fn as_file(&self) -> &File {
+        self.lock.as_file()
+    }
+}
+
+impl Store {
+    /// Returns the layers of an image with everything that a mount needs, made where it was missing.
+    pub fn stack(&self, image: &ImageId) -> Result<Stack, StackError> {
+        let (layers, hold) = {
+            let _shared = CatalogGuard::share(&self.layout).map_err(StoreError::from)?;
+            let catalog = self.catalog().map_err(StoreError::from)?;
+            let record = catalog.images.get(image).ok_or(StackError::NoSuchImage { id: *image })?;
+            (record.layers.clone(), self.hold_locked(&record.layers)?)
+        };
+        self.complete_stack(&layers, hold)
+    }
+
+    /// Returns the layers that a lease keeps, as [`Store::stack`] does for an image.
+    pub fn leased_stack(&self, name: &str) -> Result<Stack, StackError> {
+        let (layers, hold) = {
+            let _shared = CatalogGuard::share(&self.layout).map_err(StoreError::from)?;
+            let layers = lease::layers_of(&self.layout, name)?;
+            let layers = layers.ok_or_else(|| StackError::NoSuchLease { name: name.to_owned() })?;
+            let hold = self.hold_locked(&layers)?;
+            (layers, hold)
+        };
+        self.complete_stack(&layers, hold)
+    }
+
+    /// Takes a hold on a stack.
+    ///
+    /// # Preconditions
+    /// The catalog is locked, in whichever way, and what was read from it under this lock needs the layers.
+    fn hold_locked(&self, layers: &[DiffId]) -> Result<Hold, StoreError> {
+        let path = self.layout.chain(chain_of(layers));
+        if open_if_present(&path)?.is_none() {
+            let work = WorkDir::create(&self.layout)?;
+            let aside = work.path().join("chain");
+            make_folder(&aside)?;
+            let list: String = layers.iter().map(|layer| format!("{layer}\n")).collect();
+            write_durably(&aside.join(CHAIN_LAYERS), list.as_bytes())?;
+            rename_unless_present(&aside, &path)?;
+        }
+        // Only collectors lock this exclusively, and they are kept off by the catalog's lock.
+        let folder = File::open(&path).on_disk("open", &path)?;
+        Ok(Hold { lock: Lock::wait(folder, Sharing::Shared, &path)? })
+    }
+
+    fn complete_stack(&self, layers: &[DiffId], hold: Hold) -> Result<Stack, StackError> {
+        let chain_id = chain_of(layers);
+        let folder = self.layout.chain(chain_id);
+        let index = folder.join(INDEX);
+        if !is_valid_index(&index)? {
+            let _building = Lock::wait_on_file(&folder.join(BUILD_LOCK), Sharing::Exclusive)?;
+            // Raced with another process that has built it meanwhile.
+            if !is_valid_index(&index)? {
+                self.build_merged_index(layers, &index)?;
+            }
+        }
+        let layers: Vec<LayerPaths> = layers.iter().map(|layer| self.layer_paths(*layer)).collect();
+        for layer in &layers {
+            let both_there = [&layer.tar, &layer.index].into_iter().all(|path| path.exists());
+            if !both_there {
+                self.layer_index(layer.diff_id)?;
+            }
+        }
+        Ok(Stack { chain_id, index, layers, hold })
+    }
+
+    fn build_merged_index(&self, layers: &[DiffId], path: &Path) -> Result<(), StackError> {
+        let indexes = layers.iter().map(|layer| self.layer_index(*layer)).collect::<Result<Vec<_>, _>>()?;
+        let references: Vec<&index::Index> = indexes.iter().collect();
+        let bytes = merge::merge(&references).map_err(|source| StackError::Merge { source })?;
+        Ok(self.replace_file(path, &bytes)?)
+    }
+
+    /// Returns the index of a layer, made again from the tar if it is missing or not usable.
+    pub fn layer_index(&self, layer: DiffId) -> Result<index::Index, StackError> {
+        let paths = self.layer_paths(layer);
+        if let Some(index) = open_index(&paths.index)? {
+            return Ok(index);
+        }
+        let folder = self.layout.layer(layer);
+        if open_if_present(&folder)?.is_none() {
+            return Err(StackError::NoSuchLayer { layer });
+        }
+        let _building = Lock::wait_on_file(&folder.join(BUILD_LOCK), Sharing::Exclusive)?;
+        if let Some(index) = open_index(&paths.index)? {
+            return Ok(index);
+        }
+        let ingested = self.read_layer_again(layer)?;
+        self.replace_file(&paths.index, &ingested.index)?;
+        open_index(&paths.index)?.ok_or(StackError::IndexNotReadable { layer })
+    }
+
+    /// Reads a layer's whole tar, checks its digest and makes its index.
+    pub(crate) fn read_layer_again(&self, layer: DiffId) -> Result<IngestedLayer, StackError> {
+        let path = self.layer_paths(layer).tar;
+        let mut file = open_if_present(&path)?.ok_or(StackError::NoSuchLayer { layer })?;
+        let damaged = |found| StackError::DamagedLayer { layer, found };
+        let mut ingest = LayerIngest::new(Limits::default());
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let count = file.read(&mut buffer).on_disk("read", &path)?;
+            if count == 0 {
+                break;
+            }
+            // The tar was accepted once, so bytes that are refused now are not the ones that were stored.
+            ingest.push(&buffer[..count]).map_err(|_| damaged(None))?;
+        }
+        let ingested = ingest.finish().map_err(|_| damaged(None))?;
+        if ingested.diff_id != layer {
+            return Err(damaged(Some(ingested.diff_id.0)));
+        }
+        Ok(ingested)
+    }
+
+    pub(crate) fn layer_paths(&self, layer: DiffId) -> LayerPaths {
+        let folder = self.layout.layer(layer);
+        LayerPaths { diff_id: layer, tar: folder.join(TAR), index: folder.join(INDEX), objects: folder.join(OBJECTS) }
+    }
+
+    /// Writes a file aside and puts it in its place.
+    fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+        let work = WorkDir::create(&self.layout)?;
+        let aside = work.path().join("file");
+        write_durably(&aside, bytes)?;
+        fs::rename(&aside, path).on_disk("rename", path)?;
+        sync_folder(path.parent().expect("files of the store lie in folders"))
+    }
+}
+
+/// Returns the identity of a stack; one of no layers has the digest of no bytes.
+pub(crate) fn chain_of(layers: &[DiffId]) -> ChainId {
+    ChainId::of(layers).unwrap_or_else(|| ChainId(Digest::of(b"")))
+}
+
+fn is_valid_index(path: &Path) -> Result<bool, DiskError> {
+    Ok(open_index(path)?.is_some())
+}
+
+/// Opens an index; `None` if it is absent or not usable.
+pub(crate) fn open_index(path: &Path) -> Result<Option<index::Index>, DiskError> {
+    let Some(file) = open_if_present(path)? else { return Ok(None) };
+    // Whatever is wrong with it, the remedy is to make it again.
+    Ok(index::Index::open(&file).ok())
+}
+
+/// Why the layers of an image are not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no such image.
+    #[error("No such image: {id}")]
+    NoSuchImage {
+        /// The image asked for.
+        id: ImageId,
+    },
+    /// There is no such lease.
+    #[error("no lease named {name:?}")]
+    NoSuchLease {
+        /// The lease asked for.
+        name: String,
+    },
+    /// A layer that the image needs is not there.
+    #[error("layer {layer} is missing from the store")]
+    NoSuchLayer {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// The tar of a layer is not what was stored.
+    #[error("layer {layer} is damaged on disk{}", found_text(.found))]
+    DamagedLayer {
+        /// The layer.
+        layer: DiffId,
+        /// The digest of what is there, if it could be read as a layer at all.
+        found: Option<Digest>,
+    },
+    /// An index that was just written cannot be read.
+    #[error("the new index of layer {layer} cannot be read back")]
+    IndexNotReadable {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// The layers do not fit on each other.
+    #[error("merge the layers")]
+    Merge {
+        /// Why.
+        source: merge::MergeError,
+    },
+}
+
+impl From<DiskError> for StackError {
+    fn from(error: DiskError) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
+fn found_text(found: &Option<Digest>) -> String {
+    found.map(|digest| format!(": its digest is {digest}")).unwrap_or_default()
+}
