@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::Path;
 
 /// Raises the read-ahead of the EROFS mount that appears between its two calls.
@@ -27,7 +28,8 @@ impl ReadAhead {
         let mut new = now.difference(&self.before);
         if let (Some(device), None) = (new.next(), new.next()) {
             let file = Path::new(DEVICES).join(device).join("read_ahead_kb");
-            if let Err(error) = fs::write(&file, READ_AHEAD_KIB) {
+            let raised = File::options().write(true).open(&file).and_then(|mut file| file.write_all(READ_AHEAD_KIB));
+            if let Err(error) = raised {
                 tracing::debug!(?file, %error, "read-ahead stays at the default");
             }
         }
@@ -41,4 +43,4 @@ fn devices() -> BTreeSet<OsString> {
 }
 
 const DEVICES: &str = "/sys/class/bdi";
-const READ_AHEAD_KIB: &str = "1024";
+const READ_AHEAD_KIB: &[u8] = b"1024";

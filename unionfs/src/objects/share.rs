@@ -1,7 +1,7 @@
 //! One mount of a layer for all processes that serve it.
 //!
-//! Beside the table lies a record, `<table>.mount`, one line per holder of the mount: process id, start time of the
-//! process, number of its descriptor of the mount's root. A newcomer takes the descriptor out of any of these processes
+//! Beside the table lies a record, `<table>.mount`, one line per holder of the mount: process id, the inode number of its
+//! pidfd, which no other process has until the next boot, and the number of its descriptor of the mount's root. A newcomer takes the descriptor out of any of these processes
 //! with `pidfd_getfd` and adds a line of its own, so the mount lives until its last holder is gone, in whatever order
 //! they go. Lines of dead processes are dropped by the next one that looks; the last holder to leave removes the file.
 //!
@@ -10,9 +10,9 @@
 
 use std::fmt;
 use std::fs::{File, Metadata};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -61,16 +61,17 @@ impl Record {
     }
 
     /// Takes the root of the mount with this UUID out of a process that holds it. `None` if no process does, or none
-    /// lets us have it. Forgets holders that are gone.
+    /// lets us have it. Forgets holders that are of no use.
     pub(super) fn join(&mut self, uuid: &[u8; 16]) -> Option<OwnedFd> {
-        self.holders.retain(|holder| holder.process.is_alive());
-        self.holders.iter().find_map(|holder| match holder.take_root(uuid) {
-            Ok(root) => root,
-            Err(error) => {
-                tracing::debug!(?holder, %error, "cannot take the mount of another process");
-                None
+        while let Some(holder) = self.holders.last() {
+            match holder.take_root(uuid) {
+                Ok(Some(root)) => return Some(root),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(?holder, %error, "cannot take the mount of another process"),
             }
-        })
+            self.holders.pop();
+        }
+        None
     }
 
     /// Adds this process, which has the mount's root open at `root`, to the record. `None` if that is not possible;
@@ -96,9 +97,10 @@ impl Record {
             return std::fs::remove_file(&self.path);
         }
         let text: String = self.holders.iter().map(|holder| format!("{holder}\n")).collect();
-        self.file.rewind()?;
-        self.file.set_len(0)?;
-        self.file.write_all(text.as_bytes())
+        // Not truncated first: ext4 takes that for a replacement of the content and writes to the disk at once. What a
+        // crash leaves between the two calls is the ends of old lines.
+        self.file.write_all_at(text.as_bytes(), 0)?;
+        self.file.set_len(text.len() as u64)
     }
 }
 
@@ -113,7 +115,7 @@ impl Drop for Holding {
     fn drop(&mut self) {
         let leave = || -> io::Result<()> {
             let mut record = Record::lock_at(self.path.clone(), Missing::Fail)?;
-            record.holders.retain(|holder| *holder != self.holder && holder.process.is_alive());
+            record.holders.retain(|holder| *holder != self.holder);
             record.write()
         };
         if let Err(error) = leave() {
@@ -133,12 +135,11 @@ struct Holder {
 impl Holder {
     /// Takes the descriptor out of the process. `None` if it is not, or no longer, the root of the mount with this UUID.
     fn take_root(&self, uuid: &[u8; 16]) -> io::Result<Option<OwnedFd>> {
-        let process = pidfd_open(self.process.pid, PidfdFlags::empty())?;
-        // Looked at after the descriptor was opened, so that it is this very process from here on.
-        if !self.process.is_alive() {
+        let (pidfd, process) = Process::open(self.process.pid)?;
+        if process != self.process {
             return Ok(None);
         }
-        let root = pidfd_getfd(&process, self.descriptor, PidfdGetfdFlags::empty())?;
+        let root = pidfd_getfd(&pidfd, self.descriptor, PidfdGetfdFlags::empty())?;
         let flags = fstatvfs(&root)?.f_flag;
         let locked = StatVfsMountFlags::RDONLY | StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
         let is_ours = fstatfs(&root)?.f_type == EROFS_MAGIC
@@ -151,7 +152,7 @@ impl Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.process.pid.as_raw_nonzero(), self.process.started, self.descriptor)
+        write!(f, "{} {} {}", self.process.pid.as_raw_nonzero(), self.process.identity, self.descriptor)
     }
 }
 
@@ -162,10 +163,10 @@ impl FromStr for Holder {
         let mut words = line.split(' ');
         let mut word = || words.next().ok_or(());
         let pid = word()?.parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(())?;
-        let started = word()?.parse().map_err(drop)?;
-        let descriptor = word()?.parse().map_err(drop)?;
+        let identity = word()?.parse().map_err(drop)?;
+        let descriptor = word()?.parse().ok().filter(|descriptor| *descriptor >= 0).ok_or(())?;
         match words.next() {
-            None => Ok(Holder { process: Process { pid, started }, descriptor }),
+            None => Ok(Holder { process: Process { pid, identity }, descriptor }),
             Some(_) => Err(()),
         }
     }
@@ -175,28 +176,24 @@ impl FromStr for Holder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Process {
     pid: Pid,
-    /// Clock ticks between boot and start.
-    started: u64,
+    /// Inode number of any pidfd of it.
+    identity: u64,
 }
 
 impl Process {
     fn current() -> io::Result<Process> {
-        let pid = rustix::process::getpid();
-        Ok(Process { pid, started: start_time(pid)? })
+        Ok(Process::open(rustix::process::getpid())?.1)
     }
 
-    fn is_alive(&self) -> bool {
-        start_time(self.pid).is_ok_and(|started| started == self.started)
+    fn open(pid: Pid) -> io::Result<(OwnedFd, Process)> {
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        if fstatfs(&pidfd)?.f_type != PIDFS_MAGIC {
+            // Before Linux 6.9 all pidfds have one inode.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let identity = fstat(&pidfd)?.st_ino;
+        Ok((pidfd, Process { pid, identity }))
     }
-}
-
-/// Returns the start time of a process: the 22nd field of its `stat`, the second being a name that may hold anything.
-fn start_time(pid: Pid) -> io::Result<u64> {
-    let stat = std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
-    let behind_name = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2..));
-    let field = behind_name.and_then(|fields| fields.split(|byte| *byte == b' ').nth(19));
-    let number = field.and_then(|field| std::str::from_utf8(field).ok()?.parse().ok());
-    number.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn same_file(a: &Metadata, b: &Metadata) -> bool {
@@ -212,6 +209,8 @@ enum Missing {
 
 /// `EROFS_SUPER_MAGIC_V1`.
 const EROFS_MAGIC: i64 = 0xe0f5_e1e2;
+/// `PID_FS_MAGIC`.
+const PIDFS_MAGIC: i64 = 0x5049_4446;
 /// More than any number of processes makes it.
 const RECORD_LIMIT: u64 = 1 << 20;
 
@@ -233,10 +232,16 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_alive_only_with_its_own_start_time() {
-        let current = Process::current().unwrap();
-        assert!(current.is_alive());
-        assert!(!Process { started: current.started + 1, ..current }.is_alive());
+    fn a_process_has_an_identity_of_its_own() {
+        let ours = Process::current().unwrap();
+        assert_eq!(ours, Process::current().unwrap());
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let (pidfd, theirs) = Process::open(Pid::from_child(&child)).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(pidfd);
+        assert_ne!(ours.identity, theirs.identity);
+        assert!(Process::open(theirs.pid).is_err());
     }
 
     #[test]
@@ -246,8 +251,8 @@ mod tests {
         let other = OwnedFd::from(File::open("/").unwrap());
         let holding = Record::lock(&table).unwrap().add(&other).unwrap();
         let mut record = Record::lock(&table).unwrap();
-        assert!(record.join(&[0; 16]).is_none());
         assert_eq!(record.holders, [holding.holder]);
+        assert!(record.join(&[0; 16]).is_none());
         drop(record);
         drop(holding);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "the last holder removes the record");
