@@ -116,6 +116,9 @@ impl Drop for Holding {
         let leave = || -> io::Result<()> {
             let mut record = Record::lock_at(self.path.clone(), Missing::Fail)?;
             record.holders.retain(|holder| *holder != self.holder);
+            while record.holders.last().is_some_and(|holder| !holder.process.is_alive()) {
+                record.holders.pop();
+            }
             record.write()
         };
         if let Err(error) = leave() {
@@ -183,6 +186,10 @@ struct Process {
 impl Process {
     fn current() -> io::Result<Process> {
         Ok(Process::open(rustix::process::getpid())?.1)
+    }
+
+    fn is_alive(&self) -> bool {
+        Process::open(self.pid).is_ok_and(|(_, process)| process == *self)
     }
 
     fn open(pid: Pid) -> io::Result<(OwnedFd, Process)> {

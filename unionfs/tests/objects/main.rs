@@ -198,7 +198,9 @@ fn the_mount_outlives_who_made_it() -> Result<()> {
     ensure!(third.origin == "shared" && third.stat("a")? == origin, "{}", third.origin);
     second.kill()?;
     ensure!(third.read("noise")? == layer.digest("noise"));
-    third.kill()?;
+    third.leave()?;
+    ensure!(!layer.folder().join("objects.mount").exists(), "lines of the killed do not keep the record");
+    Holder::start(&layer)?.kill()?;
     // All killed: the record is stale, and the next one starts anew.
     let mut fourth = Holder::start(&layer)?;
     ensure!(fourth.origin == "mounted", "{}", fourth.origin);
