@@ -113,10 +113,9 @@ impl Layout {
 pub(super) const CHUNK_INDEX_SIZE: u64 = 8;
 /// The format stores the chunk size as five bits above the block size.
 const MAX_CHUNK_BITS: u32 = 9 + 31;
-/// A sparse file may have an index of this many bytes whatever its data.
-///
-/// So small that a table is never larger than its tar, in which every member has a header of 512 bytes and some data.
-const INDEX_ALWAYS_ALLOWED: u64 = 512;
+/// A sparse file may have an index of this many bytes whatever its data. So few that a file never takes more of the table
+/// than its header takes of the tar.
+const INDEX_ALWAYS_ALLOWED: u64 = 384;
 /// Otherwise the index may be this fraction of the data it describes.
 const INDEX_SHARE_OF_DATA: u64 = 32;
 

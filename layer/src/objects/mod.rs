@@ -14,6 +14,8 @@
 mod layout;
 mod place;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use layout::{Layout, Segment};
 pub use place::ObjectPlacer;

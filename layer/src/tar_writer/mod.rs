@@ -36,7 +36,7 @@ pub struct TarEntry<'a> {
     pub gid: u32,
     /// Last change of the contents.
     pub mtime: Timestamp,
-    /// Names and values of extended attributes, in any order.
+    /// Names and values of extended attributes, in any order. Those that belong to a union filesystem are left out.
     pub xattrs: &'a [(&'a [u8], &'a [u8])],
 }
 
@@ -279,6 +279,9 @@ impl<W: Write> TarWriter<W> {
         let mut xattrs: Vec<_> = entry.xattrs.to_vec();
         xattrs.sort_unstable();
         for (name, value) in xattrs {
+            if whiteout::is_private_xattr(name) {
+                continue;
+            }
             if name.contains(&b'=') || name.contains(&0) {
                 self.skipped.push(Skipped { path: entry.path.into(), what: SkippedPart::Xattr(name.into()) });
                 continue;

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Raises the read-ahead of the EROFS mount that appears between its two calls.
 ///
@@ -14,12 +15,17 @@ use std::path::Path;
 #[derive(Debug)]
 pub(super) struct ReadAhead {
     before: BTreeSet<OsString>,
+    /// One mount at a time in this process, or none of them would find its own.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl ReadAhead {
     /// Looks at what there is before the mount.
     pub(super) fn before_mount() -> ReadAhead {
-        ReadAhead { before: devices() }
+        static TURN: Mutex<()> = Mutex::new(());
+        // It guards nothing that a panic could have spoilt.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        ReadAhead { before: devices(), _turn: turn }
     }
 
     /// Raises the read-ahead of what has appeared since.

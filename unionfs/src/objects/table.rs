@@ -26,20 +26,17 @@ impl Source {
         let file = File::open(index_path).map_err(ObjectsUnavailable::io("open", index_path))?;
         let index =
             Index::open(&file).map_err(|source| ObjectsUnavailable::Index { path: index_path.to_owned(), source })?;
+        let length = tar.metadata().map_err(ObjectsUnavailable::io("stat the tar of", index_path))?.len();
+        let expected = index.layer(0).map_or(0, |layer| layer.tar_size);
+        if length != expected {
+            return Err(ObjectsUnavailable::TarLength { length, expected });
+        }
         Ok(Source { tar, index, index_path: index_path.to_owned() })
     }
 
     /// Returns what ties a table, and a mount of it, to this very index and so to this very tar.
     pub(super) fn owner(&self) -> [u8; 32] {
         self.index.checksum()
-    }
-
-    /// Makes the bytes of the table.
-    fn make_table(&self) -> Result<Vec<u8>, ObjectsUnavailable> {
-        // Opening an index looks at little of it. Here everything that the kernel will see depends on it.
-        self.index.verify().map_err(|source| ObjectsUnavailable::Index { path: self.index_path.clone(), source })?;
-        objects::table_of(&self.index)
-            .map_err(|source| ObjectsUnavailable::Table { path: self.index_path.clone(), source })
     }
 }
 
@@ -54,7 +51,8 @@ pub(super) fn open_or_make(source: &Source, path: &Path) -> Result<File, Objects
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(ObjectsUnavailable::io("read", path)(error)),
     }
-    let table = source.make_table()?;
+    let table = objects::table_of(&source.index)
+        .map_err(|error| ObjectsUnavailable::Table { path: source.index_path.clone(), source: error })?;
     replace(path, &table).map_err(ObjectsUnavailable::io("write", path))?;
     File::open(path).map_err(ObjectsUnavailable::io("open", path))
 }

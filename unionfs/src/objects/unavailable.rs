@@ -41,7 +41,7 @@ pub enum ObjectsUnavailable {
         /// Why it cannot be read.
         source: io::Error,
     },
-    /// The layer's index cannot be used, so no table can be made from it.
+    /// The layer's index cannot be read.
     #[error("read the index {path:?}")]
     Index {
         /// The index.
@@ -49,7 +49,15 @@ pub enum ObjectsUnavailable {
         /// What is wrong with it.
         source: strata_layer::index::IndexError,
     },
-    /// The index describes objects that contradict each other or the tar.
+    /// The tar is not the one that the index describes.
+    #[error("tar has {length} bytes, its index says {expected}")]
+    TarLength {
+        /// Bytes of the tar.
+        length: u64,
+        /// Bytes in the index.
+        expected: u64,
+    },
+    /// The index is damaged, or describes objects that contradict each other or the tar.
     #[error("make an object table from {path:?}")]
     Table {
         /// The index.
