@@ -17,6 +17,7 @@ use strata_layer::index::{Extent, Extents, Index, IndexError, NodeId};
 use super::{LowerChild, Place};
 use crate::Result;
 use crate::node::{Ino, Kind, Stat};
+use crate::objects::LazyObjectMount;
 use crate::spec::ImageLayer;
 use crate::tree::Usage;
 
@@ -25,6 +26,8 @@ use crate::tree::Usage;
 pub(crate) struct ImageLower {
     index: Index,
     tars: Vec<File>,
+    /// The same files for the kernel to open, by layer. Empty where nobody asks.
+    objects: Vec<LazyObjectMount>,
     /// What the kernel knows, by slot. Empty where nobody asks.
     known: Box<[Known]>,
 }
@@ -80,14 +83,15 @@ impl ImageLower {
             return Err(ImageError::LayerCount { path: path.to_owned(), expected, found: layers.len() });
         }
         let tars = layers.iter().map(|layer| open(&layer.tar)).collect::<Result<_, _>>()?;
-        Ok(ImageLower::new(index, tars, counted))
+        let objects = layers.iter().map(|layer| LazyObjectMount::new(layer.into())).collect();
+        Ok(ImageLower { objects, ..ImageLower::new(index, tars, counted) })
     }
 
     /// Makes a lower from what is open already.
     pub(crate) fn new(index: Index, tars: Vec<File>, counted: bool) -> ImageLower {
         let slots = if counted { index.inode_count() as usize } else { 0 };
         let known = std::iter::repeat_with(Known::default).take(slots).collect();
-        ImageLower { index, tars, known }
+        ImageLower { index, tars, objects: Vec::new(), known }
     }
 
     /// Returns the number of slots, which is the highest inode number.
@@ -233,8 +237,16 @@ impl ImageLower {
         Ok(())
     }
 
-    pub(crate) fn open_object(&self, _ino: Ino) -> Option<OwnedFd> {
-        None
+    pub(crate) fn open_object(&self, ino: Ino) -> Option<OwnedFd> {
+        let object = self.index.object(slot(ino).ok()?)?;
+        let mount = self.objects.get(usize::from(object.layer))?.get().ok()?;
+        match mount.open_object(object.nid) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                tracing::debug!(?object, %error, "cannot open an object, reading the tar instead");
+                None
+            }
+        }
     }
 
     pub(crate) fn usage(&self) -> Usage {

@@ -31,6 +31,7 @@ use strata_layer::objects;
 use self::handle::HandleForm;
 use self::share::{Holding, Record};
 pub use self::unavailable::ObjectsUnavailable;
+use crate::spec::ImageLayer;
 
 /// The files of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,13 @@ pub struct ObjectPaths {
     pub index: PathBuf,
     /// The object table; made when absent or damaged.
     pub objects: PathBuf,
+}
+
+impl From<&ImageLayer> for ObjectPaths {
+    fn from(layer: &ImageLayer) -> ObjectPaths {
+        let ImageLayer { tar, index, objects } = layer.clone();
+        ObjectPaths { tar, index, objects }
+    }
 }
 
 /// The object table of one layer, mounted.
@@ -115,7 +123,13 @@ impl LazyObjectMount {
 
     /// Returns the mount, or why there is none. The first call decides for good.
     pub fn get(&self) -> Result<&ObjectMount, &ObjectsUnavailable> {
-        self.mount.get_or_init(|| ObjectMount::open(&self.paths)).as_ref()
+        let open = || {
+            ObjectMount::open(&self.paths).inspect_err(|error| {
+                let objects = &self.paths.objects;
+                tracing::debug!(?objects, error = error as &dyn std::error::Error, "layer has no objects");
+            })
+        };
+        self.mount.get_or_init(open).as_ref()
     }
 }
 
