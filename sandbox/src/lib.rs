@@ -1,1 +1,31 @@
-//! An OCI runtime: namespaces, cgroups, seccomp, landlock.
+//! An OCI runtime as a library: a spec and a root filesystem become a confined process.
+//!
+//! [`spawn`] takes a [`Launch`] and returns a [`Running`]. Everything is worked out in the parent before the child
+//! exists; the child is made by one `clone3` and walks through that plan with nothing but system calls; failures come
+//! back as steps and become [`SpawnError`]s. Waiting is by pidfd, never by signal.
+//!
+//! The crate knows a root filesystem and a spec. It does not know images, and keeps no state on disk.
+
+#![deny(unsafe_code)]
+
+pub mod capabilities;
+pub mod cgroup;
+mod child;
+pub mod console;
+mod describe;
+mod error;
+mod landlock;
+mod launch;
+mod plan;
+mod rooted;
+mod running;
+pub mod seccomp;
+mod spawn;
+pub mod spec_default;
+pub mod user;
+pub mod userns;
+
+pub use error::SpawnError;
+pub use launch::{Landlock, Launch, Pipes, Root, Seccomp, Stdio, WindowSize};
+pub use running::{ExitStatus, Running};
+pub use spawn::spawn;

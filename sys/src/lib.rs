@@ -1,6 +1,13 @@
 //! System calls that rustix does not cover.
 
+pub mod bpf;
+pub mod clone;
 pub mod file_handle;
 pub mod filesystem_uuid;
+pub mod landlock;
 pub mod map;
 pub mod mount_attributes;
+pub mod network;
+pub mod pidfd;
+pub mod process;
+pub mod seccomp;

@@ -1,0 +1,429 @@
+//! The directories of one container in all hierarchies: made, limited, entered, emptied, removed.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::LinuxResources;
+use rustix::fs::{Mode, OFlags};
+
+use super::devices::DeviceRule;
+use super::settings::{Setting, settings, wanted};
+use super::{CgroupError, CgroupName, Hierarchies, Hierarchy, Version, device_program};
+
+/// A container's directory in each hierarchy.
+///
+/// Dropping it leaves the directories; [`remove`](Cgroup::remove) takes them away.
+#[derive(Debug)]
+pub struct Cgroup {
+    groups: Vec<Group>,
+}
+
+/// The directory in one hierarchy.
+#[derive(Debug)]
+struct Group {
+    version: Version,
+    path: PathBuf,
+    controllers: Vec<String>,
+    /// Open for `CLONE_INTO_CGROUP`; v2 only.
+    directory: Option<OwnedFd>,
+}
+
+impl Cgroup {
+    /// Makes the directories and applies `resources`. The second value lists what Docker merely warns about.
+    ///
+    /// A user who may not make cgroups gets none, as long as no limit asks for one.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; whatever was made before the failure is removed again.
+    pub fn create(name: &CgroupName, resources: Option<&LinuxResources>) -> Result<(Self, Vec<String>), CgroupError> {
+        let hierarchies = Hierarchies::detect()?;
+        let mut made = Self { groups: Vec::new() };
+        let mut warnings = Vec::new();
+        match made.fill(&hierarchies, name, resources, &mut warnings) {
+            Ok(()) => Ok((made, warnings)),
+            Err(error) => {
+                if let Err(cleanup) = made.remove() {
+                    tracing::warn!(error = %cleanup, "cgroup not removed after a failed start");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds the directories that `name` has, such as those a killed monitor left behind.
+    ///
+    /// # Errors
+    /// [`CgroupError::Detect`].
+    pub fn open(name: &CgroupName) -> Result<Self, CgroupError> {
+        let hierarchies = Hierarchies::detect()?;
+        let groups = hierarchies.iter().filter_map(|hierarchy| {
+            let path = hierarchy.mount.join(name.as_str());
+            path.is_dir().then(|| Group {
+                version: hierarchy.version,
+                directory: None,
+                path,
+                controllers: hierarchy.controllers.clone(),
+            })
+        });
+        Ok(Self { groups: groups.collect() })
+    }
+
+    /// Tells whether no hierarchy has a directory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Returns the v2 directory, in which a child can be born.
+    #[must_use]
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.groups.iter().find_map(|group| group.directory.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Returns the directory of `controller`.
+    #[must_use]
+    pub fn directory(&self, controller: &str) -> Option<&Path> {
+        self.with_controller(controller).map(|group| group.path.as_path())
+    }
+
+    /// Moves process `pid` into every directory, except the v2 one when the process was born in it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Attach`], [`CgroupError::RealTime`].
+    pub fn attach(&self, pid: u32, born_in_unified: bool) -> Result<(), CgroupError> {
+        for group in &self.groups {
+            if born_in_unified && group.directory.is_some() {
+                continue;
+            }
+            if let Err(source) = fs::write(group.path.join("cgroup.procs"), pid.to_string()) {
+                let path = group.path.clone();
+                let cpu = group.version == Version::V1 && group.controllers.iter().any(|name| name == "cpu");
+                return Err(if cpu && source.raw_os_error() == Some(libc::EINVAL) {
+                    CgroupError::RealTime { path, source }
+                } else {
+                    CgroupError::Attach { path, source }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists the processes inside.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let Some(group) = self.groups.first() else { return Vec::new() };
+        let text = fs::read_to_string(group.path.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Tells whether the kernel killed a process inside for memory.
+    #[must_use]
+    pub fn had_oom_kill(&self) -> bool {
+        let Some(group) = self.with_controller("memory") else { return false };
+        let file = match group.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        let text = fs::read_to_string(group.path.join(file)).unwrap_or_default();
+        text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+    }
+
+    /// Stops every process inside where it is.
+    ///
+    /// # Errors
+    /// [`CgroupError::Freeze`].
+    pub fn freeze(&self) -> Result<(), CgroupError> {
+        self.set_frozen(true)
+    }
+
+    /// Lets them go on.
+    ///
+    /// # Errors
+    /// [`CgroupError::Freeze`].
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        self.set_frozen(false)
+    }
+
+    /// Changes limits of a running container.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn update(&self, resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
+        let mut warnings = Vec::new();
+        for group in &self.groups {
+            apply(group, resources, &mut warnings)?;
+        }
+        Ok(warnings)
+    }
+
+    /// Kills what is left inside and removes the directories. Already removed is success.
+    ///
+    /// # Errors
+    /// [`CgroupError::Remove`] when processes do not die within two seconds.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        for group in &self.groups {
+            remove_directory(&group.path)?;
+        }
+        Ok(())
+    }
+
+    fn with_controller(&self, controller: &str) -> Option<&Group> {
+        self.groups.iter().find(|group| group.controllers.iter().any(|name| name == controller))
+    }
+
+    fn fill(
+        &mut self,
+        hierarchies: &Hierarchies,
+        name: &CgroupName,
+        resources: Option<&LinuxResources>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), CgroupError> {
+        let wanted = resources.map(wanted).unwrap_or_default();
+        if let Some(missing) = wanted.iter().find(|limit| hierarchies.with_controller(limit.controller).is_none()) {
+            let (controller, setting) = (missing.controller, missing.name.to_owned());
+            return Err(CgroupError::NoController { controller, setting });
+        }
+        for hierarchy in hierarchies.iter() {
+            match make(hierarchy, name, &wanted.iter().map(|limit| limit.controller).collect::<Vec<_>>()) {
+                Ok(group) => self.groups.push(group),
+                Err(CgroupError::Create { source, path }) if is_denied(&source) => {
+                    let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
+                    if let Some(limit) = wanted.iter().find(|limit| has(limit.controller)) {
+                        return Err(CgroupError::NotDelegated { setting: limit.name.to_owned(), source });
+                    }
+                    tracing::debug!(?path, "no cgroup in this hierarchy: not delegated");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let Some(resources) = resources else { return Ok(()) };
+        for group in &self.groups {
+            apply(group, resources, warnings)?;
+        }
+        let rules = resources.devices().iter().flatten().map(DeviceRule::from_oci).collect::<Result<Vec<_>, _>>()?;
+        self.restrict_devices(&rules)
+    }
+
+    fn restrict_devices(&self, rules: &[DeviceRule]) -> Result<(), CgroupError> {
+        if rules.is_empty() {
+            return Ok(());
+        }
+        if let Some(group) = self.with_controller("devices") {
+            for rule in rules {
+                let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+                let value = rule.v1_line();
+                fs::write(group.path.join(file), &value).map_err(|source| CgroupError::Set {
+                    file: file.to_owned(),
+                    value,
+                    source,
+                })?;
+            }
+            return Ok(());
+        }
+        let Some(group) = self.groups.iter().find(|group| group.directory.is_some()) else { return Ok(()) };
+        let directory = group.directory.as_ref().expect("just found by it").as_fd();
+        match attach_device_rules(directory, rules) {
+            // In a user namespace the call is refused, and the kernel already keeps foreign devices from its mounts.
+            Err(error) if is_denied(&error) && !crate::userns::is_initial() => Ok(()),
+            result => result.map_err(|source| CgroupError::DeviceProgram { path: group.path.clone(), source }),
+        }
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
+        let action = if frozen { "freeze" } else { "thaw" };
+        let v1 = self.with_controller("freezer");
+        let v2 = self.groups.iter().find(|group| group.version == Version::V2);
+        let Some(group) = v1.or(v2) else { return Ok(()) };
+        let fail = |source| CgroupError::Freeze { action, path: group.path.clone(), source };
+        let (file, value, state_file, reached) = match (group.version, frozen) {
+            (Version::V1, true) => ("freezer.state", "FROZEN", "freezer.state", "FROZEN"),
+            (Version::V1, false) => ("freezer.state", "THAWED", "freezer.state", "THAWED"),
+            (Version::V2, true) => ("cgroup.freeze", "1", "cgroup.events", "frozen 1"),
+            (Version::V2, false) => ("cgroup.freeze", "0", "cgroup.events", "frozen 0"),
+        };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            fs::write(group.path.join(file), value).map_err(fail)?;
+            let state = fs::read_to_string(group.path.join(state_file)).map_err(fail)?;
+            if state.lines().any(|line| line == reached) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(fail(io::ErrorKind::TimedOut.into()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Attaches `rules` as a program to the v2 directory.
+fn attach_device_rules(directory: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::Result<()> {
+    let program = strata_sys::bpf::load_device_program(&device_program::compile(rules))?;
+    strata_sys::bpf::attach_device_program(directory, program.as_fd())
+}
+
+/// Makes the directory in one hierarchy, with the parents it needs.
+fn make(hierarchy: &Hierarchy, name: &CgroupName, wanted: &[&str]) -> Result<Group, CgroupError> {
+    let path = hierarchy.mount.join(name.as_str());
+    let create_error = |path: &Path, source| CgroupError::Create { path: path.to_owned(), source };
+    let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
+    let cpuset = hierarchy.version == Version::V1 && has("cpuset");
+
+    let mut parent = hierarchy.mount.clone();
+    let mut parts = name.as_str().split('/').peekable();
+    while let Some(part) = parts.next() {
+        if hierarchy.version == Version::V2 {
+            enable_controllers(&parent, &hierarchy.controllers, wanted)?;
+        }
+        let child = parent.join(part);
+        let last = parts.peek().is_none();
+        match fs::create_dir(&child) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !last => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // What a killed predecessor left can go; a living container's cannot.
+                match fs::remove_dir(&child) {
+                    Ok(()) => fs::create_dir(&child).map_err(|source| create_error(&child, source))?,
+                    Err(_) => return Err(CgroupError::InUse { path: child }),
+                }
+            }
+            Err(source) => return Err(create_error(&child, source)),
+        }
+        if cpuset {
+            inherit_cpuset(&parent, &child).map_err(|source| create_error(&child, source))?;
+        }
+        parent = child;
+    }
+    let directory = match hierarchy.version {
+        Version::V1 => None,
+        Version::V2 => Some(
+            rustix::fs::open(&path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|error| create_error(&path, error.into()))?,
+        ),
+    };
+    Ok(Group { version: hierarchy.version, path, controllers: hierarchy.controllers.clone(), directory })
+}
+
+/// A fresh v1 cpuset is empty, and nothing can enter it.
+fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if fs::read_to_string(child.join(file))?.trim().is_empty() {
+            fs::write(child.join(file), fs::read_to_string(parent.join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// Hands the controllers of a v2 directory on to its children. Only those that a limit needs have to work.
+fn enable_controllers(parent: &Path, offered: &[String], wanted: &[&str]) -> Result<(), CgroupError> {
+    if offered.is_empty() {
+        return Ok(());
+    }
+    let file = parent.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&file).unwrap_or_default();
+    for controller in offered {
+        let useful = USEFUL.contains(&controller.as_str());
+        if !useful || enabled.split_whitespace().any(|name| name == controller) {
+            continue;
+        }
+        let value = format!("+{controller}");
+        if let Err(source) = fs::write(&file, &value)
+            && wanted.contains(&controller.as_str())
+        {
+            return Err(if is_denied(&source) {
+                CgroupError::NotDelegated { setting: format!("a {controller} limit"), source }
+            } else {
+                CgroupError::Set { file: file.display().to_string(), value, source }
+            });
+        }
+    }
+    Ok(())
+}
+
+fn apply(group: &Group, resources: &LinuxResources, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
+    for setting in settings(resources, group.version) {
+        if !group.controllers.iter().any(|name| name == setting.controller) {
+            continue;
+        }
+        let Setting { file, value, name, .. } = setting;
+        match fs::write(group.path.join(&file), &value) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && name == "a swap limit" => warnings.push(
+                "Your kernel does not support swap limit capabilities or the cgroup is not mounted. \
+                 Memory limited without swap."
+                    .to_owned(),
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(CgroupError::NoFile { setting: name.to_owned() });
+            }
+            Err(source) if is_denied(&source) && !crate::userns::is_initial() => {
+                return Err(CgroupError::NotDelegated { setting: name.to_owned(), source });
+            }
+            Err(source) => return Err(CgroupError::Set { file, value, source }),
+        }
+    }
+    if group.version == Version::V2 {
+        for (file, value) in resources.unified().iter().flatten() {
+            if file.contains('/') {
+                return Err(CgroupError::Name(file.clone()));
+            }
+            let owner = file.split('.').next().unwrap_or_default();
+            if owner == "cgroup" || group.controllers.iter().any(|name| name == owner) {
+                fs::write(group.path.join(file), value).map_err(|source| CgroupError::Set {
+                    file: file.clone(),
+                    value: value.clone(),
+                    source,
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory with everything below it, killing what lives in it.
+fn remove_directory(path: &Path) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_micros(50);
+    loop {
+        let source = match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => error,
+        };
+        if source.raw_os_error() != Some(libc::EBUSY) || Instant::now() > deadline {
+            return Err(CgroupError::Remove { path: path.to_owned(), source });
+        }
+        kill_all(path);
+        let children = fs::read_dir(path).into_iter().flatten().flatten();
+        for child in children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
+            remove_directory(&child.path())?;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+fn kill_all(path: &Path) {
+    // v2 since Linux 5.14; elsewhere one by one, and the caller comes again for those born meanwhile.
+    if fs::write(path.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in text.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+        // Already gone is fine; anything else shows when the directory stays busy.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS))
+}
+
+/// What limits and statistics use.
+const USEFUL: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
+
+/// How long killed processes may take to leave.
+const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,0 +1,187 @@
+//! The child's side, from `clone3` to `execve`.
+//!
+//! Nothing here allocates, locks or logs: everything it needs is in the [`Plan`], and every call is a system call by
+//! rustix's raw backend or `strata_sys`, given C strings. A failure travels to the parent as a step and an errno.
+
+mod console;
+mod identity;
+pub(crate) mod report;
+mod rootfs;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use oci_spec::runtime::LinuxNamespaceType;
+use rustix::fs::{Mode, OFlags};
+use strata_sys::clone::unshare;
+use strata_sys::process;
+
+use crate::landlock;
+use crate::plan::{Plan, StdioPlan};
+use report::{At, Failure, Step, receive_go, send_executing, send_failure};
+
+/// Walks through the plan and becomes the program; never returns.
+pub(crate) fn run(plan: &Plan) -> ! {
+    let failure = match follow(plan) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    send_failure(plan.parent.as_fd(), failure);
+    // Only seen when the report did not get through, as below a filter that forbids sending.
+    process::exit_now(match failure.step {
+        Step::ExecNotFound => 127,
+        Step::Exec => 126,
+        _ => 125,
+    })
+}
+
+enum Never {}
+
+fn follow(plan: &Plan) -> Result<Never, Failure> {
+    let parent = plan.parent.as_fd();
+    process::close_on_exec_from(3).at(Step::Descriptors, 0)?;
+    if plan.namespaces.has_new(LinuxNamespaceType::User) {
+        // The parent writes the maps; before that no id here means anything.
+        receive_go(parent).at(Step::Parent, 0)?;
+        identity::become_root().at(Step::RootIds, 0)?;
+    }
+    rustix::process::umask(Mode::empty());
+    rustix::process::setsid().at(Step::Session, 0)?;
+    // The caller's keys must not be reachable. No key support, or no quota left, is no reason not to start.
+    let _ = process::new_session_keyring(&plan.process.session_keyring);
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes()).at(Step::Hostname, 0)?;
+    }
+    if let Some(name) = &plan.domainname {
+        rustix::system::setdomainname(name.as_bytes()).at(Step::Domainname, 0)?;
+    }
+    if plan.namespaces.has_new(LinuxNamespaceType::Time) {
+        enter_time_namespace(plan)?;
+    }
+
+    let terminal = rootfs::build(plan)?;
+    rootfs::enter_working_directory(&plan.process.cwd)?;
+    attach_stdio(plan, terminal.as_ref().map(AsFd::as_fd))?;
+    drop(terminal);
+    if plan.namespaces.has_new(LinuxNamespaceType::Network) {
+        // A kernel without IPv4 has no such socket, and nothing to switch on.
+        if let Ok(socket) = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)
+        {
+            strata_sys::network::loopback_up(socket.as_fd()).at(Step::Loopback, 0)?;
+        }
+    }
+
+    for (index, (resource, limit)) in plan.process.rlimits.iter().enumerate() {
+        rustix::process::setrlimit(*resource, limit.clone()).at(Step::Rlimit, index)?;
+    }
+    if let Some(persona) = plan.process.personality {
+        process::personality(persona).at(Step::Personality, 0)?;
+    }
+    rustix::process::umask(Mode::from_bits_truncate(plan.process.umask));
+    let ruleset = plan.landlock.as_ref().map(landlock::prepare).transpose().at(Step::Landlock, 0)?;
+
+    // Without no_new_privs, filters need CAP_SYS_ADMIN, which goes with the ids. With it they come last, and tighter.
+    let early = !plan.process.no_new_privileges;
+    let wall = |plan: &Plan| -> Result<(), Failure> {
+        if let Some(ruleset) = &ruleset {
+            landlock::enforce(ruleset.as_fd()).at(Step::Landlock, 1)?;
+        }
+        send_executing(parent).at(Step::Parent, 1)?;
+        if let Some(seccomp) = &plan.seccomp {
+            strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
+        }
+        Ok(())
+    };
+    process::reset_signals();
+    if early {
+        identity::limit_bounding_set(&plan.process.capabilities)?;
+        wall(plan)?;
+        identity::change(&plan.process)?;
+    } else {
+        identity::limit_bounding_set(&plan.process.capabilities)?;
+        identity::change(&plan.process)?;
+        rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges, 0)?;
+        wall(plan)?;
+    }
+    execute(plan)
+}
+
+/// Tries the candidates in order. What exists and is refused stops a search only at its end, as in Go's `LookPath`.
+fn execute(plan: &Plan) -> Result<Never, Failure> {
+    let process = &plan.process;
+    for (index, candidate) in process.candidates.iter().enumerate() {
+        let error = process::execve(candidate, &process.arguments, &process.environment);
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        let exists = || rustix::fs::stat(candidate.as_c_str());
+        match errno {
+            libc::ENOENT | libc::ENOTDIR if exists().is_err() => {
+                if !process.searched {
+                    return Err(Failure::new(Step::ExecNotFound, index, errno));
+                }
+            }
+            libc::EACCES if process.searched => {}
+            libc::EACCES => {
+                let is_directory = exists().is_ok_and(|found| {
+                    rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Directory
+                });
+                let errno = if is_directory { libc::EISDIR } else { errno };
+                return Err(Failure::new(Step::Exec, index, errno));
+            }
+            // It exists, so a missing file is its interpreter.
+            _ => return Err(Failure::new(Step::Exec, index, errno)),
+        }
+    }
+    Err(Failure::new(Step::ExecNotFound, 0, libc::ENOENT))
+}
+
+/// The child enters the namespace at its exec, with the offsets written before.
+fn enter_time_namespace(plan: &Plan) -> Result<(), Failure> {
+    unshare(LinuxNamespaceType::Time as u64).at(Step::TimeNamespace, 0)?;
+    let Some(offsets) = &plan.time_offsets else { return Ok(()) };
+    let file = rustix::fs::open(c"/proc/self/timens_offsets", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .at(Step::TimeNamespace, 1)?;
+    rustix::io::write(&file, offsets.as_bytes()).at(Step::TimeNamespace, 2)?;
+    Ok(())
+}
+
+/// Waits until the parent has moved us into the cgroup, then makes that the root of what we see.
+pub(super) fn enter_cgroup(plan: &Plan) -> Result<(), Failure> {
+    receive_go(plan.parent.as_fd()).at(Step::Parent, 2)?;
+    if plan.namespaces.has_new(LinuxNamespaceType::Cgroup) {
+        unshare(LinuxNamespaceType::Cgroup as u64).at(Step::CgroupNamespace, 0)?;
+    }
+    Ok(())
+}
+
+fn attach_stdio(plan: &Plan, terminal: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    match &plan.stdio {
+        StdioPlan::Inherit => {}
+        StdioPlan::Fds(fds) => {
+            for (number, fd) in (0..).zip(fds) {
+                let position = usize::try_from(number).unwrap_or(0);
+                give_pipe(fd.as_fd(), plan);
+                process::place_fd(fd.as_fd(), number).at(Step::Stdio, position)?;
+            }
+        }
+        StdioPlan::Terminal => {
+            let terminal = terminal.ok_or(Failure::new(Step::NoDevpts, 0, libc::ENODEV))?;
+            rustix::process::ioctl_tiocsctty(terminal).at(Step::ControllingTerminal, 0)?;
+            for number in 0..3 {
+                process::place_fd(terminal, number).at(Step::Stdio, 0)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lets the user of the container open `/dev/stdout` and its kin again. Files of the host keep their owner.
+fn give_pipe(fd: BorrowedFd<'_>, plan: &Plan) {
+    let is_pipe = rustix::fs::fstat(fd)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo);
+    if is_pipe {
+        // A pipe of somebody else stays theirs; writing to the descriptor works either way.
+        let _ = rustix::fs::fchown(fd, Some(plan.process.uid), None);
+    }
+}
+
+/// The terminal's end for the container, kept open until it is the standard streams.
+type Terminal = Option<OwnedFd>;

@@ -1,0 +1,207 @@
+//! Architectures and their system call numbers.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+/// An architecture whose calls a filter can tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Architecture {
+    /// 64-bit x86.
+    X86_64,
+    /// 32-bit x86.
+    X86,
+    /// 64-bit x86 with 32-bit pointers: shares its audit number with `X86_64`, told apart by bit 30 of the number.
+    X32,
+    /// 64-bit ARM.
+    Aarch64,
+    /// 32-bit ARM.
+    Arm,
+    /// 64-bit RISC-V.
+    Riscv64,
+    /// 64-bit IBM Z.
+    S390x,
+    /// 64-bit little-endian POWER.
+    Ppc64le,
+    /// 64-bit LoongArch.
+    Loongarch64,
+}
+
+impl Architecture {
+    /// Every architecture, in the column order of the table.
+    pub const ALL: [Self; 9] = [
+        Self::X86_64,
+        Self::X86,
+        Self::X32,
+        Self::Aarch64,
+        Self::Arm,
+        Self::Riscv64,
+        Self::S390x,
+        Self::Ppc64le,
+        Self::Loongarch64,
+    ];
+
+    /// Returns the architecture this program was built for.
+    #[must_use]
+    pub fn native() -> Option<Self> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Self::X86_64),
+            "x86" => Some(Self::X86),
+            "aarch64" => Some(Self::Aarch64),
+            "arm" => Some(Self::Arm),
+            "riscv64" => Some(Self::Riscv64),
+            "s390x" => Some(Self::S390x),
+            "powerpc64" => Some(Self::Ppc64le),
+            "loongarch64" => Some(Self::Loongarch64),
+            _ => None,
+        }
+    }
+
+    /// Returns the other architectures whose programs this one runs: Docker's `archMap`.
+    #[must_use]
+    pub fn companions(self) -> &'static [Self] {
+        match self {
+            Self::X86_64 => &[Self::X86, Self::X32],
+            Self::Aarch64 => &[Self::Arm],
+            _ => &[],
+        }
+    }
+
+    /// Returns the number by which the kernel names it to a filter (`AUDIT_ARCH_*`).
+    #[must_use]
+    pub fn audit_number(self) -> u32 {
+        match self {
+            Self::X86_64 | Self::X32 => 0xc000_003e,
+            Self::X86 => 0x4000_0003,
+            Self::Aarch64 => 0xc000_00b7,
+            Self::Arm => 0x4000_0028,
+            Self::Riscv64 => 0xc000_00f3,
+            Self::S390x => 0x8000_0016,
+            Self::Ppc64le => 0xc000_0015,
+            Self::Loongarch64 => 0xc000_0102,
+        }
+    }
+
+    /// Parses libseccomp's name, such as `SCMP_ARCH_X86_64`.
+    #[must_use]
+    pub fn from_scmp(name: &str) -> Option<Self> {
+        Some(match name {
+            "SCMP_ARCH_X86_64" => Self::X86_64,
+            "SCMP_ARCH_X86" => Self::X86,
+            "SCMP_ARCH_X32" => Self::X32,
+            "SCMP_ARCH_AARCH64" => Self::Aarch64,
+            "SCMP_ARCH_ARM" => Self::Arm,
+            "SCMP_ARCH_RISCV64" => Self::Riscv64,
+            "SCMP_ARCH_S390X" => Self::S390x,
+            "SCMP_ARCH_PPC64LE" => Self::Ppc64le,
+            "SCMP_ARCH_LOONGARCH64" => Self::Loongarch64,
+            "SCMP_ARCH_NATIVE" => return Self::native(),
+            _ => return None,
+        })
+    }
+
+    /// Parses Go's name, such as `amd64`, which Docker's profiles use in conditions.
+    #[must_use]
+    pub fn from_go(name: &str) -> Option<Self> {
+        Some(match name {
+            "amd64" => Self::X86_64,
+            "x86" | "386" => Self::X86,
+            "x32" => Self::X32,
+            "arm64" => Self::Aarch64,
+            "arm" => Self::Arm,
+            "riscv64" => Self::Riscv64,
+            "s390x" => Self::S390x,
+            "ppc64le" => Self::Ppc64le,
+            "loong64" => Self::Loongarch64,
+            _ => return None,
+        })
+    }
+
+    /// Returns the number of a call as filters see it, bit 30 included for x32.
+    #[must_use]
+    pub fn number(self, name: &str) -> Option<u32> {
+        let row = table().get(name)?;
+        let number = row[self as usize]?;
+        Some(if self == Self::X32 { number | X32_BIT } else { number })
+    }
+
+    /// Returns the highest number of the numbers in a row that start at 0: private ranges, such as those of 32-bit
+    /// ARM, are apart.
+    pub(super) fn is_ordinary(self, number: u32) -> bool {
+        let number = if self == Self::X32 { number & !X32_BIT } else { number };
+        number < 0x1_0000
+    }
+}
+
+type Row = [Option<u32>; Architecture::ALL.len()];
+
+/// The data file, parsed once: 500 short lines.
+fn table() -> &'static HashMap<&'static str, Row> {
+    static TABLE: OnceLock<HashMap<&'static str, Row>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let mut table = HashMap::with_capacity(512);
+        for line in SYSCALLS.lines().filter(|line| !line.starts_with('#')).skip(1) {
+            let mut words = line.split(' ');
+            let Some(name) = words.next() else { continue };
+            let mut row = [None; Architecture::ALL.len()];
+            for (entry, word) in row.iter_mut().zip(words) {
+                *entry = word.parse().ok();
+            }
+            table.insert(name, row);
+        }
+        table
+    })
+}
+
+/// Marks x32 calls.
+pub(super) const X32_BIT: u32 = 0x4000_0000;
+
+/// Name and number for each architecture, from the kernel's tables.
+const SYSCALLS: &str = include_str!("syscalls.txt");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_numbers() {
+        let numbers = |name: &str| Architecture::ALL.map(|architecture| architecture.number(name));
+        assert_eq!(numbers("read")[..5], [Some(0), Some(3), Some(X32_BIT), Some(63), Some(3)]);
+        assert_eq!(numbers("execve")[..4], [Some(59), Some(11), Some(520 | X32_BIT), Some(221)]);
+        assert_eq!(Architecture::X86_64.number("socketcall"), None);
+        assert_eq!(Architecture::X86.number("socketcall"), Some(102));
+        assert_eq!(Architecture::Aarch64.number("open"), None);
+        assert_eq!(Architecture::X86_64.number("nonsense"), None);
+        // Everything since 2019 has one number everywhere.
+        assert!(numbers("clone3").iter().enumerate().all(|(column, number)| {
+            *number == Some(if column == Architecture::X32 as usize { 435 | X32_BIT } else { 435 })
+        }));
+    }
+
+    #[test]
+    fn the_table_agrees_with_libc_on_the_native_architecture() {
+        let native = Architecture::native().unwrap();
+        let pairs = [
+            ("openat2", libc::SYS_openat2),
+            ("mount", libc::SYS_mount),
+            ("personality", libc::SYS_personality),
+            ("setresuid", libc::SYS_setresuid),
+            ("seccomp", libc::SYS_seccomp),
+            ("io_uring_setup", libc::SYS_io_uring_setup),
+            ("process_vm_readv", libc::SYS_process_vm_readv),
+        ];
+        for (name, number) in pairs {
+            assert_eq!(native.number(name).map(i64::from), Some(number), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_number_is_given_twice_except_for_one_renamed_call() {
+        for (column, architecture) in Architecture::ALL.into_iter().enumerate() {
+            let mut numbers: Vec<u32> = table().values().filter_map(|row| row[column]).collect();
+            numbers.sort_unstable();
+            let doubled: Vec<u32> = numbers.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+            let expected: &[u32] = if architecture == Architecture::Arm { &[341] } else { &[] };
+            assert_eq!(doubled, expected, "{architecture:?}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! From rules to classic BPF.
+//!
+//! ```text
+//! load architecture ── equal? ──▶ load number ──▶ binary search over ranges of equal outcome ──▶ return
+//!        │ none                                                            └▶ argument checks ──▶ return
+//!        └──▶ kill the process
+//! ```
+//!
+//! The output depends on the profile, the capabilities and the kernel version alone, so it can be cached by content.
+
+use std::borrow::Cow;
+
+use strata_sys::seccomp::Instruction;
+
+use super::architecture::X32_BIT;
+use super::{Action, Architecture, Comparison, Condition, Profile, ProfileError, Rule};
+use crate::capabilities::CapabilitySet;
+
+/// A compiled filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// What the kernel runs.
+    pub instructions: Cow<'static, [Instruction]>,
+    /// `SECCOMP_FILTER_FLAG_*` bits to load it with.
+    pub flags: u32,
+}
+
+impl Profile {
+    /// Compiles for this machine and a process whose bounding set is `capabilities`.
+    ///
+    /// # Errors
+    /// [`ProfileError::NoTable`], [`ProfileError::TooLong`].
+    pub fn compile(&self, capabilities: CapabilitySet) -> Result<Program, ProfileError> {
+        let native = Architecture::native().ok_or(ProfileError::NoTable)?;
+        self.compile_for(native, capabilities, kernel_version())
+    }
+
+    /// Compiles for a given machine, kernel and bounding set.
+    ///
+    /// # Errors
+    /// [`ProfileError::TooLong`].
+    pub fn compile_for(
+        &self,
+        native: Architecture,
+        capabilities: CapabilitySet,
+        kernel: (u32, u32),
+    ) -> Result<Program, ProfileError> {
+        let rules: Vec<&Rule> = self.rules.iter().filter(|rule| rule.counts(native, capabilities, kernel)).collect();
+        let mut code = vec![load(ARCHITECTURE)];
+        // x32 lives inside x86_64's numbers and is emitted there.
+        let separate = self.architectures.iter().filter(|architecture| **architecture != Architecture::X32);
+        for architecture in separate {
+            let mut body = vec![load(NUMBER)];
+            let mut ranges = self.ranges(*architecture, &rules);
+            if *architecture == Architecture::X86_64 {
+                ranges.retain(|range| range.start < X32_BIT);
+                if self.architectures.contains(&Architecture::X32) {
+                    let x32 = self.ranges(Architecture::X32, &rules).into_iter();
+                    ranges.extend(x32.map(|range| Range { start: range.start.max(X32_BIT), ..range }));
+                } else {
+                    ranges.push(Range { start: X32_BIT, outcome: Outcome::plain(Action::KillProcess) });
+                    // What a tracer writes to skip a call.
+                    ranges.push(Range { start: u32::MAX, outcome: Outcome::plain(self.default_action) });
+                }
+            }
+            emit_tree(&mut body, &ranges);
+            let length = u32::try_from(body.len()).map_err(|_| ProfileError::TooLong(body.len()))?;
+            // A body is longer than a conditional jump can skip.
+            code.push(jump(EQUAL, architecture.audit_number(), 1, 0));
+            code.push(Instruction { code: ALWAYS, jump_true: 0, jump_false: 0, k: length });
+            code.append(&mut body);
+        }
+        code.push(give(Action::KillProcess));
+        if code.len() > LONGEST {
+            return Err(ProfileError::TooLong(code.len()));
+        }
+        Ok(Program { instructions: Cow::Owned(code), flags: self.flags })
+    }
+
+    /// Splits the numbers of an architecture into ranges of equal outcome, in order, the first at 0.
+    fn ranges(&self, architecture: Architecture, rules: &[&Rule]) -> Vec<Range> {
+        let mut hits: Vec<(u32, usize)> = Vec::with_capacity(512);
+        for (position, rule) in rules.iter().enumerate() {
+            hits.extend(rule.names.iter().filter_map(|name| Some((architecture.number(name)?, position))));
+        }
+        hits.sort_unstable();
+        let default = Outcome::plain(self.default_action);
+        let mut ranges: Vec<Range> = Vec::with_capacity(hits.len() + 2);
+        let push = |ranges: &mut Vec<Range>, start: u32, outcome: Outcome| match ranges.last_mut() {
+            Some(last) if last.start == start => last.outcome = outcome,
+            Some(last) if last.outcome == outcome => {}
+            _ => ranges.push(Range { start, outcome }),
+        };
+        push(&mut ranges, 0, default.clone());
+        for group in hits.chunk_by(|one, other| one.0 == other.0) {
+            let number = group[0].0;
+            push(&mut ranges, number, self.outcome(group.iter().map(|(_, position)| rules[*position])));
+            push(&mut ranges, number.saturating_add(1), default.clone());
+        }
+        if let Some(newest) = self.newest(architecture) {
+            // Private ranges far above (32-bit ARM) keep their rules.
+            let unknown = Range { start: newest + 1, outcome: Outcome::plain(Action::Errno(ENOSYS)) };
+            let at = ranges.iter().position(|range| range.start >= unknown.start);
+            match at {
+                Some(at) if ranges[at].start == unknown.start => ranges[at] = unknown,
+                Some(at) => ranges.insert(at, unknown),
+                None => ranges.push(unknown),
+            }
+        }
+        ranges
+    }
+
+    /// What happens to one call: conditions in order, then the first rule without any, then the default.
+    fn outcome<'a>(&self, rules: impl Iterator<Item = &'a Rule> + Clone) -> Outcome {
+        let last =
+            rules.clone().find(|rule| rule.conditions.is_empty()).map_or(self.default_action, |rule| rule.action);
+        let mut checks: Vec<(Vec<Condition>, Action)> = rules
+            .filter(|rule| !rule.conditions.is_empty())
+            .map(|rule| (rule.conditions.clone(), rule.action))
+            .collect();
+        // Checks at the end that lead to the same outcome need not be made.
+        while checks.last().is_some_and(|(_, action)| *action == last) {
+            checks.pop();
+        }
+        Outcome { checks, last }
+    }
+
+    /// The highest number that the profile knows, if what is above is to be taken for unknown.
+    fn newest(&self, architecture: Architecture) -> Option<u32> {
+        match self.default_action {
+            Action::Errno(errno) if errno != ENOSYS => {}
+            _ => return None,
+        }
+        let names = self.rules.iter().flat_map(|rule| &rule.names);
+        names.filter_map(|name| architecture.number(name)).filter(|number| architecture.is_ordinary(*number)).max()
+    }
+}
+
+impl Rule {
+    fn counts(&self, native: Architecture, capabilities: CapabilitySet, kernel: (u32, u32)) -> bool {
+        capabilities.intersection(self.with_capabilities) == self.with_capabilities
+            && capabilities.intersection(self.without_capabilities) == CapabilitySet::EMPTY
+            && (self.with_architectures.is_empty() || self.with_architectures.contains(&native))
+            && !self.without_architectures.contains(&native)
+            && self.minimum_kernel.is_none_or(|minimum| kernel >= minimum)
+    }
+}
+
+/// From `start` to the next range's start, one outcome.
+#[derive(Clone, Debug)]
+struct Range {
+    start: u32,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Outcome {
+    checks: Vec<(Vec<Condition>, Action)>,
+    last: Action,
+}
+
+impl Outcome {
+    fn plain(action: Action) -> Self {
+        Self { checks: Vec::new(), last: action }
+    }
+}
+
+/// Emits a search for the range of the number in the accumulator. Every path returns, so that nothing follows.
+fn emit_tree(code: &mut Vec<Instruction>, ranges: &[Range]) {
+    let (lower, upper) = match ranges {
+        [] => return,
+        [only] => return emit_outcome(code, &only.outcome),
+        _ => ranges.split_at(ranges.len() / 2),
+    };
+    let at = code.len();
+    code.push(jump(NOT_LESS, upper[0].start, 0, 0));
+    emit_tree(code, lower);
+    let length = code.len() - at - 1;
+    match u8::try_from(length) {
+        Ok(length) => code[at].jump_true = length,
+        Err(_) => {
+            // Too far for a conditional jump: hop over an unconditional one.
+            code[at].jump_false = 1;
+            let far = u32::try_from(length).unwrap_or(u32::MAX);
+            code.insert(at + 1, Instruction { code: ALWAYS, jump_true: 0, jump_false: 0, k: far });
+        }
+    }
+    emit_tree(code, upper);
+}
+
+fn emit_outcome(code: &mut Vec<Instruction>, outcome: &Outcome) {
+    for (conditions, action) in &outcome.checks {
+        let start = code.len();
+        for condition in conditions {
+            emit_condition(code, condition);
+        }
+        code.push(give(*action));
+        let end = code.len();
+        for (position, instruction) in code.iter_mut().enumerate().skip(start) {
+            // At most six conditions of six instructions each: always within reach.
+            let distance = u8::try_from(end - position - 1).unwrap_or(u8::MAX);
+            if instruction.code & CLASS == JUMP_CLASS {
+                for target in [&mut instruction.jump_true, &mut instruction.jump_false] {
+                    if *target == FAIL {
+                        *target = distance;
+                    }
+                }
+            }
+        }
+    }
+    code.push(give(outcome.last));
+}
+
+/// Goes on behind itself when the condition holds, else to [`FAIL`].
+fn emit_condition(code: &mut Vec<Instruction>, condition: &Condition) {
+    let [high, low] =
+        [condition.value >> 32, condition.value & 0xffff_ffff].map(|half| u32::try_from(half).unwrap_or(0));
+    let argument = u32::from(condition.argument);
+    let (first, second) = (16 + 8 * argument, 20 + 8 * argument);
+    let (low_at, high_at) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
+    match condition.comparison {
+        Comparison::Equal => {
+            code.extend([load(high_at), jump(EQUAL, high, 0, FAIL), load(low_at), jump(EQUAL, low, 0, FAIL)])
+        }
+        Comparison::NotEqual => {
+            code.extend([load(high_at), jump(EQUAL, high, 0, 2), load(low_at), jump(EQUAL, low, FAIL, 0)])
+        }
+        Comparison::Greater | Comparison::GreaterOrEqual => {
+            let last = if condition.comparison == Comparison::Greater { GREATER } else { NOT_LESS };
+            code.extend([
+                load(high_at),
+                jump(GREATER, high, 3, 0),
+                jump(EQUAL, high, 0, FAIL),
+                load(low_at),
+                jump(last, low, 0, FAIL),
+            ]);
+        }
+        Comparison::Less | Comparison::LessOrEqual => {
+            let last = if condition.comparison == Comparison::Less { NOT_LESS } else { GREATER };
+            code.extend([
+                load(high_at),
+                jump(GREATER, high, FAIL, 0),
+                jump(EQUAL, high, 0, 2),
+                load(low_at),
+                jump(last, low, FAIL, 0),
+            ]);
+        }
+        Comparison::MaskedEqual(mask) => {
+            let [mask_high, mask_low] = [mask >> 32, mask & 0xffff_ffff].map(|half| u32::try_from(half).unwrap_or(0));
+            if mask_high != 0 || high != 0 {
+                code.extend([load(high_at), and(mask_high), jump(EQUAL, high, 0, FAIL)]);
+            }
+            code.extend([load(low_at), and(mask_low), jump(EQUAL, low, 0, FAIL)]);
+        }
+    }
+}
+
+const fn load(offset: u32) -> Instruction {
+    Instruction { code: LOAD_WORD, jump_true: 0, jump_false: 0, k: offset }
+}
+
+const fn and(mask: u32) -> Instruction {
+    Instruction { code: AND, jump_true: 0, jump_false: 0, k: mask }
+}
+
+const fn jump(code: u16, k: u32, jump_true: u8, jump_false: u8) -> Instruction {
+    Instruction { code, jump_true, jump_false, k }
+}
+
+fn give(action: Action) -> Instruction {
+    Instruction { code: RETURN, jump_true: 0, jump_false: 0, k: action.value() }
+}
+
+/// Major and minor version of the running kernel.
+fn kernel_version() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let mut numbers = uname.release().to_str().unwrap_or_default().split(|letter: char| !letter.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    (next(), next())
+}
+
+const LOAD_WORD: u16 = 0x20;
+const AND: u16 = 0x54;
+const RETURN: u16 = 0x06;
+const ALWAYS: u16 = 0x05;
+const EQUAL: u16 = 0x15;
+const GREATER: u16 = 0x25;
+const NOT_LESS: u16 = 0x35;
+const CLASS: u16 = 0x07;
+const JUMP_CLASS: u16 = 0x05;
+/// A jump out of a list of conditions, until its length is known. No real jump in there is that far.
+const FAIL: u8 = u8::MAX;
+/// Offsets in `struct seccomp_data`.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const ENOSYS: u16 = 38;
+/// `BPF_MAXINSNS`.
+const LONGEST: usize = 4096;
+
+#[cfg(test)]
+mod tests;

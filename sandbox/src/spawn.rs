@@ -1,0 +1,353 @@
+//! The parent's side of a start: plan, clone, map ids, move into the cgroup, wait for the word that the program runs.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, OnceLock};
+
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use strata_sys::clone::{Cloned, clone3, unshare};
+
+use crate::capabilities::CapabilitySet;
+use crate::cgroup::Cgroup;
+use crate::child;
+use crate::child::report::{Report, receive, send_go};
+use crate::landlock::LandlockPlan;
+use crate::plan::process::ProcessPlan;
+use crate::plan::{MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
+use crate::running::ExitStatus;
+use crate::seccomp::Profile;
+use crate::{Landlock, Launch, Running, Seccomp, SpawnError, Stdio, describe, userns};
+
+/// Starts a container and returns once its program has been executed.
+///
+/// # Errors
+/// [`SpawnError`]; nothing of the container is left then, neither process nor cgroup nor mount.
+pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
+    let spec = launch.spec;
+    refuse_what_is_not_done(spec)?;
+    let mut warnings = Vec::new();
+    let namespaces = Namespaces::from_spec(spec)?;
+    let (root, root_is_folder) = mounts::open_root(launch.root)?;
+    let may_set_groups = userns::may_set_groups();
+    let process = ProcessPlan::new(spec, root.as_fd(), launch.user, launch.groups, may_set_groups)?;
+    if !may_set_groups && process.has_groups() {
+        warnings.push("supplementary groups are left out: this user namespace forbids setgroups".to_owned());
+    }
+    let seccomp = compile_filter(spec, &launch.seccomp, process.capabilities.bounding)?;
+    let landlock = match launch.landlock {
+        Landlock::Off => None,
+        Landlock::Auto => LandlockPlan::new(spec, process.capabilities.bounding, seccomp.is_some()),
+    };
+    let rootfs = RootfsPlan::new(spec, root, &launch.stdio, &namespaces)?;
+    let (parent_end, child_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| SpawnError::Parent { what: "make a socket pair", source: errno.into() })?;
+    let name = |text: &Option<String>| {
+        let text = text.as_ref().filter(|text| !text.is_empty());
+        text.map(|text| std::ffi::CString::new(text.as_str()))
+            .transpose()
+            .map_err(|_| SpawnError::Invalid("NUL in the host name".into()))
+    };
+    let plan = Plan {
+        parent: child_end,
+        hostname: name(spec.hostname())?,
+        domainname: name(spec.domainname())?,
+        time_offsets: time_offsets(spec),
+        namespaces,
+        rootfs,
+        stdio: match launch.stdio {
+            Stdio::Inherit => StdioPlan::Inherit,
+            Stdio::Fds { stdin, stdout, stderr } => StdioPlan::Fds([stdin, stdout, stderr]),
+            Stdio::Terminal { .. } => StdioPlan::Terminal,
+        },
+        process,
+        landlock,
+        seccomp,
+    };
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let cgroup = match &launch.cgroup {
+        Some(name) => {
+            let (cgroup, notes) = Cgroup::create(name, resources)?;
+            warnings.extend(notes);
+            Some(CgroupGuard(Some(cgroup)))
+        }
+        None => None,
+    };
+    let group = cgroup.as_ref().and_then(|guard| guard.0.as_ref());
+    let unified = group.and_then(Cgroup::unified);
+    let (pid, pidfd) = clone_child(&plan, unified).map_err(|source| SpawnError::Clone { source })?;
+    // The child has its own copy; ours would hide its death from us.
+    drop(plan.parent);
+    let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
+    let told = Told { namespaces: &plan.namespaces, rootfs: &plan.rootfs, process: &plan.process };
+    let console = starting.guide(told, spec, group, root_is_folder, unified.is_some(), &mut warnings)?;
+    Ok(Running {
+        pid,
+        pidfd: starting.started(),
+        console,
+        cgroup: cgroup.and_then(CgroupGuard::keep),
+        warnings,
+        ended: OnceLock::new(),
+        reaping: Mutex::new(()),
+    })
+}
+
+/// What the parent still needs of the plan once the child walks through it.
+#[derive(Clone, Copy)]
+pub(crate) struct Told<'a> {
+    pub(crate) namespaces: &'a Namespaces,
+    pub(crate) rootfs: &'a RootfsPlan,
+    pub(crate) process: &'a ProcessPlan,
+}
+
+/// A child on its way. Dropped before [`started`](Starting::started), it is made to end and reaped.
+struct Starting {
+    pid: u32,
+    pidfd: Option<OwnedFd>,
+    socket: OwnedFd,
+}
+
+impl Starting {
+    /// Does what only the parent can, and listens until the program runs. Returns the terminal.
+    fn guide(
+        &self,
+        plan: Told<'_>,
+        spec: &Spec,
+        cgroup: Option<&Cgroup>,
+        root_is_folder: bool,
+        born_in_unified: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<OwnedFd>, SpawnError> {
+        // A child that failed early closes its end; the reason is in what it reported, not in our failed write.
+        let go = |what| match send_go(self.socket.as_fd()) {
+            Ok(()) | Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Ok(()),
+            Err(errno) => Err(SpawnError::Parent { what, source: errno.into() }),
+        };
+        if plan.namespaces.has_new(LinuxNamespaceType::User) {
+            self.write_id_maps(spec)?;
+            self.map_owners(plan.rootfs, root_is_folder, warnings)?;
+            go("release the child")?;
+        }
+        if let Some(cgroup) = cgroup {
+            cgroup.attach(self.pid, born_in_unified)?;
+        }
+        if let Some(score) = plan.process.oom_score {
+            std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())
+                .map_err(|source| SpawnError::Parent { what: "set the OOM score", source })?;
+        }
+        go("release the child")?;
+
+        let mut console = None;
+        let mut executing = false;
+        loop {
+            let report = receive(self.socket.as_fd())
+                .map_err(|errno| SpawnError::Parent { what: "listen to the child", source: errno.into() })?;
+            match report {
+                Some(Report::Console(fd)) => console = Some(fd),
+                Some(Report::Executing) => executing = true,
+                Some(Report::Failed(failure)) => return Err(describe::failure(plan, failure)),
+                None if executing => return Ok(console),
+                None => return Err(SpawnError::Died { status: self.reap()? }),
+            }
+        }
+    }
+
+    fn write_id_maps(&self, spec: &Spec) -> Result<(), SpawnError> {
+        let linux = spec.linux().as_ref();
+        let uids = linux.and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
+        let gids = linux.and_then(|linux| linux.gid_mappings().as_deref()).unwrap_or_default();
+        for (file, maps) in [("uid_map", uids), ("gid_map", gids)] {
+            let lines: String = maps.iter().map(map_line).collect();
+            std::fs::write(format!("/proc/{}/{file}", self.pid), lines)
+                .map_err(|source| SpawnError::IdMap { file, source })?;
+        }
+        Ok(())
+    }
+
+    /// Shows files with the owners that the container's ids stand for, where that was asked for or is the only sense:
+    /// a plain folder as the root of a container with ids of its own.
+    fn map_owners(
+        &self,
+        rootfs: &RootfsPlan,
+        root_is_folder: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), SpawnError> {
+        let binds = rootfs.mounts.iter().filter_map(|mount| match &mount.source {
+            MountSource::Detached { mount, idmap: Some(recursive) } => Some((mount, *recursive)),
+            _ => None,
+        });
+        let mut binds = binds.peekable();
+        if !root_is_folder && binds.peek().is_none() {
+            return Ok(());
+        }
+        let fail = |source| SpawnError::Parent { what: "map the owners of a mount", source };
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/user", self.pid)).map_err(fail)?;
+        let map = |mount: &OwnedFd, recursive| {
+            strata_sys::mount_attributes::mount_idmap(mount.as_fd(), recursive, namespace.as_fd())
+        };
+        if root_is_folder && let Err(error) = map(&rootfs.root, false) {
+            // Not every filesystem can, and a nested namespace may not. The files keep their owners then.
+            warnings.push(format!("owners of the root filesystem are not mapped: {error}"));
+        }
+        for (mount, recursive) in binds {
+            map(mount, recursive).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    fn reap(&self) -> Result<ExitStatus, SpawnError> {
+        let fail = |source| SpawnError::Parent { what: "wait for the child", source };
+        let pidfd = self.pidfd.as_ref().ok_or_else(|| fail(io::ErrorKind::NotFound.into()))?;
+        loop {
+            // Not reaped yet: that is left to the destructor, which does it on every way out.
+            match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+                Ok(Some(status)) => return Ok(ExitStatus::from_wait(&status)),
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(fail(errno.into())),
+            }
+        }
+    }
+
+    fn started(mut self) -> OwnedFd {
+        self.pidfd.take().expect("taken only here, and this takes the value")
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.pidfd.take() else { return };
+        // Both fail only when it is gone already.
+        let _ = strata_sys::pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
+        while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
+    }
+}
+
+/// Removes a cgroup unless the start succeeds.
+struct CgroupGuard(Option<Cgroup>);
+
+impl CgroupGuard {
+    fn keep(mut self) -> Option<Cgroup> {
+        self.0.take()
+    }
+}
+
+impl Drop for CgroupGuard {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.0.take()
+            && let Err(error) = cgroup.remove()
+        {
+            tracing::warn!(%error, "cgroup not removed after a failed start");
+        }
+    }
+}
+
+/// Makes the child, from a thread that has joined namespaces if some are to be joined.
+fn clone_child(plan: &Plan, unified: Option<BorrowedFd<'_>>) -> io::Result<(u32, OwnedFd)> {
+    // The child makes these itself: the first when it is in its cgroup, the second because it is entered at exec.
+    let later = LinuxNamespaceType::Cgroup as u64 | LinuxNamespaceType::Time as u64;
+    let flags = plan.namespaces.new & !later;
+    let clone = || clone_process(flags, unified, plan, |plan| child::run(plan));
+    if plan.namespaces.joined.is_empty() {
+        return clone();
+    }
+    // Joining is for good and per thread, and a child inherits it: a thread for one child, which then ends.
+    std::thread::scope(|scope| {
+        let joined = scope.spawn(|| {
+            unshare(u64::from(libc::CLONE_FS.unsigned_abs()))?;
+            for (kind, fd) in &plan.namespaces.joined {
+                move_into_link_name_space(fd.as_fd(), Some(link_kind(*kind)))?;
+            }
+            clone()
+        });
+        joined.join().unwrap_or_else(|_| Err(io::Error::other("the cloning thread panicked")))
+    })
+}
+
+/// Makes a child that runs `child` on its copy of `context` and nothing else.
+///
+/// # Preconditions
+/// `child` neither allocates nor locks.
+#[expect(unsafe_code, reason = "the one call that makes a second process out of this one")]
+pub(crate) fn clone_process<T>(
+    flags: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    context: &T,
+    child: fn(&T) -> !,
+) -> io::Result<(u32, OwnedFd)> {
+    // SAFETY: the child's side is `child` alone, which by this function's contract makes system calls only and ends
+    // with execve or exit; it never returns here, as its type says.
+    match unsafe { clone3(flags, cgroup) }? {
+        Cloned::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        Cloned::Child => child(context),
+    }
+}
+
+fn link_kind(kind: LinuxNamespaceType) -> LinkNameSpaceType {
+    match kind {
+        LinuxNamespaceType::Mount => LinkNameSpaceType::Mount,
+        LinuxNamespaceType::Cgroup => LinkNameSpaceType::ControlGroup,
+        LinuxNamespaceType::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        LinuxNamespaceType::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        LinuxNamespaceType::User => LinkNameSpaceType::User,
+        LinuxNamespaceType::Pid => LinkNameSpaceType::ProcessID,
+        LinuxNamespaceType::Network => LinkNameSpaceType::Network,
+        LinuxNamespaceType::Time => LinkNameSpaceType::Time,
+    }
+}
+
+fn compile_filter(spec: &Spec, wanted: &Seccomp, bounding: CapabilitySet) -> Result<Option<SeccompPlan>, SpawnError> {
+    let from_spec;
+    let profile = match wanted {
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::Default => Profile::docker_default(),
+        Seccomp::Profile(profile) => profile,
+        Seccomp::FromSpec => {
+            let Some(seccomp) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
+                return Ok(None);
+            };
+            from_spec = Profile::from_oci(seccomp)?;
+            &from_spec
+        }
+    };
+    let program = profile.compile(bounding)?;
+    Ok(Some(SeccompPlan { filter: program.instructions, flags: program.flags }))
+}
+
+fn map_line(map: &LinuxIdMapping) -> String {
+    format!("{} {} {}\n", map.container_id(), map.host_id(), map.size())
+}
+
+fn time_offsets(spec: &Spec) -> Option<String> {
+    let offsets = spec.linux().as_ref()?.time_offsets().as_ref()?;
+    let line = |(clock, offset): (&String, &oci_spec::runtime::LinuxTimeOffset)| {
+        format!("{clock} {} {}\n", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0))
+    };
+    Some(offsets.iter().map(line).collect())
+}
+
+/// What is left out is said, not ignored.
+fn refuse_what_is_not_done(spec: &Spec) -> Result<(), SpawnError> {
+    let linux = spec.linux().as_ref();
+    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default());
+    let checks = [
+        (hooks, "hooks"),
+        (linux.is_some_and(|linux| linux.intel_rdt().is_some()), "linux.intelRdt"),
+        (linux.is_some_and(|linux| linux.memory_policy().is_some()), "linux.memoryPolicy"),
+        (
+            linux.is_some_and(|linux| linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
+            "linux.netDevices",
+        ),
+        (
+            linux.is_some_and(|linux| linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())),
+            "linux.mountLabel",
+        ),
+        (spec.process().as_ref().is_some_and(|process| process.scheduler().is_some()), "process.scheduler"),
+        (spec.process().as_ref().is_some_and(|process| process.io_priority().is_some()), "process.ioPriority"),
+    ];
+    match checks.into_iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(SpawnError::Unsupported(what.into())),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,409 @@
+//! User namespaces: id maps, free ranges for containers, and how a plain user becomes root of a namespace of his own.
+
+use std::ffi::{CString, OsStr};
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
+use rustix::process::{WaitId, WaitIdOptions, getgid, getuid, waitid};
+use strata_sys::process::CStringList;
+
+use crate::capabilities;
+
+/// One range of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// First id in the container.
+    pub container: u32,
+    /// First id outside.
+    pub host: u32,
+    /// How many.
+    pub size: u32,
+}
+
+/// The maps of a user namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMaps {
+    /// For user ids.
+    pub uids: Vec<IdRange>,
+    /// For group ids.
+    pub gids: Vec<IdRange>,
+}
+
+impl IdMaps {
+    /// Maps `size` ids from 0 in the container to `host` and up outside.
+    #[must_use]
+    pub fn block(host: u32, size: u32) -> Self {
+        let range = IdRange { container: 0, host, size };
+        Self { uids: vec![range], gids: vec![range] }
+    }
+
+    /// Returns the maps in the spec's form: users, groups.
+    #[must_use]
+    pub fn to_oci(&self) -> (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>) {
+        let convert = |ranges: &[IdRange]| {
+            let mapping = |range: &IdRange| {
+                LinuxIdMappingBuilder::default()
+                    .container_id(range.container)
+                    .host_id(range.host)
+                    .size(range.size)
+                    .build()
+                    .expect("all three fields are set")
+            };
+            ranges.iter().map(mapping).collect()
+        };
+        (convert(&self.uids), convert(&self.gids))
+    }
+}
+
+/// Tells whether this process lives in the machine's initial user namespace, where all ids exist.
+#[must_use]
+pub fn is_initial() -> bool {
+    own_map("/proc/self/uid_map", &UID_MAP).iter().any(|range| range.size == u32::MAX)
+}
+
+/// Tells whether `gid` exists in this process's user namespace.
+#[must_use]
+pub fn maps_gid(gid: u32) -> bool {
+    let inside =
+        |range: &IdRange| gid >= range.container && u64::from(gid) < u64::from(range.container) + u64::from(range.size);
+    own_map("/proc/self/gid_map", &GID_MAP).iter().any(inside)
+}
+
+/// Tells whether `setgroups` works here. In a namespace that a plain user mapped alone it does not.
+#[must_use]
+pub fn may_set_groups() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").map_or(true, |text| text.trim() != "deny")
+}
+
+fn own_map(path: &str, cache: &'static OnceLock<Vec<IdRange>>) -> &'static [IdRange] {
+    cache.get_or_init(|| parse_map(&std::fs::read_to_string(path).unwrap_or_default()))
+}
+
+/// Parses the kernel's `uid_map`.
+fn parse_map(text: &str) -> Vec<IdRange> {
+    let line = |line: &str| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse().ok());
+        Some(IdRange { container: numbers.next()??, host: numbers.next()??, size: numbers.next()?? })
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Chooses maps for `--userns auto`: [`AUTO_SIZE`] ids that no other container of this root uses.
+///
+/// `taken` lists the blocks in use (their first host ids). In the initial namespace the range comes from the
+/// `/etc/subuid` and `/etc/subgid` entry of `strata` or `containers` if there is one, else from ids far above those of
+/// people. In a nested namespace it is cut from what is mapped there.
+///
+/// # Errors
+/// [`UserNamespaceError::NoFreeRange`].
+pub fn auto(taken: &[u32]) -> Result<IdMaps, UserNamespaceError> {
+    let (first, end) = if is_initial() {
+        let configured = ["strata", "containers"].into_iter().find_map(|owner| {
+            let uids = subordinate(Path::new("/etc/subuid"), owner, None).into_iter().max_by_key(|range| range.1)?;
+            let gids = subordinate(Path::new("/etc/subgid"), owner, None);
+            gids.contains(&uids).then_some(uids)
+        });
+        let (first, size) = configured.unwrap_or((AUTO_FIRST, AUTO_END - AUTO_FIRST));
+        (first, first.saturating_add(size))
+    } else {
+        // Ids of this namespace itself: below 65536 they are the rootless containers' own.
+        let map = own_map("/proc/self/uid_map", &UID_MAP);
+        (AUTO_SIZE, map.iter().map(|range| range.container.saturating_add(range.size)).max().unwrap_or(0))
+    };
+    let mut candidate = first;
+    while candidate.checked_add(AUTO_SIZE).is_some_and(|next| next <= end) {
+        let overlaps = |other: &u32| candidate < other.saturating_add(AUTO_SIZE) && *other < candidate + AUTO_SIZE;
+        match taken.iter().copied().filter(overlaps).max() {
+            None => return Ok(IdMaps::block(candidate, AUTO_SIZE)),
+            Some(other) => candidate = other.saturating_add(AUTO_SIZE),
+        }
+    }
+    Err(UserNamespaceError::NoFreeRange)
+}
+
+/// Reads the ranges of `name` or `uid` from a subuid or subgid file: first id and count.
+fn subordinate(file: &Path, name: &str, uid: Option<u32>) -> Vec<(u32, u32)> {
+    parse_subordinate(&std::fs::read_to_string(file).unwrap_or_default(), name, uid)
+}
+
+fn parse_subordinate(text: &str, name: &str, uid: Option<u32>) -> Vec<(u32, u32)> {
+    let uid = uid.map(|uid| uid.to_string());
+    let line = |line: &str| {
+        let mut fields = line.split(':');
+        let owner = fields.next()?;
+        if owner.is_empty() || (owner != name && Some(owner) != uid.as_deref()) {
+            return None;
+        }
+        let (first, count) = (fields.next()?.parse::<u32>().ok()?, fields.next()?.trim().parse::<u32>().ok()?);
+        (count > 0 && first.checked_add(count).is_some()).then_some((first, count))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// What [`enter_rootless`] found or made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rootless {
+    /// This process may mount already: root, or root of a namespace.
+    NotNeeded,
+    /// It is now root of a namespace with subordinate ids.
+    Ranges,
+    /// It is now root of a namespace in which only the user himself exists. Files of other owners cannot be made.
+    Single,
+}
+
+/// Makes a plain user root of a user and mount namespace of his own.
+///
+/// Subordinate ids of `/etc/subuid` and `/etc/subgid` are mapped by `newuidmap` and `newgidmap` where both exist. The
+/// process keeps its id, its descriptors and its terminal. Without effect where mounting is allowed already.
+///
+/// # Preconditions
+/// The process has one thread: call it first in `main`.
+///
+/// # Errors
+/// [`UserNamespaceError`] where the kernel or its configuration forbids user namespaces.
+pub fn enter_rootless() -> Result<Rootless, UserNamespaceError> {
+    if capabilities::has_effective(capabilities::SYS_ADMIN) {
+        return Ok(Rootless::NotNeeded);
+    }
+    let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
+    let helpers = Helpers::start(uid, gid)?;
+    let unshared = strata_sys::clone::unshare(NEW_USER_AND_MOUNT);
+    let mapped = match (&unshared, helpers) {
+        (Ok(()), Some(helpers)) => helpers.map(),
+        _ => false,
+    };
+    unshared.map_err(|source| UserNamespaceError::Unshare { hint: unshare_hint(&source), source })?;
+    if !mapped {
+        let write = |file: &'static str, text: &str| {
+            std::fs::write(format!("/proc/self/{file}"), text)
+                .map_err(|source| UserNamespaceError::Map { file, source })
+        };
+        write("setgroups", "deny")?;
+        write("uid_map", &format!("0 {uid} 1"))?;
+        write("gid_map", &format!("0 {gid} 1"))?;
+    }
+    let root = |what, result: rustix::io::Result<()>| {
+        result.map_err(|errno| UserNamespaceError::BecomeRoot { what, source: errno.into() })
+    };
+    use rustix::process::{Gid, Uid};
+    root("group", rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT))?;
+    root("user", rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))?;
+    // What the host mounts later still shows up here; what we mount stays ours.
+    let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
+    root("mounts", rustix::mount::mount_change(c"/", slave))?;
+    Ok(if mapped { Rootless::Ranges } else { Rootless::Single })
+}
+
+/// The two set-user-id programs, waiting outside of the namespace that they are to map.
+struct Helpers {
+    /// Writing here lets one start.
+    gates: [OwnedFd; 2],
+    pidfds: [OwnedFd; 2],
+}
+
+impl Helpers {
+    /// Prepares both; `None` without programs or ranges.
+    fn start(uid: u32, gid: u32) -> Result<Option<Self>, UserNamespaceError> {
+        let name = user_name(uid).unwrap_or_default();
+        let uids = subordinate(Path::new("/etc/subuid"), &name, Some(uid));
+        let gids = subordinate(Path::new("/etc/subgid"), &name, Some(uid));
+        let (Some(uid_program), Some(gid_program)) = (find_program("newuidmap"), find_program("newgidmap")) else {
+            return Ok(None);
+        };
+        if uids.is_empty() || gids.is_empty() {
+            return Ok(None);
+        }
+        let (uid_gate, uid_pidfd) = Self::fork(&uid_program, &map_arguments(uid, &uids))?;
+        let (gid_gate, gid_pidfd) = Self::fork(&gid_program, &map_arguments(gid, &gids))?;
+        Ok(Some(Self { gates: [uid_gate, gid_gate], pidfds: [uid_pidfd, gid_pidfd] }))
+    }
+
+    /// Lets both run; tells whether both succeeded.
+    fn map(self) -> bool {
+        let mut mapped = true;
+        for (gate, pidfd) in self.gates.into_iter().zip(self.pidfds) {
+            mapped &= rustix::io::write(&gate, b"1").is_ok();
+            drop(gate);
+            let status = loop {
+                match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    result => break result,
+                }
+            };
+            mapped &= matches!(status, Ok(Some(status)) if status.exit_status() == Some(0));
+        }
+        mapped
+    }
+
+    fn fork(program: &Path, arguments: &[String]) -> Result<(OwnedFd, OwnedFd), UserNamespaceError> {
+        let fail = |source| UserNamespaceError::Helper { program: program.to_owned(), source };
+        let text =
+            |text: &OsStr| CString::new(text.as_encoded_bytes()).map_err(|_| fail(io::ErrorKind::InvalidInput.into()));
+        let path = text(program.as_os_str())?;
+        let mut list = vec![path.clone()];
+        for argument in arguments {
+            list.push(text(OsStr::new(argument))?);
+        }
+        let (arguments, environment) = (CStringList::new(list), CStringList::new(Vec::new()));
+        let (gate, opener) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| fail(errno.into()))?;
+        let helper = Helper { gate, opener, path, arguments, environment };
+        let (_, pidfd) = crate::spawn::clone_process(0, None, &helper, wait_and_execute).map_err(fail)?;
+        Ok((helper.opener, pidfd))
+    }
+}
+
+/// What one helper needs.
+struct Helper {
+    gate: OwnedFd,
+    opener: OwnedFd,
+    path: CString,
+    arguments: CStringList,
+    environment: CStringList,
+}
+
+/// The helper's side: nothing but system calls.
+fn wait_and_execute(helper: &Helper) -> ! {
+    // Our own copy of the other end would keep us waiting for ever if the parent died.
+    strata_sys::process::close_fd(helper.opener.as_fd());
+    let mut byte = [0_u8; 1];
+    if let Ok(1) = rustix::io::read(&helper.gate, &mut byte) {
+        let _ = strata_sys::process::execve(&helper.path, &helper.arguments, &helper.environment);
+    }
+    strata_sys::process::exit_now(127)
+}
+
+/// `PID 0 <own id> 1  1 <first> <count> ...`
+fn map_arguments(own: u32, ranges: &[(u32, u32)]) -> Vec<String> {
+    let mut arguments = vec![std::process::id().to_string()];
+    let mut text = format!("0 {own} 1");
+    let mut next = 1_u32;
+    for (first, count) in ranges {
+        let _ = write!(text, " {next} {first} {count}");
+        next = next.saturating_add(*count);
+    }
+    arguments.extend(text.split(' ').map(str::to_owned));
+    arguments
+}
+
+fn user_name(uid: u32) -> Option<String> {
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"]
+        .into_iter()
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| path.is_file())
+}
+
+fn unshare_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            " (see kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)"
+        }
+        Some(libc::ENOSPC | libc::EUSERS) => " (user.max_user_namespaces is reached)",
+        Some(libc::EINVAL) => " (the process has several threads)",
+        _ => "",
+    }
+}
+
+/// Why a user namespace could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum UserNamespaceError {
+    /// No block of ids is free.
+    #[error("no free range of {AUTO_SIZE} ids for a user namespace; see /etc/subuid and /etc/subgid")]
+    NoFreeRange,
+    /// The namespace itself.
+    #[error("make a user namespace{hint}")]
+    Unshare {
+        /// What to look at.
+        hint: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A map of one id.
+    #[error("write /proc/self/{file}")]
+    Map {
+        /// The file.
+        file: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The last steps.
+    #[error("become root of the user namespace ({what})")]
+    BecomeRoot {
+        /// Which step.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The mapping programs.
+    #[error("start {program:?}")]
+    Helper {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+static UID_MAP: OnceLock<Vec<IdRange>> = OnceLock::new();
+static GID_MAP: OnceLock<Vec<IdRange>> = OnceLock::new();
+
+const NEW_USER_AND_MOUNT: u64 = 0x1000_0000 | 0x2_0000;
+
+/// How many ids a container of its own namespace gets.
+pub const AUTO_SIZE: u32 = 65_536;
+/// Where blocks are taken from when nothing is configured: above what `useradd` hands out, below the sign bit.
+const AUTO_FIRST: u32 = 0x4000_0000;
+const AUTO_END: u32 = 0x7000_0000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_are_parsed() {
+        let map = parse_map("         0       1000          1\n         1     100000      65536\n");
+        assert_eq!(
+            map,
+            [IdRange { container: 0, host: 1000, size: 1 }, IdRange { container: 1, host: 100_000, size: 65536 }]
+        );
+    }
+
+    #[test]
+    fn subordinate_ranges_by_name_or_number() {
+        let text = "anna:100000:65536\n1000:300000:10\n:5:5\nbert:4294967290:10\nanna:x:1\nanna:200000:5\n";
+        assert_eq!(parse_subordinate(text, "anna", Some(1000)), [(100_000, 65536), (300_000, 10), (200_000, 5)]);
+        assert_eq!(parse_subordinate(text, "bert", None), []);
+        assert_eq!(parse_subordinate(text, "", None), []);
+    }
+
+    #[test]
+    fn mapping_arguments_stack_the_ranges() {
+        let arguments = map_arguments(1000, &[(100_000, 65536), (300_000, 10)]);
+        assert_eq!(arguments[1..].join(" "), "0 1000 1 1 100000 65536 65537 300000 10");
+    }
+
+    #[test]
+    fn automatic_blocks_do_not_overlap() {
+        if !is_initial() {
+            return;
+        }
+        let first = auto(&[]).unwrap().uids[0].host;
+        let second = auto(&[first]).unwrap().uids[0].host;
+        assert!(second >= first + AUTO_SIZE);
+        let between = auto(&[first + 1]).unwrap().uids[0].host;
+        assert!(between > first + AUTO_SIZE);
+    }
+}
