@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod random;
 mod tree;
 
 use std::fs::File;
