@@ -192,3 +192,6 @@ pub enum EntryProblem {
     #[error(transparent)]
     Build(#[from] BuildError),
 }
+
+#[cfg(test)]
+mod tests;

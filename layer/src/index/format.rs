@@ -150,7 +150,7 @@ pub(crate) const NO_OBJECT: u32 = 0;
 pub(crate) const MAGIC: [u8; 8] = *b"STRINDEX";
 pub(crate) const VERSION: u32 = 1;
 /// Tables start at multiples of this.
-pub(crate) const TABLE_ALIGNMENT: u64 = 8;
+pub(crate) const TABLE_ALIGNMENT: usize = 8;
 
 /// Slots that a lookup looks at before it searches the directory instead.
 pub(crate) const PROBE_LIMIT: u32 = 64;

@@ -9,6 +9,7 @@
 
 mod builder;
 mod draft_names;
+mod finish;
 pub(crate) mod format;
 mod iter;
 mod reader;

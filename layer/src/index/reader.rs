@@ -138,6 +138,11 @@ impl Index {
         Header::ref_from_prefix(self.as_bytes()).map_or([0; 32], |(header, _)| header.checksum)
     }
 
+    /// Returns the length of the index itself.
+    pub fn file_size(&self) -> u64 {
+        self.as_bytes().len() as u64
+    }
+
     /// Returns the index itself, byte for byte.
     pub fn as_bytes(&self) -> &[u8] {
         match &*self.bytes {
@@ -435,7 +440,7 @@ fn range<T>(table: &TableRecord, file_length: usize, what: &'static str) -> Resu
         let start = usize::try_from(table.offset.get()).ok()?;
         let length = usize::try_from(table.count.get()).ok()?.checked_mul(size_of::<T>())?;
         let end = start.checked_add(length)?;
-        let aligned = table.offset.get() % TABLE_ALIGNMENT == 0;
+        let aligned = start.is_multiple_of(TABLE_ALIGNMENT);
         (aligned && start >= size_of::<Header>() && end <= file_length).then_some(start..end)
     };
     place().ok_or(damaged)

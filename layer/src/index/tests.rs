@@ -88,6 +88,8 @@ fn every_kind_keeps_its_attributes() {
         builder.add(b"l", full.clone(), Content::Symlink { target: b"../../x" })?;
         builder.add(b"r", full.clone(), Content::Regular { size: 0, segments: &[] })
     });
+    let root: Vec<_> = index.xattrs(NodeId::ROOT).map(|(name, _)| name).collect();
+    assert_eq!(root, [b"user.a", b"user.b"]);
     for (name, kind) in [
         ("c", Kind::CharDevice),
         ("b", Kind::BlockDevice),

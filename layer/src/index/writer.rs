@@ -140,7 +140,7 @@ impl Writer {
         let mut header = Header::new_zeroed();
         header.magic = MAGIC;
         header.version = U32::new(VERSION);
-        header.header_size = U32::new(HEADER_SIZE as u32);
+        header.header_size = U32::new(u32::try_from(HEADER_SIZE).map_err(|_| IndexFull)?);
         header.foreign_links = U32::new(self.foreign_links);
         header.total_size = U64::new(self.total_size);
         let tables: [(&mut TableRecord, &[u8], usize); 8] = [
@@ -157,7 +157,7 @@ impl Writer {
         let mut file = Vec::with_capacity(HEADER_SIZE + room);
         file.resize(HEADER_SIZE, 0);
         for (table, bytes, count) in tables {
-            file.resize(file.len().next_multiple_of(TABLE_ALIGNMENT as usize), 0);
+            file.resize(file.len().next_multiple_of(TABLE_ALIGNMENT), 0);
             *table = TableRecord { offset: U64::new(file.len() as u64), count: U64::new(count as u64) };
             file.extend_from_slice(bytes);
         }

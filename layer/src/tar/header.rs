@@ -63,7 +63,6 @@ impl<'a> Header<'a> {
     pub(super) fn permissions(&self) -> Result<u16, Problem> {
         let mode = number::field(&self.block[100..108]).filter(|&mode| mode >= 0).ok_or(Problem::Number("mode"))?;
         // Some writers put the type of the file there as well.
-        #[expect(clippy::cast_possible_truncation, reason = "masked")]
         Ok((mode & 0o7777) as u16)
     }
 

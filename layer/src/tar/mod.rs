@@ -5,6 +5,9 @@
 //! archive, it is refused, because such a difference is how contents are smuggled past a check. Memory is bounded by
 //! [`Limits`] whatever the archive says. What is accepted and refused is listed in `docs/formats/layer.md`.
 
+#[cfg(test)]
+pub(crate) mod archive;
+mod compose;
 mod entry;
 mod error;
 mod header;

@@ -1,14 +1,13 @@
 //! The state machine that turns bytes into entries.
 
 use super::BLOCK;
+use super::compose::Extended;
 use super::entry::{Entry, EntryKind};
 use super::error::{Problem, TarError};
 use super::header::{Format, Header};
 use super::limits::Limits;
 use super::pax::{Pax, PaxSparse};
 use super::sparse::{HeadMap, Map};
-use crate::index::{Device, Timestamp};
-use crate::path::MAX_NAME;
 
 /// Reads an archive that is pushed in pieces of any size.
 ///
@@ -77,14 +76,6 @@ enum Extension {
     Global,
     LongName,
     LongLink,
-}
-
-/// The extended headers that wait for their entry.
-#[derive(Clone, Debug, Default)]
-struct Extended {
-    pax: Option<Pax>,
-    long_name: Option<Vec<u8>>,
-    long_link: Option<Vec<u8>>,
 }
 
 impl Parser {
@@ -297,86 +288,13 @@ impl Parser {
         Ok(())
     }
 
-    /// Puts an entry together of its header and the extended headers before it.
     fn begin_entry(&mut self, header: &Header<'_>, type_flag: u8, after: u64) -> Result<Option<Box<Entry>>, Problem> {
-        let Extended { pax, long_name, long_link } = std::mem::take(&mut self.extended);
-        let pax = pax.unwrap_or_default();
-        let path = match (&pax.sparse.name, pax.path, long_name) {
-            (Some(name), _, None) => name.clone(),
-            (None, Some(path), None) => path,
-            (None, None, Some(name)) => name,
-            (None, Some(path), Some(name)) if path == name => path,
-            (None, None, None) => header.path(),
-            _ => return Err(Problem::Contradiction),
-        };
-        self.current.clone_from(&path);
-        if path.is_empty() {
-            return Err(Problem::EmptyName);
-        }
-        let target = match (pax.link_path, long_link) {
-            (Some(path), Some(name)) if path != name => return Err(Problem::Contradiction),
-            (Some(target), _) | (None, Some(target)) => target,
-            (None, None) => header.link_name().to_vec(),
-        };
-        let size = match pax.size {
-            Some(size) => size,
-            None => header.size()?,
-        };
-        let device = || -> Result<Device, Problem> {
-            let (major, minor) = header.device()?;
-            let number = |number: u64| u32::try_from(number).map_err(|_| Problem::Number("device"));
-            Ok(Device {
-                major: number(pax.device_major.unwrap_or(major))?,
-                minor: number(pax.device_minor.unwrap_or(minor))?,
-            })
-        };
-        let kind = match type_flag {
-            // Before there was a type for directories, a slash at the end made one.
-            0 | b'0' | b'7' if path.ends_with(b"/") => EntryKind::Directory,
-            0 | b'0' | b'7' | b'S' => EntryKind::Regular,
-            b'1' => EntryKind::HardLink { target },
-            b'2' => EntryKind::Symlink { target },
-            b'3' => EntryKind::CharDevice(device()?),
-            b'4' => EntryKind::BlockDevice(device()?),
-            b'5' => EntryKind::Directory,
-            b'6' => EntryKind::Fifo,
-            other => return Err(Problem::Type(other)),
-        };
-        let stored = match kind {
-            EntryKind::Regular => size,
-            // Writers put the size of the file there, but no data follows.
-            EntryKind::HardLink { .. } => 0,
-            _ if size == 0 => 0,
-            _ => return Err(Problem::UnexpectedData(size)),
-        };
-        let permissions = match kind {
-            // As Linux shows them, whatever the archive says.
-            EntryKind::Symlink { .. } => 0o777,
-            _ => header.permissions()?,
-        };
-        let owner = |pax: Option<u64>, global: Option<u64>, header: Result<u64, Problem>, field| {
-            let number = pax.or(global).map_or(header, Ok)?;
-            u32::try_from(number).ok().filter(|&id| id != u32::MAX).ok_or(Problem::Owner(field))
-        };
-        let mtime = match pax.mtime.or(self.global.mtime) {
-            Some(mtime) => mtime,
-            None => Timestamp { seconds: header.mtime()?, nanoseconds: 0 },
-        };
-        let entry = Box::new(Entry {
-            path,
-            permissions,
-            uid: owner(pax.uid, self.global.uid, header.uid(), "uid")?,
-            gid: owner(pax.gid, self.global.gid, header.gid(), "gid")?,
-            mtime,
-            xattrs: checked_xattrs(pax.xattrs)?,
-            size: stored,
-            data: 0..0,
-            sparse: None,
-            offset: self.entry_offset,
-            kind,
-        });
+        let extended = std::mem::take(&mut self.extended);
+        self.current = extended.path(header)?;
+        let path = self.current.clone();
+        let (mut entry, stored, sparse) = extended.into_entry(path, header, type_flag, &self.global)?;
+        entry.offset = self.entry_offset;
         self.check_size(stored, after)?;
-        let sparse = pax.sparse;
         if type_flag == b'S' {
             if sparse.is_present() || header.format() != Format::Gnu {
                 return Err(Problem::Sparse("of an unknown form"));
@@ -470,12 +388,6 @@ impl Parser {
     }
 }
 
-impl Extended {
-    fn is_pending(&self) -> bool {
-        self.pax.is_some() || self.long_name.is_some() || self.long_link.is_some()
-    }
-}
-
 /// Takes up to `remaining` bytes off `input` and counts them.
 fn take<'i>(input: &mut &'i [u8], remaining: &mut u64) -> &'i [u8] {
     let count = usize::try_from(*remaining).map_or(input.len(), |remaining| remaining.min(input.len()));
@@ -496,22 +408,6 @@ fn c_string(bytes: &[u8]) -> Option<Vec<u8>> {
     bytes[end..].iter().all(|&byte| byte == 0).then(|| bytes[..end].to_vec())
 }
 
-fn checked_xattrs(xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Problem> {
-    let mut names = 0;
-    for (name, value) in &xattrs {
-        names += name.len() + 1;
-        let valid = !name.is_empty() && name.len() <= MAX_NAME && !name.contains(&0) && value.len() <= MAX_XATTR_VALUE;
-        if !valid || names > MAX_XATTR_NAMES {
-            return Err(Problem::Xattr(String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]).into_owned()));
-        }
-    }
-    Ok(xattrs)
-}
-
-/// `XATTR_SIZE_MAX`.
-const MAX_XATTR_VALUE: usize = 65536;
-/// `XATTR_LIST_MAX`: all names with their NULs.
-const MAX_XATTR_NAMES: usize = 65536;
 /// Maps outside of extended headers may be so many times as large as one.
 const HEAD_MAP_FACTOR: usize = 16;
 /// No archive reaches this offset; it leaves room for what is added.

@@ -4,6 +4,9 @@ use super::error::{Escaped, Problem};
 use super::number;
 use crate::index::Timestamp;
 
+/// Names and values of extended attributes.
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What one extended header says about an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pax {
@@ -15,7 +18,7 @@ pub(super) struct Pax {
     pub(super) mtime: Option<Timestamp>,
     pub(super) device_major: Option<u64>,
     pub(super) device_minor: Option<u64>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: Xattrs,
     pub(super) sparse: PaxSparse,
 }
 
@@ -118,7 +121,7 @@ impl Pax {
             // Version 0.0 repeats these two in turn.
             b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
                 let map = self.sparse.map.get_or_insert_default();
-                if (map.len() % 2 == 0) != (key == b"GNU.sparse.offset") {
+                if map.len().is_multiple_of(2) != (key == b"GNU.sparse.offset") {
                     return Err(invalid());
                 }
                 map.push(number::decimal(value).ok_or_else(invalid)?);
