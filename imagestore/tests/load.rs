@@ -1,4 +1,5 @@
 //! Loading every kind of archive, from files, folders and streams.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 

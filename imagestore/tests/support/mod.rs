@@ -1,5 +1,5 @@
 //! Images made on the spot, as every kind of archive.
-#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
