@@ -98,7 +98,7 @@ impl TableBuilder {
             nid >= FIRST_NID
                 && nid.is_multiple_of(layout.alignment())
                 && *end <= MAX_NID
-                && *end * SLOT <= self.tar_size + 4096
+                && *end * SLOT <= self.tar_size.saturating_add(4096)
         });
         let range = end.and_then(|end| Some(usize::try_from(nid * SLOT).ok()?..usize::try_from(end * SLOT).ok()?));
         let range = range.ok_or(TableError::NidOutOfRange { nid })?;
