@@ -172,6 +172,13 @@ impl Dockerd {
 
 /// Removes an engine's folder with what it left mounted.
 pub(crate) fn remove_engine_folder(folder: &Path) -> Result<()> {
-    strata_tests::strata::unmount_below(folder);
+    // podman cleans up after a container in a process that nobody waits for, and mounts for that.
+    for _ in 0..10 {
+        strata_tests::strata::unmount_below(folder);
+        if fs::remove_dir_all(folder).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
     fs::remove_dir_all(folder).with_context(|| format!("remove {folder:?}"))
 }

@@ -26,7 +26,7 @@ pub fn describe(work: &std::path::Path) -> String {
         ("dockerd", ["--version"]),
     ] {
         let version = output(program, &arguments);
-        let shown = version.lines().find(|line| line.contains("overlayfs") || line.contains("version"));
+        let shown = version.lines().find(|line| line.starts_with(program) || line.contains("Docker"));
         line(program, shown.unwrap_or("not installed").to_owned());
     }
     text

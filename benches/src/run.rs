@@ -81,7 +81,9 @@ fn by_podman(work: &Path, archive: &Path, rounds: usize) -> Result<Vec<Cost>> {
         } else {
             busybox::REFERENCE.to_owned()
         };
-        repeat(rounds, |_| measure::time(command().args(["run", "--rm", "--network=none", &image, "true"])))
+        repeat(rounds, |_| {
+            measure::time(command().args(["run", "--rm", "--network=none", "--ulimit=host", &image, "true"]))
+        })
     });
     remove_engine_folder(&root)?;
     costs
@@ -107,21 +109,26 @@ fn by_runtime(runtime: &str, work: &Path, rounds: usize) -> Result<Vec<Cost>> {
     let state = work.join(format!("state-{runtime}"));
     let costs = repeat(rounds, |number| {
         let id = format!("strata-figures-{}-{number}", std::process::id());
-        // crun 1.8 refuses a hybrid cgroup layout whose v2 tree has controllers: both get a view without it.
-        let script = r#"mountpoint -q /sys/fs/cgroup/unified && umount /sys/fs/cgroup/unified; exec "$@""#;
-        let mut enter = Command::new("unshare");
-        enter.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(std::env::current_exe()?);
-        let report = tempfile::NamedTempFile::new()?;
-        enter.arg(measure::WRAP).arg(report.path()).arg(runtime).arg("--root").arg(&state).args(["run", "--bundle"]);
-        enter.arg(&bundle).arg(&id);
-        crate::walk::run(&mut enter)?;
-        measure::read(report.path())
+        let mut command = Command::new(runtime);
+        command.arg("--root").arg(&state).args(["run", "--bundle"]).arg(&bundle).arg(&id);
+        time_with_v1_cgroups(&command)
     });
     fs::remove_dir_all(&bundle)?;
     if state.exists() {
         fs::remove_dir_all(&state)?;
     }
     costs
+}
+
+/// Measures a command that sees no v2 cgroup tree beside the v1 ones: crun 1.8 refuses such a layout.
+fn time_with_v1_cgroups(command: &Command) -> Result<Cost> {
+    let report = tempfile::NamedTempFile::new()?;
+    let script = r#"if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@""#;
+    let mut enter = Command::new("unshare");
+    enter.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(std::env::current_exe()?);
+    enter.arg(measure::WRAP).arg(report.path()).arg(command.get_program()).args(command.get_args());
+    crate::walk::run(&mut enter)?;
+    measure::read(report.path())
 }
 
 /// `runc spec` with Docker's capabilities and seccomp profile.

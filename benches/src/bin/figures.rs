@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match figures() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("figures: {error:?}");
+            eprintln!("figures: {error:#}");
             ExitCode::FAILURE
         }
     }
