@@ -47,7 +47,8 @@ fn whole() -> &'static [u8] {
             xattrs: xattrs.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
             ..Metadata::default()
         };
-        let segments = [Segment { offset: 0, length: 512, source: 1024 }, Segment { offset: 4096, length: 4, source: 2048 }];
+        let segments =
+            [Segment { offset: 0, length: 512, source: 1024 }, Segment { offset: 4096, length: 4, source: 2048 }];
         let mut add = |path: &str, metadata: Metadata, content: Content<'_>| {
             builder.add(path.as_bytes(), metadata, content).expect("an honest entry");
         };
