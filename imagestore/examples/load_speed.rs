@@ -75,7 +75,7 @@ fn make(archive: &Path, megabytes: u64, kind: &str) -> Result<()> {
         let mut tar = tar::Builder::new(BufWriter::new(File::create(&plain)?));
         let (mut bytes, mut file) = (0, 0);
         while bytes < megabytes * 1_000_000 / 4 {
-            let large = next(&mut random) % 32 == 0;
+            let large = next(&mut random).is_multiple_of(32);
             let size = next(&mut random) % if large { 4_000_000 } else { 24_000 };
             let mut content = Vec::with_capacity(usize::try_from(size)?);
             while (content.len() as u64) < size {

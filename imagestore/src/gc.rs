@@ -37,6 +37,10 @@ impl Store {
     /// Removes everything that nothing needs, and what killed processes left.
     pub fn gc(&self) -> Result<Collected, StoreError> {
         self.check_writable()?;
+        self.with_reserve(StoreError::is_full, || self.collect())
+    }
+
+    fn collect(&self) -> Result<Collected, StoreError> {
         remove_leftovers(&self.layout)?;
         let guard = CatalogGuard::lock(&self.layout)?;
         let catalog = guard.read()?;

@@ -41,6 +41,7 @@ mod progress;
 mod publish;
 mod reference;
 mod remove;
+mod reserve;
 mod stack;
 mod store;
 mod timestamp;

@@ -11,6 +11,7 @@ use crate::gc::sweep_locked;
 use crate::image_id::ImageId;
 use crate::images::{ImageError, find};
 use crate::reference::ImageRef;
+use crate::reserve;
 use crate::store::{Store, StoreError};
 
 /// How to remove.
@@ -48,13 +49,25 @@ impl Store {
     /// Removes a name, or an image by its ID, and frees what nothing else needs.
     pub fn remove(&self, name_or_id: &str, options: &RemoveOptions) -> Result<Vec<Removed>, RemoveError> {
         self.check_writable()?;
+        let is_full = |error: &RemoveError| match error {
+            RemoveError::Image(ImageError::Store(error)) => error.is_full(),
+            _ => false,
+        };
+        self.with_reserve(is_full, || self.remove_once(name_or_id, options))
+    }
+
+    fn remove_once(&self, name_or_id: &str, options: &RemoveOptions) -> Result<Vec<Removed>, RemoveError> {
         let guard = CatalogGuard::lock(&self.layout).map_err(StoreError::from)?;
         let mut catalog = guard.read().map_err(StoreError::from)?;
         let removed = remove_from(&mut catalog, name_or_id, options)?;
         guard.write(&catalog).map_err(StoreError::from)?;
         // The image is gone by now, whatever happens to its files: they can be collected later.
-        if let Ok(sweep) = sweep_locked(&self.layout, &catalog) {
-            drop(guard);
+        let swept = sweep_locked(&self.layout, &catalog).or_else(|error| {
+            let more = error.is_full() && reserve::give_up(&self.layout);
+            if more { sweep_locked(&self.layout, &catalog) } else { Err(error) }
+        });
+        drop(guard);
+        if let Ok(sweep) = swept {
             sweep.finish();
         }
         Ok(removed)

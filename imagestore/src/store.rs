@@ -8,7 +8,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::disk::{DiskError, OnDisk, make_folder};
 use crate::format::{Access, FormatError, establish};
 use crate::layout::Layout;
-use crate::work;
+use crate::{reserve, work};
 
 /// An open image store. Any number of processes and threads may use one store at once.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ impl Store {
                 make_folder(&folder)?;
             }
             work::remove_leftovers(&layout)?;
+            reserve::put_aside(&layout);
         }
         Ok(Store { layout, access })
     }
@@ -50,6 +51,20 @@ impl Store {
 
     pub(crate) fn catalog(&self) -> Result<Catalog, CatalogError> {
         Catalog::read(&self.layout)
+    }
+
+    /// Runs an operation that makes room. If there is no room for itself, it gets what was put aside for that.
+    pub(crate) fn with_reserve<T, E>(
+        &self,
+        is_full: impl Fn(&E) -> bool,
+        operation: impl Fn() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let result = match operation() {
+            Err(error) if is_full(&error) && reserve::give_up(&self.layout) => operation(),
+            result => result,
+        };
+        reserve::put_aside(&self.layout);
+        result
     }
 
     pub(crate) fn check_writable(&self) -> Result<(), StoreError> {

@@ -10,7 +10,7 @@
 //! what is on the list of a live folder.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +39,7 @@ impl WorkDir {
         let path = (0..).map(|retry| if retry == 0 { path.clone() } else { path.with_extension(retry.to_string()) });
         for path in path {
             match fs::DirBuilder::new().create(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 result => result.on_disk("create", &path)?,
             }
             let lock = Lock::wait(File::open(&path).on_disk("open", &path)?, Sharing::Exclusive, &path)?;
@@ -86,10 +86,13 @@ pub(crate) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
     for name in names_in(&parent)? {
         let path = parent.join(name);
         let Some(file) = open_if_present(&path)? else { continue };
-        if Lock::attempt(file, Sharing::Exclusive, &path)?.is_some() {
-            fs::remove_dir_all(&path)
-                .or_else(|error| fs::remove_file(&path).map_err(|_| error))
-                .on_disk("remove", &path)?;
+        if Lock::attempt(file, Sharing::Exclusive, &path)?.is_none() {
+            continue;
+        }
+        match fs::remove_dir_all(&path).or_else(|error| fs::remove_file(&path).map_err(|_| error)) {
+            // Its owner has just removed it, and its lock with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result.on_disk("remove", &path)?,
         }
     }
     Ok(())

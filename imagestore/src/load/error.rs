@@ -215,6 +215,14 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Returns whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            LoadError::Store(error) | LoadError::Publish(PublishError::Store(error)) => error.is_full(),
+            _ => false,
+        }
+    }
+
     /// Says which layer failed, unless the store did.
     pub(super) fn layer(member: &str, source: IngestError) -> LoadError {
         match source {
