@@ -17,6 +17,7 @@ mod error;
 mod landlock;
 mod launch;
 mod plan;
+pub mod probe;
 mod rooted;
 mod running;
 pub mod seccomp;

@@ -125,6 +125,15 @@ pub fn auto(taken: &[u32]) -> Result<IdMaps, UserNamespaceError> {
     Err(UserNamespaceError::NoFreeRange)
 }
 
+/// Counts the subordinate user ids of this process's user.
+pub(crate) fn subordinate_count() -> u64 {
+    let uid = getuid().as_raw();
+    let name = user_name(uid).unwrap_or_default();
+    let count =
+        |file| subordinate(Path::new(file), &name, Some(uid)).iter().map(|range| u64::from(range.1)).sum::<u64>();
+    count("/etc/subuid").min(count("/etc/subgid"))
+}
+
 /// Reads the ranges of `name` or `uid` from a subuid or subgid file: first id and count.
 fn subordinate(file: &Path, name: &str, uid: Option<u32>) -> Vec<(u32, u32)> {
     parse_subordinate(&std::fs::read_to_string(file).unwrap_or_default(), name, uid)
@@ -299,7 +308,7 @@ fn user_name(uid: u32) -> Option<String> {
     })
 }
 
-fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"]
         .into_iter()
         .map(|folder| Path::new(folder).join(name))

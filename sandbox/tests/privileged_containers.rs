@@ -2,7 +2,35 @@
 
 mod support;
 
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder, Mount, MountBuilder,
+    PosixRlimitBuilder, PosixRlimitType,
+};
+use strata_sandbox::capabilities::CapabilitySet;
+use strata_sandbox::spec_default::Network;
+use strata_sandbox::userns::IdMaps;
+use strata_sandbox::{Landlock, Seccomp, SpawnError, Stdio, WindowSize};
 use support::{Container, is_root, rootfs};
+
+fn bind(source: &str, destination: &str, options: &[&str]) -> Mount {
+    MountBuilder::default()
+        .source(source)
+        .destination(destination)
+        .typ("bind")
+        .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        .build()
+        .unwrap()
+}
+
+fn shell_text(script: &str) -> String {
+    Container::shell(rootfs().path(), script).text()
+}
 
 #[test]
 fn exit_codes_and_output_arrive() {
@@ -13,4 +41,539 @@ fn exit_codes_and_output_arrive() {
     let output = Container::shell(root.path(), "echo out; echo err >&2; exit 42").run().unwrap();
     assert_eq!((output.code(), output.stdout.as_str(), output.stderr.as_str()), (42, "out\n", "err\n"));
     assert_eq!(Container::new(root.path(), &["true"]).run().unwrap().code(), 0);
+    let killed = Container::shell(root.path(), "sh -c 'kill -9 $$'; exit $?").run().unwrap();
+    assert_eq!(killed.code(), 137);
+    let echo = Container { stdin: "through\n", ..Container::new(root.path(), &["cat"]) }.text();
+    assert_eq!(echo, "through");
+}
+
+#[test]
+fn signals_reach_the_process_and_show_in_the_code() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let running = Container::new(root.path(), &["sleep", "100"]).start(Stdio::Inherit).unwrap();
+    assert!(running.try_wait().unwrap().is_none());
+    // The first process of a namespace is deaf to signals it does not handle, except this one.
+    running.signal(libc::SIGTERM).unwrap();
+    assert!(running.wait_timeout(Duration::from_millis(100)).unwrap().is_none());
+    running.signal(libc::SIGKILL).unwrap();
+    let status = running.wait().unwrap();
+    assert_eq!((status.code(), status.signal()), (137, Some(9)));
+    running.signal(libc::SIGTERM).unwrap();
+
+    let script = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done";
+    let (stdio, pipes) = Stdio::pipes().unwrap();
+    let running = Container::shell(root.path(), script).start(stdio).unwrap();
+    let mut ready = [0; 6];
+    fs::File::from(pipes.stdout).read_exact(&mut ready).unwrap();
+    running.signal(libc::SIGTERM).unwrap();
+    assert_eq!(running.wait().unwrap().code(), 7);
+}
+
+#[test]
+fn the_container_sees_only_itself() {
+    if !is_root() {
+        return;
+    }
+    assert_eq!(shell_text("hostname"), "box");
+    assert_eq!(shell_text("echo $$"), "1");
+    assert_eq!(shell_text("ls /proc | grep -c '^[0-9]*$'"), "3");
+    assert_eq!(shell_text("cat /proc/self/cgroup | cut -d: -f3 | sort -u"), "/");
+    assert_eq!(shell_text("ls /sys/class/net"), "lo");
+    assert_eq!(shell_text("ifconfig lo | grep -c 'inet addr:127.0.0.1'"), "1");
+    assert_eq!(shell_text("ls -a / | sort | tr '\\n' ' ' 2>/dev/null || ls /").is_empty(), false);
+    // Nothing of the host's tree is left, not even detached.
+    let mounts = shell_text("cat /proc/self/mountinfo");
+    let seen: Vec<_> = mounts.lines().map(|line| line.split(' ').nth(4).unwrap()).collect();
+    let ours = |path: &&&str| ["/proc", "/dev", "/sys"].iter().any(|top| path.starts_with(top)) || **path == "/";
+    assert_eq!(seen.iter().filter(ours).count(), seen.len(), "{mounts}");
+    for expected in ["/", "/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup"] {
+        assert!(seen.contains(&expected), "{expected} of {seen:?}");
+    }
+    // And no descriptor but the three streams (and ls's own).
+    assert_eq!(shell_text("ls /proc/self/fd | wc -l"), "4");
+}
+
+#[test]
+fn devices_are_dockers() {
+    if !is_root() {
+        return;
+    }
+    let listing =
+        shell_text("cd /dev; for node in null zero full random urandom tty; do stat -c '%n %t:%T %a %F' $node; done");
+    assert_eq!(
+        listing,
+        "null 1:3 666 character special file\nzero 1:5 666 character special file\nfull 1:7 666 character special file\n\
+         random 1:8 666 character special file\nurandom 1:9 666 character special file\ntty 5:0 666 character special file"
+    );
+    let links = shell_text("cd /dev; for link in fd stdin stdout stderr ptmx; do readlink $link; done");
+    assert_eq!(links, "/proc/self/fd\n/proc/self/fd/0\n/proc/self/fd/1\n/proc/self/fd/2\npts/ptmx");
+    assert_eq!(shell_text("echo through > /dev/stdout"), "through");
+    assert_eq!(shell_text("stat -c %a /dev/shm"), "1777");
+    // Other nodes may be made, but not opened.
+    let denied = Container::shell(rootfs().path(), "mknod /tmp/mem c 1 1 && cat /tmp/mem").run().unwrap();
+    assert!(denied.stderr.contains("Operation not permitted"), "{denied:?}");
+    assert!(denied.stderr.contains("open") || denied.stderr.contains("/tmp/mem"), "{denied:?}");
+}
+
+#[test]
+fn masked_and_read_only_paths() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    assert_eq!(Container::shell(root.path(), "cat /proc/kcore /proc/keys /proc/timer_list | wc -c").text(), "0");
+    assert_eq!(
+        Container::shell(root.path(), "ls /sys/firmware /proc/scsi 2>/dev/null | grep -v : | grep -c .; true").text(),
+        "0"
+    );
+    for path in ["/proc/sys/kernel/core_pattern", "/sys/kernel/mm/ksm/run", "/sys/fs/cgroup/x"] {
+        let output = Container::shell(root.path(), &format!("echo 1 > {path}")).run().unwrap();
+        assert!(output.stderr.contains("Read-only file system"), "{path}: {output:?}");
+    }
+    let mut privileged = Container::shell(
+        root.path(),
+        "mount -t tmpfs none /tmp && echo mounted; test -w /sys/kernel/mm/ksm/run && echo writable",
+    );
+    privileged.defaults.privileged = true;
+    privileged.seccomp = Seccomp::Unconfined;
+    assert_eq!(privileged.text(), "mounted\nwritable");
+}
+
+#[test]
+fn capabilities_are_exactly_the_ones_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let sets = "grep Cap /proc/self/status | sed 's/.*\\t//' | tr '\\n' ' '; true";
+    let sets = sets.replace("| tr '\\n' ' '", "");
+    let status = Container::shell(root.path(), &sets).text();
+    assert_eq!(status, "0000000000000000\n00000000a80425fb\n00000000a80425fb\n00000000a80425fb\n0000000000000000");
+    let mut none = Container::shell(root.path(), &sets);
+    none.defaults.capabilities = CapabilitySet::EMPTY;
+    assert_eq!(none.text(), ["0000000000000000"; 5].join("\n"));
+    let mut user = Container::shell(root.path(), &sets);
+    user.user = Some("web");
+    assert_eq!(user.text(), "0000000000000000\n0000000000000000\n0000000000000000\n00000000a80425fb\n0000000000000000");
+}
+
+#[test]
+fn users_are_looked_up_in_the_image() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let run = |user, groups: &[String]| {
+        let mut container = Container::shell(root.path(), "id -u; id -g; id -G; echo $HOME");
+        container.user = Some(user);
+        let spec = strata_sandbox::spec_default::spec_default(container.defaults.clone()).unwrap();
+        let _ = groups;
+        drop(spec);
+        container.text().replace('\n', "|")
+    };
+    assert_eq!(run("web", &[]), "33|33|33 40|/home/web");
+    assert_eq!(run("33:0", &[]), "33|0|0|/home/web");
+    assert_eq!(run("1234:77", &[]), "1234|77|77|/");
+    for odd in ["", "-1", "1000abc", "4294967296", "0x0", ":0", "nobody"] {
+        let mut container = Container::new(root.path(), &["true"]);
+        container.user = Some(odd);
+        let error = container.run().unwrap_err();
+        assert!(matches!(error, SpawnError::User(_)), "{odd:?}: {error:?}");
+        assert_eq!(error.exit_code(), 125);
+    }
+    // Account files that are traps: neither read through nor waited for.
+    fs::remove_file(root.path().join("etc/passwd")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, root.path().join("etc/passwd"), rustix::fs::Mode::from_bits_truncate(0o644))
+        .unwrap();
+    let mut container = Container::new(root.path(), &["true"]);
+    container.user = Some("web");
+    assert!(container.run().is_err());
+}
+
+#[test]
+fn commands_that_cannot_be_executed_say_so_as_docker() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    fs::write(root.path().join("bin/plain"), "text").unwrap();
+    fs::write(root.path().join("script"), "#!/no/such/interpreter\n").unwrap();
+    fs::write(root.path().join("garbage"), [0x7f, b'E', b'L', b'F', 0, 0]).unwrap();
+    for name in ["script", "garbage"] {
+        fs::set_permissions(root.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let cases = [
+        ("nonsense", 127, r#"exec: "nonsense": executable file not found in $PATH: unknown"#),
+        ("/no/such", 127, r#"exec: "/no/such": stat /no/such: no such file or directory: unknown"#),
+        ("/bin/plain", 126, r#"exec: "/bin/plain": permission denied: unknown"#),
+        ("plain", 127, r#"exec: "plain": executable file not found in $PATH: unknown"#),
+        ("/etc", 126, r#"exec: "/etc": is a directory: unknown"#),
+        ("/script", 127, r#"exec: "/script": no such file or directory: unknown"#),
+        ("/garbage", 126, r#"exec: "/garbage": exec format error: unknown"#),
+    ];
+    for (name, code, text) in cases {
+        let error = Container::new(root.path(), &[name]).run().unwrap_err();
+        assert_eq!((error.exit_code(), error.to_string().as_str()), (code, text), "{error:?}");
+    }
+    let empty = Container::new(root.path(), &[]).run().unwrap_err();
+    assert_eq!(
+        (empty.exit_code(), empty.to_string().as_str()),
+        (125, "invalid container configuration: no command specified")
+    );
+}
+
+#[test]
+fn a_terminal_of_its_own() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let script =
+        "stty size; tty; test -t 0 && echo terminal; stat -c %t:%T /dev/console; read line; echo got $line; exit 3";
+    let size = Some(WindowSize { rows: 33, columns: 101 });
+    let mut container = Container::shell(root.path(), script);
+    container.defaults.terminal = true;
+    let running = container.start(Stdio::Terminal { size }).unwrap();
+    let console = running.console().unwrap();
+    assert_eq!(strata_sandbox::console::size(console).unwrap(), size.unwrap());
+    let mut console = fs::File::from(console.try_clone_to_owned().unwrap());
+    console.write_all(b"hello\n").unwrap();
+    let mut text = Vec::new();
+    let mut buffer = [0; 1024];
+    // The end of a terminal is EIO.
+    while let Ok(count @ 1..) = console.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..count]);
+    }
+    let text = String::from_utf8(text).unwrap();
+    assert_eq!(running.wait().unwrap().code(), 3);
+    for expected in ["33 101", "/dev/pts/0", "terminal", "88:0", "got hello"] {
+        assert!(text.contains(expected), "{expected} in {text}");
+    }
+    // Ctrl-C goes to the foreground process, and the size can change.
+    let mut container =
+        Container::shell(root.path(), "trap 'stty size; exit 5' INT; echo ready; while :; do sleep 0.05; done");
+    container.defaults.terminal = true;
+    let running = container.start(Stdio::Terminal { size }).unwrap();
+    let mut console = fs::File::from(running.console().unwrap().try_clone_to_owned().unwrap());
+    let mut seen = String::new();
+    while !seen.contains("ready") {
+        let count = console.read(&mut buffer).unwrap();
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    running.resize(WindowSize { rows: 11, columns: 22 }).unwrap();
+    console.write_all(&[3]).unwrap();
+    while let Ok(count @ 1..) = console.read(&mut buffer) {
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    assert!(seen.contains("11 22"), "{seen}");
+    assert_eq!(running.wait().unwrap().code(), 5);
+}
+
+#[test]
+fn bind_mounts_with_their_flags() {
+    if !is_root() {
+        return;
+    }
+    let (root, data) = (rootfs(), tempfile::tempdir().unwrap());
+    fs::write(data.path().join("file"), "content").unwrap();
+    fs::create_dir(data.path().join("sub")).unwrap();
+    let source = data.path().to_str().unwrap();
+    let run = |mounts: Vec<Mount>, script: &str| {
+        let mut container = Container::shell(root.path(), script);
+        container.defaults.mounts = mounts;
+        container.run()
+    };
+    let text = |mounts, script| run(mounts, script).unwrap().stdout.trim_end().to_owned();
+    assert_eq!(text(vec![bind(source, "/new/deep/place", &["rbind"])], "cat /new/deep/place/file"), "content");
+    assert_eq!(text(vec![bind(&format!("{source}/file"), "/etc/one", &["bind"])], "cat /etc/one"), "content");
+    let output = run(vec![bind(source, "/data", &["rbind", "ro"])], "echo x > /data/new").unwrap();
+    assert!(output.stderr.contains("Read-only file system"), "{output:?}");
+    assert_eq!(text(vec![bind(source, "/data", &["rbind"])], "echo x > /data/sub/new; cat /data/sub/new"), "x");
+    assert_eq!(fs::read_to_string(data.path().join("sub/new")).unwrap(), "x\n");
+    let missing = run(vec![bind("/no/such/source", "/data", &["bind"])], "true").unwrap_err();
+    assert_eq!(missing.to_string(), "bind source path does not exist: /no/such/source");
+    // Flags reach what is mounted below only when asked to.
+    let below = |options: &[&str]| {
+        let options: Vec<_> = ["rbind"].iter().chain(options).copied().collect();
+        text(vec![bind("/dev", "/mnt", &options)], "grep -c ' /mnt/shm ro\\| /mnt/pts ro' /proc/self/mountinfo; true")
+    };
+    let submounts =
+        fs::read_to_string("/proc/self/mountinfo").unwrap().lines().filter(|line| line.contains(" /dev/pts ")).count();
+    if submounts > 0 {
+        assert_eq!(below(&["ro"]), "0");
+        assert_ne!(below(&["rro"]), "0");
+    }
+}
+
+#[test]
+fn a_read_only_root_with_writable_places() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let tmpfs = MountBuilder::default()
+        .source("tmpfs")
+        .destination("/tmp")
+        .typ("tmpfs")
+        .options(["nosuid", "size=1m"].map(str::to_owned).to_vec())
+        .build()
+        .unwrap();
+    for landlock in [Landlock::Auto, Landlock::Off] {
+        let mut container = Container::shell(
+            root.path(),
+            "echo x > /etc/new; echo y > /tmp/new && cat /tmp/new; echo z > /dev/shm/z && cat /dev/shm/z",
+        );
+        container.defaults.read_only_root = true;
+        container.defaults.mounts = vec![tmpfs.clone()];
+        container.landlock = landlock;
+        let output = container.run().unwrap();
+        assert_eq!(output.stdout, "y\nz\n", "{output:?}");
+        assert!(output.stderr.contains("/etc/new"), "{output:?}");
+    }
+    assert!(!root.path().join("etc/new").exists());
+}
+
+#[test]
+fn limits_hold() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let mut memory = Container::shell(root.path(), "head -c 200m /dev/zero | tail | wc -c");
+    let limit = LinuxMemoryBuilder::default().limit(16 << 20).build().unwrap();
+    memory.defaults.args = ["/bin/busybox", "tail", "/dev/zero"].map(str::to_owned).to_vec();
+    memory.defaults.resources = LinuxResourcesBuilder::default().memory(limit).build().unwrap();
+    let output = memory.run().unwrap();
+    assert_eq!(output.code(), 137, "{output:?}");
+    assert!(output.status.out_of_memory());
+
+    let mut pids = Container::shell(root.path(), "for i in 1 2 3 4 5 6 7 8; do sleep 2 & done; wait");
+    let limit = LinuxPidsBuilder::default().limit(5).build().unwrap();
+    pids.defaults.resources = LinuxResourcesBuilder::default().pids(limit).build().unwrap();
+    let output = pids.run().unwrap();
+    assert!(output.stderr.contains("can't fork"), "{output:?}");
+
+    let mut cpu = Container::shell(root.path(), "timeout=0; i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done");
+    let quota = LinuxCpuBuilder::default().quota(10_000).period(100_000_u64).build().unwrap();
+    let start = Instant::now();
+    let free = cpu.defaults.clone();
+    Container { defaults: free, ..Container::new(root.path(), &[]) }.run().unwrap();
+    let unlimited = start.elapsed();
+    cpu.defaults.resources = LinuxResourcesBuilder::default().cpu(quota).build().unwrap();
+    let start = Instant::now();
+    cpu.run().unwrap();
+    assert!(start.elapsed() > unlimited * 2, "{:?} against {unlimited:?}", start.elapsed());
+}
+
+#[test]
+fn rlimits_and_sysctls_and_oom_score() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let mut container =
+        Container::shell(root.path(), "ulimit -n; cat /proc/sys/net/ipv4/ip_default_ttl; cat /proc/self/oom_score_adj");
+    let limit =
+        PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(77_u64).hard(88_u64).build().unwrap();
+    container.defaults.rlimits = vec![limit];
+    container.defaults.sysctls.insert("net.ipv4.ip_default_ttl".into(), "33".into());
+    container.defaults.oom_score = Some(321);
+    assert_eq!(container.text(), "77\n33\n321");
+    for (name, network) in
+        [("kernel.panic", Network::None), ("vm.swappiness", Network::None), ("net.ipv4.ip_forward", Network::Host)]
+    {
+        let root = rootfs();
+        let mut container = Container::new(root.path(), &["true"]);
+        container.defaults.sysctls.insert(name.into(), "1".into());
+        container.defaults.network = network;
+        assert!(matches!(container.run(), Err(SpawnError::Invalid(_))), "{name}");
+    }
+}
+
+#[test]
+fn the_filter_denies_what_dockers_denies() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let denied = |script: &str| Container::shell(root.path(), script).run().unwrap();
+    assert!(denied("mount -t tmpfs none /tmp").stderr.contains("permission denied"));
+    assert!(denied("unshare -U true").stderr.contains("not permitted"));
+    assert_eq!(shell_text("grep Seccomp: /proc/self/status | sed 's/.*\\t//'"), "2");
+    let mut open = Container::shell(root.path(), "grep Seccomp: /proc/self/status | sed 's/.*\\t//'");
+    open.seccomp = Seccomp::Unconfined;
+    assert_eq!(open.text(), "0");
+    let mut private = Container::shell(root.path(), "grep NoNewPrivs /proc/self/status | sed 's/.*\\t//'; id -u");
+    private.defaults.no_new_privileges = true;
+    private.user = Some("web");
+    assert_eq!(private.text(), "1\n33");
+}
+
+#[test]
+fn a_profile_of_ones_own() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let text = br#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 71}]}"#;
+    let mut container = Container::shell(root.path(), "mkdir /tmp/x; echo $?; ls /tmp");
+    container.seccomp = Seccomp::Profile(strata_sandbox::seccomp::Profile::from_json(text).unwrap());
+    let output = container.run().unwrap();
+    assert!(output.stderr.contains("Protocol error"), "{output:?}");
+}
+
+#[test]
+fn ids_of_its_own() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let mut container = Container::shell(
+        root.path(),
+        "id -u; cat /proc/self/uid_map; echo x > /tmp/made; stat -c %u:%g /tmp/made /bin/busybox; stat -c %t:%T /dev/null; echo > /dev/null; grep CapEff /proc/self/status",
+    );
+    container.defaults.user_namespace = Some(IdMaps::block(1_100_000_000, 65_536));
+    let text = container.text();
+    assert!(text.starts_with("0\n") && text.contains("1100000000"), "{text}");
+    assert!(text.contains("0:0\n0:0\n1:3") && text.ends_with("00000000a80425fb"), "{text}");
+    // On the disk the file has the owner that the map of the mount says: the host's root, as everything of the image.
+    assert_eq!(fs::metadata(root.path().join("tmp/made")).unwrap().uid(), 0);
+    let mut user = Container::shell(root.path(), "id -u; id -G; ls /sys/class/net");
+    user.defaults.user_namespace = Some(IdMaps::block(1_100_000_000, 65_536));
+    user.user = Some("web");
+    assert_eq!(user.text(), "33\n33 40\nlo");
+    let mut host = Container::shell(root.path(), "ls /sys/class/net | wc -l; echo 1 > /sys/kernel/mm/ksm/run");
+    host.defaults.user_namespace = Some(IdMaps::block(1_100_000_000, 65_536));
+    host.defaults.network = Network::Host;
+    let output = host.run().unwrap();
+    assert!(output.stderr.contains("/sys/kernel/mm/ksm/run"), "{output:?}");
+}
+
+#[test]
+fn hostile_roots_are_refused_or_harmless() {
+    if !is_root() {
+        return;
+    }
+    let canary = tempfile::tempdir().unwrap();
+    fs::write(canary.path().join("file"), "untouched").unwrap();
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    for name in ["proc", "sys", "dev"] {
+        for target in [canary.path().to_path_buf(), PathBuf::from("tmp"), PathBuf::from("/etc")] {
+            let root = rootfs();
+            fs::remove_dir(root.path().join(name)).unwrap();
+            symlink(&target, root.path().join(name)).unwrap();
+            let error = Container::new(root.path(), &["true"]).run().unwrap_err();
+            assert!(matches!(error, SpawnError::NotADirectory { .. }), "{name} -> {target:?}: {error:?}");
+        }
+        let root = rootfs();
+        fs::remove_dir(root.path().join(name)).unwrap();
+        fs::write(root.path().join(name), "").unwrap();
+        assert!(Container::new(root.path(), &["true"]).run().is_err());
+    }
+    // A link on the way of a mount is followed inside the root, wherever it points.
+    let root = rootfs();
+    symlink(canary.path(), root.path().join("escape")).unwrap();
+    symlink("../../../../../../../../etc", root.path().join("dots")).unwrap();
+    let mut container = Container::shell(root.path(), "ls /etc/inner && ls /escape");
+    container.defaults.mounts = vec![
+        bind("/tmp", "/dots/inner", &["rbind"]),
+        bind(root.path().join("tmp").to_str().unwrap(), "/escape/x", &["bind"]),
+    ];
+    let output = container.run();
+    assert!(output.is_err() || output.is_ok_and(|output| output.code() != 0));
+    let mut container = Container::shell(root.path(), "ls -d /etc/inner");
+    container.defaults.mounts = vec![bind("/tmp", "/dots/inner", &["rbind"])];
+    assert_eq!(container.text(), "/etc/inner");
+    assert_eq!(fs::read_dir(canary.path()).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(canary.path().join("file")).unwrap(), "untouched");
+    // /dev/null of the image is never used to mask, and device names of the image cannot stand in for ours.
+    let root = rootfs();
+    symlink("/proc/sys/kernel/core_pattern", root.path().join("dev/null")).unwrap();
+    assert_eq!(Container::shell(root.path(), "stat -c %t:%T /dev/null; cat /proc/kcore | wc -c").text(), "1:3\n0");
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+}
+
+#[test]
+fn a_working_directory_cannot_lead_out() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let _leaked = fs::File::open("/").unwrap();
+    for number in 3..40 {
+        let mut container = Container::new(root.path(), &["pwd"]);
+        container.defaults.cwd = PathBuf::from(format!("/proc/self/fd/{number}"));
+        let result = container.run();
+        assert!(result.is_err(), "fd {number}: {result:?}");
+    }
+    symlink("/proc/self/fd/4", root.path().join("link")).unwrap();
+    let mut container = Container::new(root.path(), &["pwd"]);
+    container.defaults.cwd = PathBuf::from("/link/../..");
+    assert_eq!(container.text(), "/");
+    let mut container = Container::new(root.path(), &["pwd"]);
+    container.defaults.cwd = PathBuf::from("/made/for/it");
+    assert_eq!(container.text(), "/made/for/it");
+}
+
+#[test]
+fn landlock_is_up_and_ordinary_programs_do_not_notice() {
+    if !is_root() || strata_sys::landlock::abi().unwrap_or(0) < 3 {
+        return;
+    }
+    let root = rootfs();
+    let script = "cd /tmp && mkdir -p a b && echo x > a/f && mv a/f b/g && ln b/g a/h && ln -s g b/s && cat b/s && rm -r a b \
+        && mknod fifo p && mknod null c 1 3 && : > /dev/null && cat /dev/stdin && echo y > /dev/stderr && : > f && dd if=/dev/zero of=f bs=1k count=1 conv=notrunc 2>/dev/null \
+        && test -r /proc/self/mem && echo done";
+    assert_eq!(Container { stdin: "in\n", ..Container::shell(root.path(), script) }.text(), "x\nin\ndone");
+    // A file of the host as a stream can be opened again, though it lies outside.
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(outside.path(), "from outside\n").unwrap();
+    let (stdio, pipes) = Stdio::pipes().unwrap();
+    let Stdio::Fds { stdout, stderr, .. } = stdio else { unreachable!() };
+    let stdin = fs::File::open(outside.path()).unwrap().into();
+    let running =
+        Container::new(root.path(), &["cat", "/dev/stdin"]).start(Stdio::Fds { stdin, stdout, stderr }).unwrap();
+    let mut text = String::new();
+    fs::File::from(pipes.stdout).read_to_string(&mut text).unwrap();
+    assert_eq!((running.wait().unwrap().code(), text.as_str()), (0, "from outside\n"));
+}
+
+#[test]
+fn a_thousand_starts_leave_nothing() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    let count = std::env::var("STRATA_TEST_STARTS").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
+    for _ in 0..count {
+        let running = Container::new(root.path(), &["true"]).start(Stdio::Inherit).unwrap();
+        let status = running.wait_timeout(Duration::from_secs(10)).unwrap().expect("true ends");
+        assert_eq!(status.code(), 0);
+    }
+    assert_eq!(descriptors(), before);
+    let prefix = format!("{}-", std::process::id());
+    for hierarchy in strata_sandbox::cgroup::Hierarchies::detect().unwrap().iter() {
+        let left = fs::read_dir(hierarchy.mount.join("strata-test")).into_iter().flatten().flatten();
+        let left: Vec<_> = left.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    let children = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap();
+    assert_eq!(children, "", "zombies");
+}
+
+#[test]
+fn processes_left_behind_die_with_the_first() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let running = Container::shell(root.path(), "sleep 1000 & sleep 1000 & exit 0").start(Stdio::Inherit).unwrap();
+    let group = running.cgroup().unwrap().directory("pids").map(PathBuf::from);
+    assert_eq!(running.wait().unwrap().code(), 0);
+    assert!(group.is_none_or(|path| !path.exists()));
 }

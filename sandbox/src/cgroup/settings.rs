@@ -257,7 +257,7 @@ mod tests {
             .unwrap();
         assert_eq!(settings(&unlimited, Version::V2)[0].value, "max");
         assert!(wanted(&unlimited).is_empty());
-        assert_eq!(wanted(&example()).len(), 6 - 1);
+        assert_eq!(wanted(&example()).len(), 6);
     }
 
     #[test]

@@ -228,9 +228,8 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
     let received = loop {
         let mut parts = [IoSliceMut::new(&mut message)];
         match recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            // Its program was executed or it died with data of ours unread: the end in both cases.
-            Err(Errno::CONNRESET) => return Ok(None),
-            Err(Errno::INTR) => {}
+            // The other side ended with a word of ours unread. The error shows once, before what it had sent.
+            Err(Errno::CONNRESET | Errno::INTR) => {}
             result => break result?,
         }
     };

@@ -84,28 +84,26 @@ impl Profile {
             hits.extend(rule.names.iter().filter_map(|name| Some((architecture.number(name)?, position))));
         }
         hits.sort_unstable();
-        let default = Outcome::plain(self.default_action);
-        let mut ranges: Vec<Range> = Vec::with_capacity(hits.len() + 2);
-        let push = |ranges: &mut Vec<Range>, start: u32, outcome: Outcome| match ranges.last_mut() {
-            Some(last) if last.start == start => last.outcome = outcome,
-            Some(last) if last.outcome == outcome => {}
-            _ => ranges.push(Range { start, outcome }),
+        let newest = self.newest(architecture);
+        // What no rule decides: the default, or "no such call" for what is newer than all that the profile knows.
+        let unnamed = |number: u32| {
+            let unknown = newest.is_some_and(|newest| number > newest);
+            Outcome::plain(if unknown { Action::Errno(ENOSYS) } else { self.default_action })
         };
-        push(&mut ranges, 0, default.clone());
+        let mut ranges: Vec<Range> = Vec::with_capacity(hits.len() + 2);
+        push(&mut ranges, 0, unnamed(0));
+        let mut boundary = newest.map(|newest| newest + 1);
         for group in hits.chunk_by(|one, other| one.0 == other.0) {
             let number = group[0].0;
-            push(&mut ranges, number, self.outcome(group.iter().map(|(_, position)| rules[*position])));
-            push(&mut ranges, number.saturating_add(1), default.clone());
-        }
-        if let Some(newest) = self.newest(architecture) {
-            // Private ranges far above (32-bit ARM) keep their rules.
-            let unknown = Range { start: newest + 1, outcome: Outcome::plain(Action::Errno(ENOSYS)) };
-            let at = ranges.iter().position(|range| range.start >= unknown.start);
-            match at {
-                Some(at) if ranges[at].start == unknown.start => ranges[at] = unknown,
-                Some(at) => ranges.insert(at, unknown),
-                None => ranges.push(unknown),
+            // Private ranges far above (32-bit ARM) have rules beyond it.
+            if let Some(first_unknown) = boundary.take_if(|first_unknown| number >= *first_unknown) {
+                push(&mut ranges, first_unknown, unnamed(first_unknown));
             }
+            push(&mut ranges, number, self.outcome(group.iter().map(|(_, position)| rules[*position])));
+            push(&mut ranges, number.saturating_add(1), unnamed(number.saturating_add(1)));
+        }
+        if let Some(first_unknown) = boundary {
+            push(&mut ranges, first_unknown, unnamed(first_unknown));
         }
         ranges
     }
@@ -162,6 +160,14 @@ struct Outcome {
 impl Outcome {
     fn plain(action: Action) -> Self {
         Self { checks: Vec::new(), last: action }
+    }
+}
+
+/// Appends a range, or corrects the last one if it starts there too; neighbours of equal outcome become one.
+fn push(ranges: &mut Vec<Range>, start: u32, outcome: Outcome) {
+    ranges.pop_if(|last| last.start == start);
+    if ranges.last().is_none_or(|last| last.outcome != outcome) {
+        ranges.push(Range { start, outcome });
     }
 }
 
@@ -272,7 +278,7 @@ fn give(action: Action) -> Instruction {
 }
 
 /// Major and minor version of the running kernel.
-fn kernel_version() -> (u32, u32) {
+pub(crate) fn kernel_version() -> (u32, u32) {
     let uname = rustix::system::uname();
     let mut numbers = uname.release().to_str().unwrap_or_default().split(|letter: char| !letter.is_ascii_digit());
     let mut next = || numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);

@@ -13,6 +13,7 @@ mod profile;
 
 pub use architecture::Architecture;
 pub use compile::Program;
+pub(crate) use compile::kernel_version;
 pub use profile::{Action, Comparison, Condition, Profile, Rule};
 
 /// Why a profile cannot be used.
