@@ -1,0 +1,166 @@
+//! Archives that skopeo, podman and umoci write. Each test is skipped, and says so, where its tool is not installed.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use strata_imagestore::{ImageId, Input, Store};
+use support::*;
+
+/// Runs a program; `None` if it is not installed.
+fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Option<String> {
+    let output = match Command::new(program).args(arguments).output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("skipped: {program} is not installed");
+            return None;
+        }
+        result => result.unwrap(),
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program}: {errors}");
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Layers as they occur: a replaced file, a deletion, an opaque folder, one that repeats.
+fn layers() -> Vec<Vec<u8>> {
+    let mut layers = sample_layers();
+    layers.push(layer(&[("etc/.wh..wh..opq", ""), ("etc/new", "new")]));
+    layers.push(layer(&[("srv/app", "app")]));
+    layers
+}
+
+const PATHS: [&str; 3] = ["/bin/tool", "/etc/new", "/srv/app"];
+
+/// Loads by path and by stream and returns the images.
+#[track_caller]
+fn load_both(path: &Path) -> Vec<(String, ImageId)> {
+    let mut results = Vec::new();
+    for stream in [false, true] {
+        if stream && path.is_dir() {
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder);
+        let input =
+            if stream { Input::Stream(Box::new(File::open(path).unwrap())) } else { Input::Path(path.to_owned()) };
+        let loaded = store.load(input, &options(), &()).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        for image in &loaded {
+            assert_eq!(merged_paths(&store, &image.id), PATHS);
+        }
+        assert!(store.verify().unwrap().is_empty());
+        results.push(loaded.iter().map(|image| (image.to_string(), image.id)).collect::<Vec<_>>());
+    }
+    assert!(results.iter().all(|result| *result == results[0]));
+    results.remove(0)
+}
+
+fn source(folder: &Path) -> ImageId {
+    let archive = docker_old(&layers(), &["test/x:1"]).tar();
+    fs::write(folder.join("source.tar"), &archive).unwrap();
+    let store = tempfile::tempdir().unwrap();
+    let store = Store::open(store.path()).unwrap();
+    load_file(&store, &archive).unwrap()[0].id
+}
+
+#[test]
+fn what_skopeo_writes_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = source(folder.path());
+    let path = |name: &str| folder.path().join(name);
+    let from = format!("docker-archive:{}", path("source.tar").display());
+    let mut rewritten = None;
+    for (kind, name, suffix, extra) in [
+        ("docker-archive", "docker.tar", ":test/x:1", vec![]),
+        ("oci-archive", "oci.tar", ":test/x:1", vec![]),
+        ("oci", "oci", ":test/x:1", vec![]),
+        ("oci", "oci-zstd", ":test/x:1", vec!["--dest-compress-format", "zstd"]),
+        ("oci-archive", "oci-zstd.tar", ":test/x:1", vec!["--dest-compress-format", "zstd"]),
+    ] {
+        let to = format!("{kind}:{}{suffix}", path(name).display());
+        let arguments = [vec!["copy", "--insecure-policy", "--quiet"], extra, vec![&from, &to]].concat();
+        if run("skopeo", &arguments).is_none() {
+            return;
+        }
+        // Docker's configuration is kept; on the way to OCI's it is written anew, the same whatever the compression.
+        let found = load_both(&path(name));
+        let expected = if kind == "docker-archive" { id } else { *rewritten.get_or_insert(found[0].1) };
+        assert_eq!(found, [("Loaded image: test/x:1".to_owned(), expected)], "{name}");
+    }
+}
+
+#[test]
+fn what_podman_saves_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = source(folder.path());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (root, runroot) = (path("root"), path("run"));
+    let podman = |arguments: &[&str]| {
+        let storage =
+            ["--root", &root, "--runroot", &runroot, "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"];
+        run("podman", &[&storage[..], arguments].concat())
+    };
+    // Where podman cannot even list images there is nothing to test.
+    match Command::new("podman")
+        .args(["--root", &root, "--runroot", &runroot, "--storage-driver", "vfs", "images"])
+        .output()
+    {
+        Ok(output) if output.status.success() => {}
+        result => return eprintln!("skipped: podman does not work here: {result:?}"),
+    }
+    podman(&["load", "--quiet", "--input", &path("source.tar")]).unwrap();
+    podman(&["tag", "localhost/test/x:1", "localhost/test/y:2"]);
+    for (format, name) in [("docker-archive", "docker.tar"), ("oci-archive", "oci.tar"), ("oci-dir", "oci")] {
+        podman(&["save", "--quiet", "--format", format, "--output", &path(name), "localhost/test/x:1"]).unwrap();
+        let loaded = load_both(&folder.path().join(name));
+        assert_eq!(loaded.len(), 1, "{name}");
+        assert!(format != "docker-archive" || loaded[0].1 == id);
+    }
+    let several = [
+        "save",
+        "--quiet",
+        "--multi-image-archive",
+        "--output",
+        &path("several.tar"),
+        "localhost/test/x:1",
+        "localhost/test/y:2",
+    ];
+    podman(&several).unwrap();
+    let mut lines: Vec<String> =
+        load_both(&folder.path().join("several.tar")).into_iter().map(|(line, _)| line).collect();
+    lines.sort();
+    assert_eq!(lines, ["Loaded image: localhost/test/x:1", "Loaded image: localhost/test/y:2"]);
+}
+
+#[test]
+fn what_umoci_repacks_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    source(folder.path());
+    let from = format!("docker-archive:{}", folder.path().join("source.tar").display());
+    let layout = folder.path().join("layout");
+    let to = format!("oci:{}:1", layout.display());
+    if run("skopeo", &["copy", "--insecure-policy", "--quiet", &from, &to]).is_none() {
+        return;
+    }
+    let image = format!("{}:1", layout.display());
+    let new = format!("{}/etc/new", folder.path().join("bundle/rootfs").display());
+    let bundle = folder.path().join("bundle").display().to_string();
+    let rootless = if rustix::process::geteuid().is_root() { vec![] } else { vec!["--rootless"] };
+    if run("umoci", &[vec!["unpack", "--image", &image], rootless, vec![&bundle]].concat()).is_none() {
+        return;
+    }
+    fs::write(new, "changed by umoci").unwrap();
+    run("umoci", &["repack", "--image", &image, &bundle]).unwrap();
+    run("umoci", &["config", "--config.user", "daemon", "--image", &image]).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder);
+    let loaded = store.load(Input::Path(layout), &options(), &()).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let image = store.image(&loaded[0].id).unwrap();
+    assert_eq!(image.config.config.user, "daemon");
+    assert_eq!(image.layers.len(), layers().len() + 1);
+    assert_eq!(merged_paths(&store, &image.id), PATHS);
+}
