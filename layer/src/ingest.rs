@@ -121,17 +121,18 @@ impl LayerIngest {
         added.map_err(|problem| LayerError::Entry { entry: path, offset, problem: problem.into() })
     }
 
-    /// Keeps the books on what the layer makes us hold.
+    /// Keeps the books on what the layer makes us hold. Directories that entries only imply count as entries, too.
     fn count(&mut self, entry: &Entry) -> Result<(), LayerError> {
         self.entries += 1;
-        if self.entries > self.limits.entries {
+        if self.entries.max(self.builder.inode_count()) > self.limits.entries {
             return Err(LayerError::TooManyEntries(self.limits.entries));
         }
         let target = match &entry.kind {
             EntryKind::HardLink { target } | EntryKind::Symlink { target } => target.len(),
             _ => 0,
         };
-        let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let xattr = |(name, value): &(Vec<u8>, Vec<u8>)| XATTR_OVERHEAD + name.len() + value.len();
+        let xattrs: usize = entry.xattrs.iter().map(xattr).sum();
         let map = entry.sparse.as_ref().map_or(0, |segments| size_of_val(&segments[..]));
         self.metadata_bytes += (entry.path.len() + target + xattrs + map) as u64;
         if self.metadata_bytes > self.limits.metadata_bytes {
@@ -152,6 +153,9 @@ fn is_kept(name: &[u8]) -> bool {
     exact.contains(&name) || free && !whiteout::is_private_xattr(name)
 }
 
+/// What an extended attribute takes in memory beside its name and value.
+const XATTR_OVERHEAD: usize = 96;
+
 /// Why a layer is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
@@ -168,7 +172,7 @@ pub enum LayerError {
         /// What is wrong with it.
         problem: EntryProblem,
     },
-    /// More entries than [`Limits::entries`].
+    /// More entries, or directories on the way to them, than [`Limits::entries`].
     #[error("layer has more than {0} entries")]
     TooManyEntries(u64),
     /// More names and attributes than [`Limits::metadata_bytes`].

@@ -82,11 +82,7 @@ enum Merged {
 
 impl<'a> Merger<'a> {
     fn run(&mut self) -> Result<(), MergeError> {
-        let roots = top_first(self.layers.len()).map(|index| {
-            let root = Child { name: b"", node: NodeId::ROOT, kind: Kind::Directory, whiteout: false };
-            (index, root)
-        });
-        let mut directories = match select(self.layers, roots, &mut self.contributors) {
+        let mut directories = match select(self.layers, roots(self.layers.len()), &mut self.contributors) {
             Merged::Directory { contributors, attributes } => vec![(self.directory(attributes, 0)?, contributors)],
             // No layers at all.
             _ => vec![(self.writer.add_inode(implicit_directory(0))?, 0..0)],
@@ -221,11 +217,13 @@ impl ForeignLinks {
         let mut links = ForeignLinks::default();
         // From the bottom up, so that a link to a link finds that one resolved.
         for (number, index) in (0..).zip(layers).filter(|(_, index)| index.foreign_link_count() > 0) {
-            for node in index.nodes() {
-                let Some(target) = index.foreign_link(node) else {
-                    continue;
-                };
-                let found = find(layers, number, target).ok_or_else(|| MergeError::LinkTarget {
+            let foreign = index.nodes().filter_map(|node| Some((index.foreign_link(node)?, node)));
+            let mut foreign: Vec<_> = foreign.collect();
+            // Neighbours have most of their way in common.
+            foreign.sort_by(|(a, _), (b, _)| path::components(a).cmp(path::components(b)));
+            let mut below = Below::new(layers, number);
+            for (target, node) in foreign {
+                let found = below.find(target).ok_or_else(|| MergeError::LinkTarget {
                     layer: number,
                     entry: index.path_of(node).unwrap_or_default(),
                     target: target.to_vec(),
@@ -239,25 +237,50 @@ impl ForeignLinks {
     }
 }
 
-/// Finds what the layers below number `above` have at a path, if it is no directory.
-fn find(layers: &[&Index], above: u16, path: &[u8]) -> Option<Source> {
-    let mut directories: Vec<Source> = Vec::new();
-    let root = Child { name: b"", node: NodeId::ROOT, kind: Kind::Directory, whiteout: false };
-    select(layers, top_first(usize::from(above)).map(|index| (index, root)), &mut directories);
-    let mut components = path::components(path).peekable();
-    while let Some(name) = components.next() {
-        let entries = directories.iter().filter_map(|directory| {
-            let index = layers[usize::from(directory.index)];
-            Some((directory.index, index.lookup_child(directory.node, name)?))
-        });
-        let mut below = Vec::new();
-        match select(layers, entries, &mut below) {
-            Merged::Leaf(source, _) if components.peek().is_none() => return Some(source),
-            Merged::Directory { .. } => directories = below,
-            _ => return None,
+/// The layers below one, to look up paths in.
+struct Below<'a> {
+    layers: &'a [&'a Index],
+    /// The directories that make up the merged root.
+    root: Vec<Source>,
+    /// The way to where the last path was looked up: names of directories and what makes them up.
+    way: Vec<(&'a [u8], Vec<Source>)>,
+}
+
+impl<'a> Below<'a> {
+    fn new(layers: &'a [&'a Index], above: u16) -> Below<'a> {
+        let mut root = Vec::new();
+        select(layers, roots(above.into()), &mut root);
+        Below { layers, root, way: Vec::new() }
+    }
+
+    /// Returns what is at a path, if it is no directory.
+    fn find(&mut self, path: &'a [u8]) -> Option<Source> {
+        let mut components = path::components(path);
+        let name = components.next_back()?;
+        let common = self.way.iter().zip(components.clone()).take_while(|((a, _), b)| a == b).count();
+        self.way.truncate(common);
+        for component in components.skip(common) {
+            let mut directories = Vec::new();
+            match self.look_up(component, &mut directories) {
+                Merged::Directory { .. } => self.way.push((component, directories)),
+                _ => return None,
+            }
+        }
+        match self.look_up(name, &mut Vec::new()) {
+            Merged::Leaf(source, _) => Some(source),
+            _ => None,
         }
     }
-    None
+
+    /// Looks up a name where the way ends.
+    fn look_up(&self, name: &[u8], contributors: &mut Vec<Source>) -> Merged {
+        let directories = self.way.last().map_or(&self.root, |(_, directories)| directories);
+        let entries = directories.iter().filter_map(|directory| {
+            let index = self.layers[usize::from(directory.index)];
+            Some((directory.index, index.lookup_child(directory.node, name)?))
+        });
+        select(self.layers, entries, contributors)
+    }
 }
 
 /// Decides what the entries of one name, top first, come to. For a directory, adds what it is made up of.
@@ -310,9 +333,11 @@ fn select<'c>(
     }
 }
 
-fn top_first(count: usize) -> impl Iterator<Item = u16> {
+/// Returns the roots of so many layers as entries, top first.
+fn roots(count: usize) -> impl Iterator<Item = (u16, Child<'static>)> {
+    let root = Child { name: b"", node: NodeId::ROOT, kind: Kind::Directory, whiteout: false };
     // `merge` has checked that there are no more layers than this can count.
-    (0..u16::try_from(count).unwrap_or(u16::MAX)).rev()
+    (0..u16::try_from(count).unwrap_or(u16::MAX)).rev().map(move |index| (index, root))
 }
 
 /// Why layers cannot be merged.

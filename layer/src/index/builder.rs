@@ -87,6 +87,11 @@ impl Builder {
         builder
     }
 
+    /// Returns how many inodes are held, those of replaced entries and of implicit directories included.
+    pub fn inode_count(&self) -> u64 {
+        self.inodes.len() as u64
+    }
+
     /// Adds an entry, or replaces the one of that path.
     pub fn add(&mut self, path: &[u8], metadata: Metadata, content: Content<'_>) -> Result<(), BuildError> {
         path::check(path)?;

@@ -161,18 +161,24 @@ impl Index {
         self.foreign_links
     }
 
-    /// Returns a path of a node, the first one in the order of directories, or `None` if nothing leads there. It looks
+    /// Returns a path of a node, the first one in the order of directories, or `None` if nothing leads there. It may look
     /// through all entries: for messages.
     pub fn path_of(&self, node: NodeId) -> Option<Vec<u8>> {
+        let name_in = |directory: NodeId, node: NodeId| {
+            self.children(directory).find(|child| child.node == node && !child.whiteout).map(|child| child.name)
+        };
         let mut names = Vec::new();
         let mut current = node;
         while current != NodeId::ROOT {
-            let found = self.nodes().find_map(|directory| {
-                let child = self.children(directory).find(|child| child.node == current && !child.whiteout)?;
-                Some((directory, child.name))
-            });
-            let (directory, name) = found.filter(|(directory, _)| names.is_empty() || *directory < current)?;
-            names.push(name);
+            // Only directories know where they are.
+            let directory = match self.parent(current) {
+                Some(parent) => parent,
+                None => self.nodes().find(|&directory| name_in(directory, current).is_some())?,
+            };
+            if directory >= current && !names.is_empty() {
+                return None;
+            }
+            names.push(name_in(directory, current)?);
             current = directory;
         }
         Some(path::join(names.into_iter().rev()))
@@ -361,7 +367,7 @@ impl Index {
     }
 
     /// The numbers of the entries of a directory; they exist.
-    fn entry_range(&self, directory: NodeId) -> Range<u32> {
+    pub(super) fn entry_range(&self, directory: NodeId) -> Range<u32> {
         let Some(inode) = self.inode(directory).filter(|inode| inode.kind() == Some(Kind::Directory)) else {
             return 0..0;
         };

@@ -330,6 +330,7 @@ fn damage_is_never_worse_than_a_wrong_answer() {
         builder.add(b"x", Metadata { xattrs, ..metadata(0o644) }, Content::Fifo).unwrap();
         builder.finish(layer()).unwrap()
     };
+    let mut noticed = 0;
     for position in 0..good.len() {
         for value in [0, 1, 0x7f, 0xff] {
             let mut bytes = good.clone();
@@ -339,10 +340,58 @@ fn damage_is_never_worse_than_a_wrong_answer() {
             bytes[position] = value;
             if let Ok(index) = Index::from_bytes(bytes) {
                 assert!(index.verify().is_err(), "byte {position} set to {value} went unnoticed");
+                // Without the checksum some damage is noticed, and none does harm.
+                noticed += usize::from(index.verify_structure().is_err());
                 touch_everything(&index);
             }
         }
     }
+    assert!(noticed > good.len());
+}
+
+/// Changes one inode or entry of a good index and says what `verify` finds.
+fn damage(table: usize, record: usize, change: &dyn Fn(&mut [u8])) -> String {
+    let mut builder = Builder::new();
+    file(&mut builder, "d/e/f", 1).unwrap();
+    file(&mut builder, "d/e/g", 1).unwrap();
+    builder.hard_link(b"h", b"d/e/f").unwrap();
+    builder.add(b"s", metadata(0o777), Content::Symlink { target: b"d" }).unwrap();
+    let mut bytes = builder.finish(layer()).unwrap();
+    // The header holds the place of each table.
+    let start = usize::try_from(u64::from_le_bytes(bytes[80 + 16 * table..][..8].try_into().unwrap())).unwrap();
+    change(&mut bytes[start + record..]);
+    match Index::from_bytes(bytes).unwrap().verify_structure() {
+        Err(IndexError::Damaged(what)) => what.to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_wrong_structure_is_noticed() {
+    const INODES: usize = 1;
+    const ENTRIES: usize = 2;
+    const SLOTS: usize = 3;
+    const NAMES: usize = 5;
+    // Inodes: the root, d, h (d/e/f), s, d/e, d/e/g. Entries: d, h, s, e, f, g.
+    let inode = |number: usize, at: usize| number * 56 + at;
+    let entry = |number: usize, at: usize| number * 12 + at;
+    assert_eq!(damage(INODES, 0, &|_| {}), "Ok(())");
+    assert_eq!(damage(INODES, inode(2, 1), &|bytes| bytes[0] = 0), "kind of an entry");
+    assert_eq!(damage(INODES, inode(2, 2), &|bytes| bytes[0] = 1), "layer of an inode");
+    assert_eq!(damage(INODES, inode(3, 40), &|bytes| bytes[0] = 1), "what an inode points at");
+    assert_eq!(damage(INODES, inode(3, 32), &|bytes| bytes[0] = 2), "target of a symbolic link");
+    assert_eq!(damage(INODES, inode(2, 47), &|bytes| bytes[0] = 1), "extents of a file");
+    assert_eq!(damage(INODES, inode(2, 16), &|bytes| bytes[0] = 1), "link count");
+    assert_eq!(damage(INODES, inode(1, 16), &|bytes| bytes[0] = 2), "link count of a directory");
+    assert_eq!(damage(INODES, inode(1, 40), &|bytes| bytes[0] = 2), "place of a directory's entries");
+    assert_eq!(damage(INODES, inode(4, 44), &|bytes| bytes[0] = 1), "entries of no directory");
+    assert_eq!(damage(INODES, inode(4, 48), &|bytes| bytes[0] = 0), "parent of a directory");
+    assert_eq!(damage(ENTRIES, entry(1, 9), &|bytes| bytes[0] = 0o12), "kind of an entry");
+    assert_eq!(damage(ENTRIES, entry(1, 4), &|bytes| bytes[0] = 5), "order of the inodes");
+    assert_eq!(damage(ENTRIES, entry(1, 8), &|bytes| bytes[0] = 0), "name of an entry");
+    assert_eq!(damage(NAMES, 0, &|bytes| bytes[0] = b'/'), "name of an entry");
+    assert_eq!(damage(NAMES, 0, &|bytes| bytes[0] = b'z'), "lookup of an entry");
+    assert_eq!(damage(SLOTS, 0, &|bytes| bytes[..40].fill(0)), "lookup of an entry");
 }
 
 /// Asks every question about every node.

@@ -9,70 +9,94 @@ use super::types::{Kind, NodeId};
 
 impl Index {
     /// Checks the checksum and everything that the format promises: that the directories form one tree whose names are
-    /// sorted and can be found, that link counts are right, and that every number points at something.
+    /// sorted and can be found, that inodes and entries are in order, that link counts are right, and that every number
+    /// points at something.
     ///
     /// The other methods do not need it to be safe. It reads all of the file.
     pub fn verify(&self) -> Result<(), IndexError> {
         self.verify_checksum()?;
-        let damaged = |what| Err(IndexError::Damaged(what));
-        let count = self.inode_count() as usize;
-        let mut links = vec![0u32; count];
-        let mut expected_directory_links = vec![2u32; count];
-        for directory in self.nodes() {
-            let Some(attributes) = self.attributes(directory) else {
-                return damaged("kind of an inode");
-            };
-            if self.origin(directory).is_none_or(|layer| layer >= self.layer_count().max(1)) {
-                return damaged("layer of an inode");
-            }
-            if !self.references_are_valid(directory) {
-                return damaged("what an inode points at");
-            }
-            self.verify_data(directory, attributes.kind, attributes.size)?;
-            if attributes.kind != Kind::Directory {
-                continue;
-            }
-            let mut previous: &[u8] = b"";
-            for child in self.children(directory) {
-                if !is_name(child.name) || child.name <= previous {
-                    return damaged("name of an entry");
-                }
-                previous = child.name;
-                if self.lookup_child(directory, child.name) != Some(child) {
-                    return damaged("lookup of an entry");
-                }
-                if child.whiteout {
-                    continue;
-                }
-                if self.attributes(child.node).map(|attributes| attributes.kind) != Some(child.kind) {
-                    return damaged("kind of an entry");
-                }
-                links[child.node.as_u32() as usize] += 1;
-                if child.kind == Kind::Directory {
-                    expected_directory_links[directory.as_u32() as usize] += 1;
-                    if self.parent(child.node) != Some(directory) {
-                        return damaged("parent of a directory");
-                    }
-                }
-            }
-        }
+        self.verify_structure()
+    }
+
+    pub(super) fn verify_structure(&self) -> Result<(), IndexError> {
+        let mut links = vec![0u32; self.inode_count() as usize];
+        let mut next_entry = 0;
+        let mut next_node = NodeId::ROOT.as_u32() + 1;
         for node in self.nodes() {
-            let number = node.as_u32() as usize;
             let Some(attributes) = self.attributes(node) else {
                 return damaged("kind of an inode");
             };
-            let right = match attributes.kind {
-                Kind::Directory => {
-                    links[number] == u32::from(node != NodeId::ROOT)
-                        && attributes.nlink == expected_directory_links[number]
+            if self.origin(node).is_none_or(|layer| layer >= self.layer_count().max(1)) {
+                return damaged("layer of an inode");
+            }
+            if !self.references_are_valid(node) {
+                return damaged("what an inode points at");
+            }
+            self.verify_data(node, attributes.kind, attributes.size)?;
+            if attributes.kind != Kind::Directory {
+                continue;
+            }
+            let entries = self.entry_range(node);
+            if !entries.is_empty() {
+                if entries.start != next_entry {
+                    return damaged("place of a directory's entries");
                 }
-                _ => attributes.nlink == links[number] && links[number] > 0,
+                next_entry = entries.end;
+            }
+            let subdirectories = self.verify_children(node, &mut links, &mut next_node)?;
+            if attributes.nlink != subdirectories.saturating_add(2) {
+                return damaged("link count of a directory");
+            }
+        }
+        if next_entry != self.entry_count() {
+            return damaged("entries of no directory");
+        }
+        for node in self.nodes() {
+            let links = links[node.as_u32() as usize];
+            let right = match self.attributes(node) {
+                Some(attributes) if attributes.kind == Kind::Directory => links == u32::from(node != NodeId::ROOT),
+                Some(attributes) => links > 0 && attributes.nlink == links,
+                None => false,
             };
             if !right {
                 return damaged("link count");
             }
         }
         Ok(())
+    }
+
+    /// Checks the entries of a directory and returns how many are directories.
+    fn verify_children(&self, directory: NodeId, links: &mut [u32], next_node: &mut u32) -> Result<u32, IndexError> {
+        let mut previous: &[u8] = b"";
+        let mut subdirectories = 0;
+        for child in self.children(directory) {
+            if !is_name(child.name) || child.name <= previous {
+                return damaged("name of an entry");
+            }
+            previous = child.name;
+            if self.lookup_child(directory, child.name) != Some(child) {
+                return damaged("lookup of an entry");
+            }
+            if child.whiteout {
+                continue;
+            }
+            if self.attributes(child.node).map(|attributes| attributes.kind) != Some(child.kind) {
+                return damaged("kind of an entry");
+            }
+            let number = child.node.as_u32();
+            if number > *next_node {
+                return damaged("order of the inodes");
+            }
+            *next_node += u32::from(number == *next_node);
+            links[number as usize] += 1;
+            if child.kind == Kind::Directory {
+                subdirectories += 1;
+                if self.parent(child.node) != Some(directory) {
+                    return damaged("parent of a directory");
+                }
+            }
+        }
+        Ok(subdirectories)
     }
 
     fn verify_checksum(&self) -> Result<(), IndexError> {
@@ -91,15 +115,15 @@ impl Index {
         let mut previous: &[u8] = b"";
         for (name, _) in &mut set {
             if name <= previous {
-                return Err(IndexError::Damaged("extended attributes"));
+                return damaged("extended attributes");
             }
             previous = name;
         }
         if !set.is_at_end() {
-            return Err(IndexError::Damaged("extended attributes"));
+            return damaged("extended attributes");
         }
         if kind == Kind::Symlink && self.symlink_target(node).is_none_or(|target| target.len() as u64 != size) {
-            return Err(IndexError::Damaged("target of a symbolic link"));
+            return damaged("target of a symbolic link");
         }
         let mut covered = 0;
         for extent in self.extents(node) {
@@ -108,11 +132,15 @@ impl Index {
             let in_tar = self.layer(extent.layer).zip(source_end).is_some_and(|(layer, end)| end <= layer.tar_size);
             match end {
                 Some(end) if extent.length > 0 && extent.offset >= covered && in_tar => covered = end,
-                _ => return Err(IndexError::Damaged("extents of a file")),
+                _ => return damaged("extents of a file"),
             }
         }
         Ok(())
     }
+}
+
+fn damaged<T>(what: &'static str) -> Result<T, IndexError> {
+    Err(IndexError::Damaged(what))
 }
 
 fn is_name(name: &[u8]) -> bool {

@@ -248,6 +248,12 @@ fn layers_have_bounds() {
     assert_eq!(ingest_with(limits(3, 3), &tar).unwrap().entries, 3);
     assert!(matches!(ingest_with(limits(2, 3), &tar), Err(LayerError::TooManyEntries(2))));
     assert!(matches!(ingest_with(limits(3, 2), &tar), Err(LayerError::TooMuchMetadata(2))));
+    // Directories that nobody asked for count as well.
+    let deep = files(&["a/b/c/d", "e"]).end();
+    assert!(matches!(ingest_with(limits(4, 100), &deep), Err(LayerError::TooManyEntries(4))));
+    assert!(ingest_with(limits(5, 100), &deep).is_ok());
+    let xattrs = Archive::default().pax(&["SCHILY.xattr.user.a="]).file("f", b"").end();
+    assert!(matches!(ingest_with(limits(1, 100), &xattrs), Err(LayerError::TooMuchMetadata(100))));
     let small = Limits { file_size: 4, ..Limits::default() };
     let error = ingest_with(small, &Archive::default().file("large", b"12345").end()).unwrap_err();
     assert_eq!(error.to_string(), "tar entry \"large\" at offset 0: file of 5 bytes is too large");

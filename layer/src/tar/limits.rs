@@ -8,14 +8,15 @@ pub struct Limits {
     pub header_bytes: usize,
     /// Length of one file, holes included: 8 TiB.
     pub file_size: u64,
-    /// Entries of a layer, markers included: 20 million.
+    /// Entries of a layer, markers included, or directories that they imply: 10 million. While its index is built, each
+    /// takes about 200 bytes of memory beside its name.
     pub entries: u64,
-    /// Names, link targets, extended attributes and sparse maps of a layer together: 1 GiB.
+    /// Names, link targets, extended attributes and sparse maps of a layer together: 512 MiB.
     pub metadata_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { header_bytes: 1 << 20, file_size: 8 << 40, entries: 20_000_000, metadata_bytes: 1 << 30 }
+        Limits { header_bytes: 1 << 20, file_size: 8 << 40, entries: 10_000_000, metadata_bytes: 512 << 20 }
     }
 }
