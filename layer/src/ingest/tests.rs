@@ -280,3 +280,76 @@ fn every_cut_of_an_archive_is_refused_or_whole() {
         assert_eq!(result.is_ok(), may_end, "{length}");
     }
 }
+
+/// An archive with some of everything.
+fn rich() -> Vec<u8> {
+    let mut sparse = RawHeader::new(GNU, b'S', "sparse", 512);
+    sparse.set_bytes(386, b"00000010000\000000001000\0").set_bytes(482, &[1]).set(483, "00000020000\0");
+    let head = ["GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=d/holes", "GNU.sparse.realsize=9000"];
+    let mut map = b"2\n0\n10\n4096\n20\n".to_vec();
+    map.resize(512, 0);
+    map.extend([1; 30]);
+    Archive::default()
+        .entry(b'5', "./", b"")
+        .entry(b'g', "global", b"14 comment=ab\n8 uid=5\n")
+        .entry(b'5', "d/", b"")
+        .file("d/file", &[7; 700])
+        .entry(b'L', "././@LongLink", "d/long/".repeat(30).as_bytes())
+        .entry(b'5', "x", b"")
+        .pax(&["path=d/\u{e9}", "mtime=-1.5", "SCHILY.xattr.user.a=b", "LIBARCHIVE.xattr.user.c=AAAA", "size=3"])
+        .file("short", b"abc")
+        .header(&sparse)
+        .data(&[&[0; 504][..], &[0; 8]].concat())
+        .data(&[1; 512])
+        .pax(&head)
+        .file("d/GNUSparseFile.1/holes", &map)
+        .header(&link(b'1', "d/hard", "d/file"))
+        .header(&link(b'1', "d/foreign", "below"))
+        .header(&link(b'2', "d/soft", "../file"))
+        .header(&RawHeader::new(USTAR, b'3', "d/null", 0))
+        .header(&RawHeader::new(USTAR, b'6', "d/pipe", 0))
+        .file("d/.wh.gone", b"")
+        .file("e/.wh..wh..opq", b"")
+        .file("d/file", b"again")
+        .end()
+}
+
+#[test]
+fn the_rich_archive_is_good() {
+    let index = Index::from_bytes(ingest(&rich()).unwrap().index).unwrap();
+    index.verify().unwrap();
+    assert!(index.inode_count() > 40);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 3000, ..Default::default() })]
+    /// With the checksums of headers made right again, so that the damage gets past them.
+    #[test]
+    fn whatever_an_archive_says_the_index_is_whole(
+        changes in proptest::collection::vec((0..20_000usize, proptest::prelude::any::<u8>()), 1..6),
+        cut in proptest::option::of(0..20_000usize),
+    ) {
+        let original = rich();
+        let mut tar = original.clone();
+        for (position, value) in changes {
+            let position = position % tar.len();
+            tar[position] = value;
+        }
+        for (block, old) in tar.as_chunks_mut::<512>().0.iter_mut().zip(original.as_chunks::<512>().0) {
+            if old[148..156].ends_with(b"\0 ") {
+                let mut header = RawHeader(*block);
+                header.set(0, "");
+                *block = header.0;
+            }
+        }
+        tar.truncate(cut.unwrap_or(tar.len()).max(512));
+        if let Ok(layer) = ingest(&tar) {
+            let index = Index::from_bytes(layer.index).unwrap();
+            index.verify().unwrap();
+            match crate::merge(&[&index]) {
+                Ok(merged) => Index::from_bytes(merged).unwrap().verify().unwrap(),
+                Err(error) => assert!(matches!(error, crate::MergeError::LinkTarget { .. }), "{error}"),
+            }
+        }
+    }
+}
