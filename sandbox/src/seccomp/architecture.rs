@@ -99,6 +99,22 @@ impl Architecture {
         })
     }
 
+    /// Returns libseccomp's name.
+    #[must_use]
+    pub fn scmp(self) -> &'static str {
+        match self {
+            Self::X86_64 => "SCMP_ARCH_X86_64",
+            Self::X86 => "SCMP_ARCH_X86",
+            Self::X32 => "SCMP_ARCH_X32",
+            Self::Aarch64 => "SCMP_ARCH_AARCH64",
+            Self::Arm => "SCMP_ARCH_ARM",
+            Self::Riscv64 => "SCMP_ARCH_RISCV64",
+            Self::S390x => "SCMP_ARCH_S390X",
+            Self::Ppc64le => "SCMP_ARCH_PPC64LE",
+            Self::Loongarch64 => "SCMP_ARCH_LOONGARCH64",
+        }
+    }
+
     /// Parses Go's name, such as `amd64`, which Docker's profiles use in conditions.
     #[must_use]
     pub fn from_go(name: &str) -> Option<Self> {

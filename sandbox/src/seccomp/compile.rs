@@ -135,7 +135,7 @@ impl Profile {
 }
 
 impl Rule {
-    fn counts(&self, native: Architecture, capabilities: CapabilitySet, kernel: (u32, u32)) -> bool {
+    pub(super) fn counts(&self, native: Architecture, capabilities: CapabilitySet, kernel: (u32, u32)) -> bool {
         capabilities.intersection(self.with_capabilities) == self.with_capabilities
             && capabilities.intersection(self.without_capabilities) == CapabilitySet::EMPTY
             && (self.with_architectures.is_empty() || self.with_architectures.contains(&native))

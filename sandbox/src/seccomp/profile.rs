@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator};
+use oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, LinuxSyscall,
+};
 
 use super::{Architecture, ProfileError};
 use crate::capabilities::CapabilitySet;
@@ -177,6 +180,31 @@ impl Profile {
             .with_native())
     }
 
+    /// Converts to the spec's form, with the rules that count for `capabilities` on this machine.
+    #[must_use]
+    pub fn to_oci(&self, capabilities: CapabilitySet) -> LinuxSeccomp {
+        let native = Architecture::native();
+        let kernel = super::kernel_version();
+        let counts = |rule: &&Rule| native.is_none_or(|native| rule.counts(native, capabilities, kernel));
+        let mut spec = LinuxSeccomp::default();
+        let (action, errno) = oci_action(self.default_action);
+        spec.set_default_action(action).set_default_errno_ret(errno);
+        let architectures = self.architectures.iter().filter_map(|architecture| architecture.scmp().parse().ok());
+        spec.set_architectures(Some(architectures.collect()));
+        let syscalls = self.rules.iter().filter(counts).map(|rule| {
+            let (action, errno) = oci_action(rule.action);
+            let mut syscall = LinuxSyscall::default();
+            syscall.set_names(rule.names.iter().map(|name| name.clone().into_owned()).collect());
+            syscall.set_action(action).set_errno_ret(errno);
+            if !rule.conditions.is_empty() {
+                syscall.set_args(Some(rule.conditions.iter().map(oci_argument).collect()));
+            }
+            syscall
+        });
+        spec.set_syscalls(Some(syscalls.collect()));
+        spec
+    }
+
     /// Adds the native architecture: a profile without it would let nothing run.
     pub(super) fn with_native(mut self) -> Self {
         if let Some(native) = Architecture::native()
@@ -259,4 +287,51 @@ pub(super) fn action_by_name(name: &str, errno: Option<u32>) -> Result<Action, P
 
 fn scmp_name(architecture: oci_spec::runtime::Arch) -> String {
     architecture.to_string()
+}
+
+fn oci_action(action: Action) -> (LinuxSeccompAction, Option<u32>) {
+    match action {
+        Action::Allow => (LinuxSeccompAction::ScmpActAllow, None),
+        Action::Log => (LinuxSeccompAction::ScmpActLog, None),
+        Action::Errno(errno) => (LinuxSeccompAction::ScmpActErrno, Some(errno.into())),
+        Action::Trace(message) => (LinuxSeccompAction::ScmpActTrace, Some(message.into())),
+        Action::Trap => (LinuxSeccompAction::ScmpActTrap, None),
+        Action::KillThread => (LinuxSeccompAction::ScmpActKillThread, None),
+        Action::KillProcess => (LinuxSeccompAction::ScmpActKillProcess, None),
+    }
+}
+
+fn oci_argument(condition: &Condition) -> LinuxSeccompArg {
+    let (operator, value, second) = match condition.comparison {
+        Comparison::Equal => (LinuxSeccompOperator::ScmpCmpEq, condition.value, None),
+        Comparison::NotEqual => (LinuxSeccompOperator::ScmpCmpNe, condition.value, None),
+        Comparison::Less => (LinuxSeccompOperator::ScmpCmpLt, condition.value, None),
+        Comparison::LessOrEqual => (LinuxSeccompOperator::ScmpCmpLe, condition.value, None),
+        Comparison::Greater => (LinuxSeccompOperator::ScmpCmpGt, condition.value, None),
+        Comparison::GreaterOrEqual => (LinuxSeccompOperator::ScmpCmpGe, condition.value, None),
+        Comparison::MaskedEqual(mask) => (LinuxSeccompOperator::ScmpCmpMaskedEq, mask, Some(condition.value)),
+    };
+    let argument = LinuxSeccompArgBuilder::default().index(usize::from(condition.argument)).value(value).op(operator);
+    let argument = match second {
+        Some(second) => argument.value_two(second),
+        None => argument,
+    };
+    argument.build().expect("every field of the builder is optional")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spec_form_compiles_to_the_same_program() {
+        for capabilities in [CapabilitySet::DOCKER, CapabilitySet::ALL] {
+            let profile = Profile::docker_default();
+            let there_and_back = Profile::from_oci(&profile.to_oci(capabilities)).unwrap();
+            assert_eq!(
+                there_and_back.compile(capabilities).unwrap().instructions,
+                profile.compile(capabilities).unwrap().instructions
+            );
+        }
+    }
 }
