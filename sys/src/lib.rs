@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod clone;
 pub mod file_handle;
 pub mod filesystem_uuid;
+pub mod fuse;
 pub mod landlock;
 pub mod map;
 pub mod mount_attributes;

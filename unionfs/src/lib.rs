@@ -4,6 +4,7 @@
 //! are tested without a mount. [`mount`] shows a tree to the system.
 #![forbid(unsafe_code)]
 
+mod acl;
 mod backing;
 mod beneath;
 mod copy;
@@ -17,13 +18,15 @@ mod node;
 pub mod objects;
 mod spec;
 mod tree;
+mod upper;
 
 pub use idmap::{IdMap, IdRange, OVERFLOW_ID};
 pub use lower::{FolderError, ImageError};
 pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, mount, unmount};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use spec::{ImageLayer, Lower, MountSpec, Options, Passthrough, Upper, UserXattr};
-pub use tree::{DirEntry, OpenError, Tree, Usage};
+pub use tree::{Access, Caller, DirEntry, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage};
+pub use upper::UpperError;
 
 /// The answer of a filesystem operation: a value, or the errno that the caller sees.
 pub type Result<T, E = rustix::io::Errno> = std::result::Result<T, E>;

@@ -28,11 +28,14 @@ pub(crate) fn is_whiteout_file(fd: BorrowedFd<'_>, raw: &RawStat) -> Result<bool
 
 /// Returns the place in the layers below where the directory came from: a name beside it, or a path from the root.
 pub(crate) fn redirect(fd: BorrowedFd<'_>) -> Result<Option<Vec<u8>>> {
-    let usable = |target: &Vec<u8>| {
-        let absolute = target.starts_with(b"/");
-        !target.is_empty() && !target.contains(&0) && (absolute || (!target.contains(&b'/') && target != b".."))
-    };
-    Ok(mark(fd, b"redirect")?.filter(usable))
+    Ok(mark(fd, b"redirect")?.filter(|target| is_usable_redirect(target)))
+}
+
+/// Returns whether a redirect is a path from the root or a single name.
+pub(crate) fn is_usable_redirect(target: &[u8]) -> bool {
+    let absolute = target.starts_with(b"/");
+    let name = !target.contains(&b'/') && target != b"." && target != b"..";
+    !target.is_empty() && !target.contains(&0) && (absolute || name)
 }
 
 /// Returns whether a file has only its attributes in this layer, and its data in one below.

@@ -40,6 +40,8 @@ pub struct Mounted {
 pub struct MountReport {
     /// Whether `fusermount3` mounted it rather than we ourselves.
     pub by_helper: bool,
+    /// Whether the kernel reads and writes files directly.
+    pub passthrough: bool,
     /// Number of serving threads.
     pub threads: usize,
 }
@@ -108,16 +110,18 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
             if let Target::Directory(dir) = target {
                 attach(detached.as_fd(), dir)?;
             }
-            let connection =
-                Connection::from_device(tree, device, threads).map_err(|source| MountError::Handshake { source })?;
+            let connection = Connection::from_device(tree, device, options, threads)
+                .map_err(|source| MountError::Handshake { source })?;
             let detached = matches!(target, Target::Detached).then_some(detached);
-            Ok(Mounted { connection, detached, report: MountReport { by_helper: false, threads } })
+            let report = MountReport { by_helper: false, threads, passthrough: connection.has_passthrough() };
+            Ok(Mounted { connection, detached, report })
         }
         Err(Errno::PERM) if let Target::Directory(dir) = target => {
             let options = Options { read_only, ..options.clone() };
             let connection = Connection::by_helper(tree, dir, &options, threads)
                 .map_err(|source| MountError::Place { path: dir.clone(), source })?;
-            Ok(Mounted { connection, detached: None, report: MountReport { by_helper: true, threads } })
+            let report = MountReport { by_helper: true, threads, passthrough: connection.has_passthrough() };
+            Ok(Mounted { connection, detached: None, report })
         }
         Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
     }

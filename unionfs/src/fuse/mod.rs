@@ -2,41 +2,67 @@
 //!
 //! The mount is the only writer of what it shows, so entries, attributes and negative answers are valid for ever, and
 //! what matters is to be asked as seldom as possible: directory reads hand out attributes, opening a directory is
-//! answered once with "not needed", symbolic links are cached.
+//! answered once with "not needed", symbolic links are cached, and file data bypasses us where it can.
 
 mod adapter;
+mod affinity;
+mod nodes;
+mod open;
 mod reply;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, MountOption, Notifier, Session, SessionACL};
+use rustix::fs::MemfdFlags;
 
-use crate::spec::Options;
+use crate::spec::{Options, Passthrough};
 use crate::tree::Tree;
 use adapter::Adapter;
+use nodes::Nodes;
 
 /// A mounted filesystem whose requests are about to be served.
 #[derive(Debug)]
 pub(crate) struct Connection {
     session: Session<Adapter>,
+    shared: Arc<Shared>,
+}
+
+/// What all serving threads share.
+#[derive(Debug)]
+struct Shared {
+    tree: Arc<Tree>,
+    nodes: Nodes,
+    /// Whether it is asked for at all.
+    wants_passthrough: bool,
+    /// Whether the kernel lets us. Known after the handshake.
+    passthrough: AtomicBool,
+    notifier: OnceLock<Notifier>,
 }
 
 impl Connection {
     /// Shakes hands with the kernel over an open `/dev/fuse` that has been mounted already.
-    pub(crate) fn from_device(tree: Arc<Tree>, device: OwnedFd, threads: usize) -> io::Result<Connection> {
+    pub(crate) fn from_device(
+        tree: Arc<Tree>,
+        device: OwnedFd,
+        options: &Options,
+        threads: usize,
+    ) -> io::Result<Connection> {
+        let shared = Shared::new(tree, options);
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        let session = Session::from_fd(Adapter::new(tree), device, SessionACL::All, config)?;
-        Ok(Connection { session })
+        let adapter = Adapter { shared: Arc::clone(&shared) };
+        Ok(Connection::new(Session::from_fd(adapter, device, SessionACL::All, config)?, shared))
     }
 
     /// Mounts at `dir` with the help of `fusermount3`.
     pub(crate) fn by_helper(tree: Arc<Tree>, dir: &Path, options: &Options, threads: usize) -> io::Result<Connection> {
+        let shared = Shared::new(tree, options);
         let mut config = Config::default();
         let flag = |set: bool, yes: MountOption, no: MountOption| if set { yes } else { no };
         config.mount_options = vec![
@@ -49,11 +75,42 @@ impl Connection {
         config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        Ok(Connection { session: Session::new(Adapter::new(tree), dir, &config)? })
+        let adapter = Adapter { shared: Arc::clone(&shared) };
+        Ok(Connection::new(Session::new(adapter, dir, &config)?, shared))
+    }
+
+    fn new(session: Session<Adapter>, shared: Arc<Shared>) -> Connection {
+        let allowed = shared.wants_passthrough && passthrough_works(&session);
+        shared.passthrough.store(allowed, Ordering::Relaxed);
+        let _ = shared.notifier.set(session.notifier());
+        Connection { session, shared }
+    }
+
+    /// Returns whether file data may bypass us.
+    pub(crate) fn has_passthrough(&self) -> bool {
+        self.shared.passthrough.load(Ordering::Relaxed)
     }
 
     /// Serves until the mount is gone.
     pub(crate) fn serve(self) -> io::Result<()> {
         self.session.run()
     }
+}
+
+impl Shared {
+    fn new(tree: Arc<Tree>, options: &Options) -> Arc<Shared> {
+        Arc::new(Shared {
+            tree,
+            nodes: Nodes::new(),
+            wants_passthrough: options.passthrough == Passthrough::Auto,
+            passthrough: AtomicBool::new(false),
+            notifier: OnceLock::new(),
+        })
+    }
+}
+
+/// Tries it: what the handshake says about passthrough is only what the kernel knows, not what we may.
+fn passthrough_works(session: &Session<Adapter>) -> bool {
+    let Ok(probe) = rustix::fs::memfd_create("strata-probe", MemfdFlags::CLOEXEC) else { return false };
+    strata_sys::fuse::probe_backing(session.as_fd(), probe.as_fd()).is_ok()
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-use crate::node::{Ino, Kind, Stat, Timestamp};
+use crate::node::{Device, Kind, Stat, Timestamp};
 
 /// How long the kernel may keep what it was told: until it is told otherwise.
 ///
@@ -70,8 +70,25 @@ pub(super) fn file_type(kind: Kind) -> FileType {
     }
 }
 
-pub(super) fn ino(number: INodeNo) -> Ino {
-    Ino(number.0)
+/// Returns the moment that the kernel meant.
+///
+/// For moments before 1970, `fuser` subtracts the nanoseconds where it has to add them.
+pub(super) fn timestamp(time: SystemTime) -> Timestamp {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => {
+            Timestamp { seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), nanoseconds: after.subsec_nanos() }
+        }
+        Err(before) => {
+            let before = before.duration();
+            let seconds = i64::try_from(before.as_secs()).map_or(i64::MIN, |seconds| -seconds);
+            Timestamp { seconds, nanoseconds: before.subsec_nanos() }
+        }
+    }
+}
+
+/// Unpacks a device number.
+pub(super) fn device(number: u32) -> Device {
+    Device { major: (number >> 8) & 0xfff, minor: (number & 0xff) | ((number >> 12) & 0xfff00) }
 }
 
 /// Returns the moment, or the nearest one that `SystemTime` can hold.
@@ -89,4 +106,29 @@ fn system_time(time: Timestamp) -> SystemTime {
 /// Packs a device number as the FUSE protocol does (`new_encode_dev`).
 fn device_number(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & !0xff) << 12)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_the_packing() {
+        for (major, minor) in [(0, 0), (1, 3), (8, 17), (259, 300_000), (4095, 0xf_ffff)] {
+            assert_eq!(device(device_number(major, minor)), Device { major, minor });
+        }
+    }
+
+    #[test]
+    fn moments_out_of_range_do_not_panic() {
+        for seconds in [i64::MIN, -1, 0, 1, i64::MAX] {
+            system_time(Timestamp { seconds, nanoseconds: u32::MAX });
+        }
+    }
+
+    #[test]
+    fn moments_before_1970_keep_their_nanoseconds() {
+        let as_fuser_says = SystemTime::UNIX_EPOCH - Duration::new(2, 500);
+        assert_eq!(timestamp(as_fuser_says), Timestamp { seconds: -2, nanoseconds: 500 });
+    }
 }

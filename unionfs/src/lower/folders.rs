@@ -18,7 +18,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::{LowerChild, Place};
 use crate::Result;
-use crate::backing::{self, Identity, RawStat};
+use crate::backing::{self, Identity};
 use crate::beneath::open_beneath;
 use crate::handles::Handles;
 use crate::marks;

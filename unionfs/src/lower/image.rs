@@ -145,8 +145,11 @@ impl ImageLower {
 
     /// Returns where the node was found last: looks for it in that directory.
     pub(crate) fn place(&self, ino: Ino) -> Option<Place> {
-        let parent = NodeId::from_u32(self.known(ino)?.parent.load(Ordering::Relaxed));
         let node = slot(ino).ok()?;
+        let parent = match self.index.parent(node) {
+            Some(parent) => parent,
+            None => NodeId::from_u32(self.known(ino)?.parent.load(Ordering::Relaxed)),
+        };
         let child = self.index.children(parent).find(|child| child.node == node)?;
         Some(Place { parent: self::ino(parent), name: child.name.to_vec() })
     }

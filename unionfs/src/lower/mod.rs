@@ -83,6 +83,19 @@ impl LowerTree {
         dispatch!(self, lower => lower.place(ino))
     }
 
+    /// Returns the path of a directory from the root of the lowers.
+    pub(crate) fn path(&self, dir: Ino) -> Option<Vec<u8>> {
+        let mut parts = Vec::new();
+        let mut current = dir;
+        while current != Ino::ROOT {
+            let place = self.place(current)?;
+            current = place.parent;
+            parts.push(place.name);
+        }
+        parts.reverse();
+        Some(parts.iter().flat_map(|part| [b"/", part.as_slice()].concat()).collect())
+    }
+
     /// Returns the number of names in a directory.
     pub(crate) fn child_count(&self, dir: Ino) -> Result<u64> {
         dispatch!(self, lower => lower.child_count(dir))

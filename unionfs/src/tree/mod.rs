@@ -1,25 +1,66 @@
 //! The union: nodes over a stack of one writable and any number of read-only layers.
+//!
+//! # Locks
+//!
+//! In this order, each taken only after those above it:
+//!
+//! ```text
+//! Object::copying        one node's copy-up, held while its data is copied
+//!   Tree::namespace      write: names change; read: everything that follows names
+//!     Object::listing    the order of one directory
+//!       Objects shard    the table, and the reference counts
+//!         Object::state  short, nothing waits under it
+//! ```
 
+mod attributes;
+mod copy_up;
+mod create;
+mod directory;
+mod file;
+mod listing;
+mod object;
 mod readdir;
+mod remove;
+mod rename;
 mod statfs;
 mod xattr;
 
+pub use attributes::{SetAttributes, SetTime};
+pub use create::{Caller, New};
+pub use file::{Access, Opened};
 pub use readdir::DirEntry;
+pub use rename::RenameMode;
 pub use statfs::Usage;
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::io::Errno;
 
 use crate::Result;
+use crate::backing;
+use crate::handles::{self, Handles};
 use crate::idmap::Ids;
 use crate::lower::{FolderError, FolderLower, ImageError, ImageLower, LowerTree};
 use crate::node::{Ino, Kind, Stat};
 use crate::spec::{Lower, MountSpec};
+use crate::upper::{UpperError, UpperLayer};
+use object::{Object, Objects, State};
 
 /// A union of layers, as a mount shows it.
 #[derive(Debug)]
 pub struct Tree {
     lower: LowerTree,
+    upper: Option<UpperLayer>,
     ids: Ids,
+    objects: Objects,
+    /// Open files of the upper (`O_PATH`).
+    handles: Handles<Ino>,
+    /// The upper's root; there is one if there is an upper.
+    root_file: Option<Arc<OwnedFd>>,
+    /// Guards the names in the upper and the places in the objects. No panic can leave them half changed.
+    namespace: RwLock<()>,
 }
 
 /// Why the layers of a mount cannot be used.
@@ -31,74 +72,178 @@ pub enum OpenError {
     /// A folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// The writable layer cannot be used.
+    #[error(transparent)]
+    Upper(#[from] UpperError),
+    /// A descriptor could not be had.
+    #[error("open the root of the union")]
+    Root(#[source] std::io::Error),
 }
 
 impl Tree {
-    /// Opens the layers.
+    /// Opens the layers. An upper is cleaned of what a crash has left.
     pub fn open(spec: &MountSpec) -> Result<Tree, OpenError> {
+        let options = &spec.options;
+        let capacity = handles::capacity();
+        let upper = match spec.upper.as_ref() {
+            Some(upper) => Some(UpperLayer::open(upper, options.userxattr, !options.volatile)?),
+            None => None,
+        };
         let lower = match &spec.lower {
-            Lower::Image { index, layers } => LowerTree::Image(ImageLower::open(index, layers, spec.upper.is_some())?),
+            Lower::Image { index, layers } => LowerTree::Image(ImageLower::open(index, layers, upper.is_some())?),
             Lower::Folders(folders) => {
-                LowerTree::Folders(FolderLower::open(folders, Vec::new(), crate::handles::capacity())?)
+                let devices = upper.iter().map(UpperLayer::device).collect();
+                LowerTree::Folders(FolderLower::open(folders, devices, capacity)?)
             }
         };
-        let ids = Ids { uid: spec.options.uid_map.clone(), gid: spec.options.gid_map.clone() };
-        Ok(Tree { lower, ids })
+        let ids = Ids { uid: options.uid_map.clone(), gid: options.gid_map.clone() };
+        Tree::new(lower, upper, ids, capacity).map_err(|error| OpenError::Root(error.into()))
+    }
+
+    fn new(lower: LowerTree, upper: Option<UpperLayer>, ids: Ids, capacity: usize) -> Result<Tree> {
+        let objects = Objects::new();
+        let mut root_file = None;
+        if let Some(upper) = &upper {
+            let raw = backing::stat(upper.root())?;
+            let opaque = upper.mark(upper.root(), b"opaque")?.is_some_and(|value| value == b"y");
+            let identity = Some(backing::identity(&raw));
+            let state = State { upper: identity, merged: !opaque, opaque, ..State::default() };
+            objects.insert(Object::new(Ino::ROOT, Kind::Directory, true, state));
+            root_file = Some(Arc::new(rustix::io::fcntl_dupfd_cloexec(upper.root(), 0)?));
+        }
+        let namespace = RwLock::default();
+        Ok(Tree { lower, upper, ids, objects, handles: Handles::new(capacity), root_file, namespace })
+    }
+
+    /// Returns whether nothing can be changed because there is nowhere to write.
+    pub fn is_read_only(&self) -> bool {
+        self.upper.is_none()
     }
 
     /// Finds `name` in the directory `dir` and counts a reference to it, which [`forget`](Self::forget) takes back.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Stat> {
-        let ino = match name {
+        let _names = self.read_names();
+        match name {
             // The kernel asks for these when it has a file handle only.
-            b"." => dir,
-            b".." => self.parent(dir)?,
-            _ => self.lower.lookup(dir, name)?.ok_or(Errno::NOENT)?,
-        };
-        self.hold(ino, dir, name)
-    }
-
-    /// Counts a reference to a node found as `name` in `dir`.
-    fn hold(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
-        self.lower.remember(ino, dir, name)?;
-        let stat = self.stat(ino);
-        if stat.is_err() {
-            self.lower.forget(ino, 1);
+            b"." => return self.hold_again(dir),
+            b".." => return self.hold_again(self.parent_of(dir)?),
+            _ => {}
         }
-        stat
+        let directory = self.directory(dir)?;
+        self.lookup_in(&directory, name)
     }
 
     /// Takes back `count` references to a node.
     pub fn forget(&self, ino: Ino, count: u64) {
-        self.lower.forget(ino, count);
-    }
-
-    /// Returns the attributes of a node.
-    pub fn stat(&self, ino: Ino) -> Result<Stat> {
-        let mut stat = self.lower.stat(ino)?;
-        if !self.ids.is_identity() {
-            stat.uid = self.ids.uid_to_host(stat.uid);
-            stat.gid = self.ids.gid_to_host(stat.gid);
+        if self.upper.is_none() {
+            self.lower.forget(ino, count);
+            return;
         }
-        Ok(stat)
+        if ino == Ino::ROOT {
+            return;
+        }
+        let dropped = self.objects.drop_if(ino, |object| match object {
+            Some(object) if !object.over_lower => {
+                let held = object.references.load(Ordering::Relaxed).saturating_sub(count);
+                object.references.store(held, Ordering::Relaxed);
+                held == 0
+            }
+            _ => self.lower.forget(ino, count),
+        });
+        if dropped.is_some() {
+            self.handles.remove(ino);
+        }
     }
 
     /// Returns the directory that holds the directory `dir`.
     pub fn parent(&self, dir: Ino) -> Result<Ino> {
-        self.lower.parent(dir).ok_or(Errno::STALE)
+        let _names = self.read_names();
+        self.parent_of(dir)
     }
 
     /// Returns the target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
-        self.lower.read_link(ino)
+        let _names = self.read_names();
+        match self.upper_object(ino) {
+            Some(object) if object.kind != Kind::Symlink => Err(Errno::INVAL),
+            Some(object) => backing::read_link(self.upper_file(&object)?.as_fd()),
+            None => self.lower.read_link(ino),
+        }
     }
 
-    /// Reads from a regular file; fewer bytes than asked only at its end.
-    pub fn read(&self, ino: Ino, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        self.lower.read_at(ino, buffer, offset)
+    /// Returns the number of nodes that the union keeps something about.
+    pub fn object_count(&self) -> usize {
+        self.objects.len()
     }
 
-    /// Returns whether the node is a directory.
-    pub fn is_directory(&self, ino: Ino) -> Result<bool> {
-        Ok(self.stat(ino)?.kind == Kind::Directory)
+    /// Finds a name and counts a reference. The caller holds `namespace`.
+    fn lookup_in(&self, directory: &directory::Directory, name: &[u8]) -> Result<Stat> {
+        let found = self.name(directory, name)?.found.ok_or(Errno::NOENT)?;
+        if self.upper.is_some() {
+            self.adopt(directory.ino, name, &found)?;
+        }
+        self.hold(found.ino, directory.ino, name)
+    }
+
+    /// Counts a reference to a node found as `name` in `dir`. The caller holds `namespace`.
+    fn hold(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
+        if self.upper.is_none() {
+            self.lower.remember(ino, dir, name)?;
+            return self.stat_of(ino).inspect_err(|_| self.forget(ino, 1));
+        }
+        self.objects.counted(ino, |object| match object {
+            Some(object) if !object.over_lower => {
+                object.references.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => self.lower.remember(ino, dir, name),
+        })?;
+        self.stat_of(ino).inspect_err(|_| self.forget(ino, 1))
+    }
+
+    /// Counts a reference to a node that is known by its number. The caller holds `namespace`.
+    fn hold_again(&self, ino: Ino) -> Result<Stat> {
+        if ino == Ino::ROOT {
+            return self.stat_of(ino);
+        }
+        let place = match self.object(ino) {
+            Some(object) => object.state().places.first().cloned(),
+            None => self.lower.place(ino),
+        };
+        match place {
+            Some(place) => self.hold(ino, place.parent, &place.name),
+            // Without an upper nobody counts.
+            None if self.upper.is_none() => self.stat_of(ino),
+            None => Err(Errno::STALE),
+        }
+    }
+
+    fn parent_of(&self, dir: Ino) -> Result<Ino> {
+        if dir == Ino::ROOT {
+            return Ok(dir);
+        }
+        match self.object(dir) {
+            // A removed directory is its own parent.
+            Some(object) => Ok(object.state().places.first().map_or(dir, |place| place.parent)),
+            None => self.lower.parent(dir).ok_or(Errno::STALE),
+        }
+    }
+
+    /// Returns the object of a node, if it has one.
+    fn object(&self, ino: Ino) -> Option<Arc<Object>> {
+        if self.upper.is_none() { None } else { self.objects.get(ino) }
+    }
+
+    /// Returns the object of a node that has a file in the upper.
+    fn upper_object(&self, ino: Ino) -> Option<Arc<Object>> {
+        self.object(ino).filter(|object| object.is_in_upper())
+    }
+
+    fn read_names(&self) -> RwLockReadGuard<'_, ()> {
+        self.namespace.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_names(&self) -> RwLockWriteGuard<'_, ()> {
+        self.namespace.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -23,6 +23,15 @@ pub struct Usage {
 impl Tree {
     /// Returns the space of the upper's filesystem; without an upper that of the lower, which is full.
     pub fn statfs(&self) -> Result<Usage> {
-        Ok(self.lower.usage())
+        let Some(upper) = &self.upper else { return Ok(self.lower.usage()) };
+        let space = rustix::fs::fstatvfs(upper.root())?;
+        Ok(Usage {
+            blocks: space.f_blocks,
+            free: space.f_bfree,
+            available: space.f_bavail,
+            files: space.f_files,
+            free_files: space.f_ffree,
+            block_size: u32::try_from(space.f_frsize).unwrap_or(4096),
+        })
     }
 }

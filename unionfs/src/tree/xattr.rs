@@ -1,37 +1,144 @@
 //! Extended attributes of nodes.
+//!
+//! The marks of the union are hidden. What a user calls by such a name, to nest one union in another, is stored with the
+//! name escaped as overlayfs does: `trusted.overlay.x` as `trusted.overlay.overlay.x`.
 
+use std::borrow::Cow;
+use std::os::fd::AsFd as _;
+
+use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::Tree;
+use super::copy_up::Wanted;
+use super::create::Caller;
 use crate::Result;
+use crate::acl;
+use crate::backing;
+use crate::marks;
 use crate::node::Ino;
 
 impl Tree {
     /// Returns the value of an extended attribute.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        let mut found = None;
-        self.lower.for_each_xattr(ino, &mut |candidate, value| {
-            if candidate == name && !is_private(candidate) {
-                found = Some(value.to_vec());
+        let stored = self.stored_name(name);
+        let _names = self.read_names();
+        let value = match self.upper_object(ino) {
+            Some(object) => backing::xattr(self.upper_file(&object)?.as_fd(), &stored)?,
+            None => {
+                let mut found = None;
+                self.lower.for_each_xattr(ino, &mut |candidate, value| {
+                    if candidate == &*stored {
+                        found = Some(value.to_vec());
+                    }
+                })?;
+                found
             }
-        })?;
-        found.ok_or(Errno::NODATA)
+        };
+        let value = value.ok_or(Errno::NODATA)?;
+        if acl::is_acl(name) && !self.ids.is_identity() {
+            return acl::map_ids(&value, &mut |id, group| {
+                Some(if group { self.ids.gid_to_host(id) } else { self.ids.uid_to_host(id) })
+            })
+            .ok_or(Errno::INVAL);
+        }
+        Ok(value)
     }
 
-    /// Returns the names of the extended attributes, each ended by a zero byte.
-    pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
+    /// Returns the names of the extended attributes, each ended by a zero byte. Only the privileged see `trusted.` ones.
+    pub fn list_xattrs(&self, ino: Ino, privileged: bool) -> Result<Vec<u8>> {
         let mut names = Vec::new();
-        self.lower.for_each_xattr(ino, &mut |name, _| {
-            if !is_private(name) && !name.contains(&0) {
-                names.extend_from_slice(name);
+        let mut add = |name: &[u8]| {
+            if let Some(shown) = self.shown_name(name)
+                && !name.is_empty()
+                && !name.contains(&0)
+                && (privileged || !name.starts_with(b"trusted."))
+            {
+                names.extend_from_slice(&shown);
                 names.push(0);
             }
-        })?;
+        };
+        let _names = self.read_names();
+        match self.upper_object(ino) {
+            Some(object) => {
+                let list = backing::list_xattrs(self.upper_file(&object)?.as_fd())?;
+                list.split(|byte| *byte == 0).for_each(&mut add);
+            }
+            None => self.lower.for_each_xattr(ino, &mut |name, _| add(name))?,
+        }
         Ok(names)
+    }
+
+    /// Sets an extended attribute; `flags` as for `setxattr`.
+    pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags, caller: &Caller) -> Result<()> {
+        let stored = self.stored_name(name);
+        let object = self.copy_up(ino, Wanted::Everything)?;
+        let _names = self.read_names();
+        let file = self.upper_file(&object)?;
+        if !acl::is_acl(name) {
+            return backing::set_xattr(file.as_fd(), &stored, value, flags);
+        }
+        let mapped = acl::map_ids(value, &mut |id, group| {
+            if group { self.ids.gid_to_disk(id) } else { self.ids.uid_to_disk(id) }
+        });
+        backing::set_xattr(file.as_fd(), &stored, &mapped.ok_or(Errno::INVAL)?, flags)?;
+        if name == acl::ACCESS {
+            self.drop_foreign_setgid(&file, caller)?;
+        }
+        Ok(())
+    }
+
+    /// Removes an extended attribute.
+    pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        // Nothing is copied up for what is not there.
+        self.xattr(ino, name)?;
+        let stored = self.stored_name(name);
+        let object = self.copy_up(ino, Wanted::Everything)?;
+        let _names = self.read_names();
+        backing::remove_xattr(self.upper_file(&object)?.as_fd(), &stored)
+    }
+
+    /// Whoever sets an ACL without being of the file's group loses set-group-id, as with `chmod`.
+    fn drop_foreign_setgid(&self, file: &std::os::fd::OwnedFd, caller: &Caller) -> Result<()> {
+        let raw = backing::stat(file.as_fd())?;
+        if raw.st_mode & libc::S_ISGID == 0 || caller.uid == 0 {
+            return Ok(());
+        }
+        let group = self.ids.gid_to_host(raw.st_gid);
+        if group == caller.gid || supplementary_groups(caller.pid).contains(&group) {
+            return Ok(());
+        }
+        backing::set_permissions(file.as_fd(), crate::node::permission_bits(raw.st_mode & !libc::S_ISGID))
+    }
+
+    /// Returns the name under which a layer stores what users call `name`.
+    fn stored_name<'a>(&self, name: &'a [u8]) -> Cow<'a, [u8]> {
+        let prefix = self.mark_prefix();
+        match name.strip_prefix(prefix) {
+            Some(rest) => Cow::Owned([prefix, ESCAPE, rest].concat()),
+            None => Cow::Borrowed(name),
+        }
+    }
+
+    /// Returns what users see of a stored name, or `None` for a mark.
+    fn shown_name<'a>(&self, name: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let prefix = self.mark_prefix();
+        match name.strip_prefix(prefix) {
+            Some(rest) => rest.strip_prefix(ESCAPE).map(|rest| Cow::Owned([prefix, rest].concat())),
+            None => Some(Cow::Borrowed(name)),
+        }
+    }
+
+    fn mark_prefix(&self) -> &'static [u8] {
+        self.upper.as_ref().map_or(marks::PREFIXES[0], |upper| upper.prefix())
     }
 }
 
-/// Returns whether an attribute is a mark of the union and not for users.
-fn is_private(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+/// Returns the further groups of a process, none if it is gone.
+fn supplementary_groups(pid: u32) -> Vec<u32> {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return Vec::new() };
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    groups.split_ascii_whitespace().filter_map(|group| group.parse().ok()).collect()
 }
+
+const ESCAPE: &[u8] = b"overlay.";

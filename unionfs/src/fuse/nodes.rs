@@ -1,0 +1,209 @@
+//! How each open node is served: from the kernel's page cache filled by us, or by the kernel straight from a file.
+//!
+//! A node has one mode from its first open to its last release, because the kernel allows only one backing file per
+//! inode at a time. Files of the upper are passed through, and so is everything of a mount that cannot be written. On a
+//! mount that can, a lower file is passed through only if memory sharing and speed count and a writer beside long-lived
+//! readers is rare: programs, and large files that are no database.
+//!
+//! A writer that meets readers of a passed-through lower file cannot share their node. The file is copied up, the node
+//! is *superseded* by a further one with the same inode number, and the writer's open is answered ESTALE, upon which the
+//! kernel looks the name up again. The old readers keep the old bytes.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use fuser::BackingId;
+
+use crate::node::Ino;
+
+/// The number by which the kernel names a node. The same as the inode number, but for nodes that supersede another.
+pub(super) type NodeNumber = u64;
+
+/// The state of all nodes that are open or have been.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    shards: [Mutex<HashMap<NodeNumber, Node>>; SHARDS],
+    aliases: RwLock<Aliases>,
+    any_alias: AtomicBool,
+    idle: AtomicU64,
+}
+
+/// What is known of one node.
+#[derive(Debug, Default)]
+pub(super) struct Node {
+    pub(super) opens: u64,
+    pub(super) mode: Mode,
+    pub(super) backing: Option<Arc<BackingId>>,
+    /// Its pages in the kernel may be older than the file.
+    pub(super) stale_cache: bool,
+    /// Stores through a mapping may change it without the kernel telling, so attributes must not be kept.
+    pub(super) mapped: bool,
+    /// Set when a further node took over; holds the threads that have been told so.
+    pub(super) superseded: Option<HashSet<u32>>,
+}
+
+/// How the data of an open node is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Through the page cache of the node.
+    #[default]
+    Cached,
+    /// From a file of the lower.
+    Lower,
+    /// From the file in the upper.
+    Upper,
+}
+
+#[derive(Debug, Default)]
+struct Aliases {
+    inos: HashMap<NodeNumber, Ino>,
+    current: HashMap<Ino, NodeNumber>,
+    next: NodeNumber,
+}
+
+impl Nodes {
+    pub(super) fn new() -> Nodes {
+        Nodes {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            aliases: RwLock::new(Aliases { next: FIRST_ALIAS, ..Aliases::default() }),
+            any_alias: AtomicBool::new(false),
+            idle: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the inode number of a node.
+    pub(super) fn ino(&self, node: NodeNumber) -> Ino {
+        if node < FIRST_ALIAS {
+            return Ino(node);
+        }
+        let aliases = self.aliases.read().unwrap_or_else(PoisonError::into_inner);
+        aliases.inos.get(&node).copied().unwrap_or(Ino(node))
+    }
+
+    /// Returns the node that stands for an inode number at present.
+    pub(super) fn current(&self, ino: Ino) -> NodeNumber {
+        if !self.any_alias.load(Ordering::Acquire) {
+            return ino.0;
+        }
+        let aliases = self.aliases.read().unwrap_or_else(PoisonError::into_inner);
+        aliases.current.get(&ino).copied().unwrap_or(ino.0)
+    }
+
+    /// Returns the shard that holds a node's state.
+    pub(super) fn lock(&self, node: NodeNumber) -> MutexGuard<'_, HashMap<NodeNumber, Node>> {
+        let shard = usize::try_from(node % SHARDS as u64).unwrap_or(0);
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a further node stand for an inode number.
+    pub(super) fn supersede(&self, ino: Ino) {
+        let mut aliases = self.aliases.write().unwrap_or_else(PoisonError::into_inner);
+        let number = aliases.next;
+        aliases.next += 1;
+        aliases.inos.insert(number, ino);
+        aliases.current.insert(ino, number);
+        self.any_alias.store(true, Ordering::Release);
+    }
+
+    /// Takes back the mark that a thread was told to look up again.
+    pub(super) fn looked_up(&self, ino: Ino, thread: u32) {
+        if !self.any_alias.load(Ordering::Acquire) {
+            return;
+        }
+        if let Some(marks) = self.lock(ino.0).get_mut(&ino.0).and_then(|node| node.superseded.as_mut()) {
+            marks.remove(&thread);
+        }
+    }
+
+    /// Returns whether the kernel may keep the attributes of a node.
+    pub(super) fn attributes_stay(&self, node: NodeNumber) -> bool {
+        node < FIRST_ALIAS && self.lock(node).get(&node).is_none_or(|state| !state.mapped && state.superseded.is_none())
+    }
+
+    /// Forgets a node that the kernel has forgotten.
+    pub(super) fn forget(&self, node: NodeNumber) {
+        let removed = self.lock(node).remove(&node);
+        if removed.is_some_and(|node| node.backing.is_some()) {
+            self.idle.fetch_sub(1, Ordering::Relaxed);
+        }
+        if node >= FIRST_ALIAS {
+            let mut aliases = self.aliases.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(ino) = aliases.inos.remove(&node)
+                && aliases.current.get(&ino) == Some(&node)
+            {
+                aliases.current.remove(&ino);
+            }
+        }
+    }
+
+    /// Notes that a node has got a backing file, and gives up those of closed ones if there are too many.
+    pub(super) fn added_backing(&self) {
+        if self.idle.fetch_add(1, Ordering::Relaxed) < MAX_BACKINGS {
+            return;
+        }
+        for shard in &self.shards {
+            let mut dropped = Vec::new();
+            for node in shard.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+                if node.opens == 0 {
+                    dropped.extend(node.backing.take());
+                }
+            }
+            self.idle.fetch_sub(dropped.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Returns whether a lower file on a writable mount is one to pass through, from its size and first bytes.
+pub(super) fn suits_passthrough(size: u64, head: &[u8]) -> bool {
+    head.starts_with(b"\x7fELF") || (size >= LARGE && !is_database(head))
+}
+
+/// Returns whether these are the first bytes of a file that is changed in place while others have it open.
+fn is_database(head: &[u8]) -> bool {
+    let berkeley = [0x0005_3162_u32, 0x0006_1561, 0x0004_2253];
+    let word = head.get(12..16).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+    head.starts_with(b"SQLite format 3\0")
+        || head.starts_with(b"GDBM")
+        || head.get(16..20) == Some(&0xbeef_c0de_u32.to_ne_bytes())
+        || word.is_some_and(|word| berkeley.contains(&word) || berkeley.contains(&word.swap_bytes()))
+}
+
+/// How many bytes [`suits_passthrough`] wants to see.
+pub(super) const HEAD: usize = 32;
+/// Lower files from here on are passed through.
+const LARGE: u64 = 1 << 20;
+/// Node numbers from here on supersede another node. Inode numbers stay below.
+const FIRST_ALIAS: NodeNumber = 1 << 62;
+/// Most backing files that are kept for nodes which may not be open any more.
+const MAX_BACKINGS: u64 = 4096;
+const SHARDS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_large_files_but_no_databases_are_passed_through() {
+        assert!(suits_passthrough(100, b"\x7fELF\x02\x01\x01"));
+        assert!(suits_passthrough(LARGE, b""));
+        assert!(!suits_passthrough(LARGE - 1, b"#!/bin/sh"));
+        assert!(!suits_passthrough(LARGE * 9, b"SQLite format 3\0...."));
+        let mut berkeley = [0; HEAD];
+        berkeley[12..16].copy_from_slice(&0x0005_3162_u32.to_be_bytes());
+        assert!(!suits_passthrough(LARGE * 9, &berkeley));
+    }
+
+    #[test]
+    fn a_superseding_node_shares_the_number_until_it_is_forgotten() {
+        let nodes = Nodes::new();
+        assert_eq!(nodes.current(Ino(7)), 7);
+        nodes.supersede(Ino(7));
+        let node = nodes.current(Ino(7));
+        assert_ne!(node, 7);
+        assert_eq!(nodes.ino(node), Ino(7));
+        assert!(!nodes.attributes_stay(node));
+        nodes.forget(node);
+        assert_eq!(nodes.current(Ino(7)), 7);
+    }
+}

@@ -1,0 +1,147 @@
+//! Reading and changing the attributes of nodes.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use rustix::fs::{OFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::copy_up::Wanted;
+use super::create::Caller;
+use super::object::Object;
+use super::{Tree, file};
+use crate::Result;
+use crate::backing;
+use crate::node::{Ino, Kind, Stat, Timestamp};
+
+/// What to change about a node. Nothing at all means: take away what lets it run as somebody else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAttributes {
+    /// The permission bits.
+    pub permissions: Option<u16>,
+    /// The owner, as the host sees it.
+    pub uid: Option<u32>,
+    /// The group, as the host sees it.
+    pub gid: Option<u32>,
+    /// The size.
+    pub size: Option<u64>,
+    /// The time of the last access.
+    pub atime: Option<SetTime>,
+    /// The time of the last change.
+    pub mtime: Option<SetTime>,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// When it is done.
+    Now,
+    /// A fixed moment.
+    At(Timestamp),
+}
+
+impl Tree {
+    /// Returns the attributes of a node.
+    pub fn stat(&self, ino: Ino) -> Result<Stat> {
+        let _names = self.read_names();
+        self.stat_of(ino)
+    }
+
+    /// Changes attributes of a node and returns them all.
+    pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Stat> {
+        let wanted = change.size.map_or(Wanted::Everything, Wanted::Data);
+        let object = self.copy_up(ino, wanted)?;
+        let _names = self.read_names();
+        let fd = self.upper_file(&object)?;
+        if *change == SetAttributes::default() {
+            drop_privileges(fd.as_fd())?;
+            return self.stat_of(ino);
+        }
+        if let Some(size) = change.size {
+            self.truncate(&object, fd.as_fd(), size)?;
+            // Root keeps the bits, as CAP_FSETID lets it.
+            if caller.uid != 0 {
+                drop_privileges(fd.as_fd())?;
+            }
+        }
+        if change.uid.is_some() || change.gid.is_some() {
+            let uid = change.uid.map(|id| self.ids.uid_to_disk(id).ok_or(Errno::INVAL)).transpose()?;
+            let gid = change.gid.map(|id| self.ids.gid_to_disk(id).ok_or(Errno::INVAL)).transpose()?;
+            backing::set_owner(fd.as_fd(), uid, gid)?;
+        }
+        if let Some(permissions) = change.permissions {
+            backing::set_permissions(fd.as_fd(), permissions)?;
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            let time = |time: Option<SetTime>| match time {
+                None => Timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT },
+                Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW },
+                Some(SetTime::At(time)) => Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() },
+            };
+            let times = Timestamps { last_access: time(change.atime), last_modification: time(change.mtime) };
+            backing::set_times(fd.as_fd(), &times)?;
+        }
+        self.stat_of(ino)
+    }
+
+    /// Returns the attributes of a node. The caller holds `namespace`.
+    pub(super) fn stat_of(&self, ino: Ino) -> Result<Stat> {
+        let mut stat = match self.object(ino) {
+            Some(object) => self.object_stat(&object)?,
+            None => self.lower.stat(ino)?,
+        };
+        if !self.ids.is_identity() {
+            stat.uid = self.ids.uid_to_host(stat.uid);
+            stat.gid = self.ids.gid_to_host(stat.gid);
+        }
+        Ok(stat)
+    }
+
+    fn object_stat(&self, object: &Object) -> Result<Stat> {
+        let in_upper = object.is_in_upper();
+        let mut stat = if in_upper {
+            backing::to_stat(&backing::stat(self.upper_file(object)?.as_fd())?, object.ino)?
+        } else {
+            self.lower.stat(object.ino)?
+        };
+        let removed = object.is_removed();
+        let state = object.state();
+        stat.nlink = match (object.kind, state.link) {
+            _ if removed && (object.kind == Kind::Directory || !in_upper && state.link.is_none()) => 0,
+            (Kind::Directory, _) if state.merged => 1,
+            (_, Some(link)) => {
+                let in_upper = if in_upper { stat.nlink - u32::from(link.copied).min(stat.nlink) } else { 0 };
+                in_upper + link.all.saturating_sub(link.covered)
+            }
+            _ => stat.nlink,
+        };
+        Ok(stat)
+    }
+
+    fn truncate(&self, object: &Object, fd: BorrowedFd<'_>, size: u64) -> Result<()> {
+        if object.kind != Kind::Regular {
+            return Err(if object.kind == Kind::Directory { Errno::ISDIR } else { Errno::INVAL });
+        }
+        let open = object.state().data.clone().filter(|data| data.writable);
+        match open {
+            Some(data) => rustix::fs::ftruncate(&*data.file, size),
+            None => rustix::fs::ftruncate(backing::reopen(fd, OFlags::WRONLY)?, size),
+        }
+    }
+}
+
+/// Takes away set-user-id, set-group-id (if it is not about locking) and file capabilities.
+pub(super) fn drop_privileges(fd: BorrowedFd<'_>) -> Result<()> {
+    let raw = backing::stat(fd)?;
+    if raw.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Ok(());
+    }
+    let permissions = crate::node::permission_bits(raw.st_mode);
+    let kept = file::without_privileges(permissions);
+    if kept != permissions {
+        backing::set_permissions(fd, kept)?;
+    }
+    match backing::remove_xattr(fd, b"security.capability") {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

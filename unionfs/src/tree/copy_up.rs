@@ -1,0 +1,237 @@
+//! Bringing nodes into the upper before their first change.
+//!
+//! A copy is prepared in the staging folder while the union goes on, and put in place by one rename under the namespace
+//! lock. Parents come first. What has been deleted meanwhile is copied all the same, to a file without a name.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+
+use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::object::{Object, State};
+use crate::Result;
+use crate::backing;
+use crate::lower::Place;
+use crate::marks;
+use crate::node::{Ino, Kind, Stat, type_bits};
+use crate::upper::{LOOK, Link, UpperLayer};
+
+/// How much of a file a change will keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// All of it.
+    Everything,
+    /// Its first bytes.
+    Data(u64),
+}
+
+impl Tree {
+    /// Makes sure that a node is in the upper and returns its object.
+    pub(super) fn copy_up(&self, ino: Ino, wanted: Wanted) -> Result<Arc<Object>> {
+        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let object = {
+            let _names = self.read_names();
+            self.object_for_change(ino)?
+        };
+        if object.is_in_upper() {
+            return Ok(object);
+        }
+        if object.kind == Kind::Directory {
+            let _names = self.write_names();
+            self.copy_up_directory(ino)?;
+            return Ok(object);
+        }
+        self.copy_up_once(upper, &object, wanted)?;
+        Ok(object)
+    }
+
+    /// Copies anything but a directory, unless somebody else has done so meanwhile.
+    fn copy_up_once(&self, upper: &UpperLayer, object: &Arc<Object>, wanted: Wanted) -> Result<()> {
+        let _copying = object.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        if object.is_in_upper() {
+            return Ok(());
+        }
+        let staged = self.stage_copy(upper, object, wanted)?;
+        let _names = self.write_names();
+        self.put_copy_in_place(upper, object, &staged)
+    }
+
+    /// Makes sure that a directory and those above it are in the upper. The caller holds `namespace` for writing.
+    pub(super) fn copy_up_directory(&self, ino: Ino) -> Result<(Arc<Object>, Arc<OwnedFd>)> {
+        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let mut missing = Vec::new();
+        let mut current = ino;
+        loop {
+            let object = self.object_for_change(current)?;
+            if object.kind != Kind::Directory {
+                return Err(Errno::NOTDIR);
+            }
+            if object.is_in_upper() {
+                break;
+            }
+            let place = object.state().places.first().cloned().ok_or(Errno::NOENT)?;
+            current = place.parent;
+            missing.push((object, place));
+        }
+        while let Some((object, place)) = missing.pop() {
+            let parent = self.objects.get(place.parent).ok_or(Errno::STALE)?;
+            let parent_fd = self.upper_file(&parent)?;
+            let staged = upper.staging_name();
+            rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
+            let finished = self.finish_staged(upper, &object, &staged).inspect_err(|_| upper.discard(&staged))?;
+            let before = backing::to_stat(&backing::stat(parent_fd.as_fd())?, parent.ino)?;
+            upper.put_in_free_place(&staged, parent_fd.as_fd(), &place.name)?;
+            backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
+            self.now_in_upper(&object, finished, true)?;
+        }
+        let object = self.objects.get(ino).ok_or(Errno::STALE)?;
+        let fd = self.upper_file(&object)?;
+        Ok((object, fd))
+    }
+
+    /// Returns the object of a node, made if need be. The caller holds `namespace`.
+    pub(super) fn object_for_change(&self, ino: Ino) -> Result<Arc<Object>> {
+        if let Some(object) = self.objects.get(ino) {
+            return Ok(object);
+        }
+        let stat = self.lower.stat(ino)?;
+        let place = self.lower.place(ino).ok_or(Errno::STALE)?;
+        let link = (stat.kind != Kind::Directory && stat.nlink > 1).then_some(Link {
+            all: stat.nlink,
+            covered: 0,
+            copied: false,
+        });
+        Ok(self.objects.get_or_insert(ino, || {
+            let merged = stat.kind == Kind::Directory;
+            Object::new(ino, stat.kind, true, State { merged, places: vec![place], link, ..State::default() })
+        }))
+    }
+
+    /// Prepares a copy of anything but a directory and returns its name in the staging folder.
+    fn stage_copy(&self, upper: &UpperLayer, object: &Object, wanted: Wanted) -> Result<Staged> {
+        let staged = upper.staging_name();
+        let stat = self.lower.stat(object.ino)?;
+        let made = match object.kind {
+            Kind::Regular => self.stage_file(upper, object, &staged, &stat, wanted),
+            Kind::Symlink => {
+                let target = self.lower.read_link(object.ino)?;
+                rustix::fs::symlinkat(&*target, upper.staging(), &staged)
+            }
+            _ => {
+                let device = rustix::fs::makedev(stat.device.major, stat.device.minor);
+                let kind = rustix::fs::FileType::from_raw_mode(type_bits(object.kind));
+                rustix::fs::mknodat(upper.staging(), &staged, kind, Mode::RUSR | Mode::WUSR, device)
+            }
+        };
+        let finished = made.and_then(|()| self.finish_staged(upper, object, &staged));
+        let file = finished.inspect_err(|_| upper.discard(&staged))?;
+        Ok(Staged { name: staged, file })
+    }
+
+    fn stage_file(&self, upper: &UpperLayer, object: &Object, staged: &str, stat: &Stat, wanted: Wanted) -> Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(upper.staging(), staged, flags, Mode::RUSR | Mode::WUSR)?;
+        let length = match wanted {
+            Wanted::Everything => stat.size,
+            Wanted::Data(length) => length.min(stat.size),
+        };
+        if length > 0 {
+            self.lower.copy_data(object.ino, file.as_fd(), length)?;
+            if upper.is_durable() {
+                rustix::fs::fdatasync(&file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives what was staged the attributes of the lower node, and opens it.
+    fn finish_staged(&self, upper: &UpperLayer, object: &Object, staged: &str) -> Result<OwnedFd> {
+        let stat = self.lower.stat(object.ino)?;
+        let file = rustix::fs::openat(upper.staging(), staged, LOOK, Mode::empty())?;
+        let fd = file.as_fd();
+        let raw = backing::stat(fd)?;
+        if raw.st_uid != stat.uid || raw.st_gid != stat.gid {
+            backing::set_owner(fd, Some(stat.uid), Some(stat.gid))?;
+        }
+        let mut result = Ok(());
+        self.lower.for_each_xattr(object.ino, &mut |name, value| {
+            if result.is_ok() && !is_mark(name) {
+                result = copy_xattr(fd, name, value);
+            }
+        })?;
+        result?;
+        if object.kind != Kind::Symlink {
+            // After the ACL, whose mask these bits are.
+            backing::set_permissions(fd, stat.permissions)?;
+        }
+        if object.kind != Kind::Directory {
+            upper.record_number(fd, object.ino)?;
+        }
+        backing::restore_times(fd, stat.atime, stat.mtime)?;
+        Ok(file)
+    }
+
+    /// Makes a finished copy the node's file. The caller holds `namespace` for writing.
+    fn put_copy_in_place(&self, upper: &UpperLayer, object: &Arc<Object>, staged: &Staged) -> Result<()> {
+        let (place, link) = {
+            let state = object.state();
+            (state.places.first().cloned(), state.link)
+        };
+        let Some(Place { parent, name }) = place else {
+            // Deleted, but held: it has no name here either.
+            rustix::fs::unlinkat(upper.staging(), &staged.name, AtFlags::empty())?;
+            return self.now_in_upper(object, rustix::io::fcntl_dupfd_cloexec(&staged.file, 0)?, false);
+        };
+        let (parent, parent_fd) = self.copy_up_directory(parent).inspect_err(|_| upper.discard(&staged.name))?;
+        if let Some(link) = link {
+            let linked = upper
+                .links()
+                .add_copy(object.ino, staged.file.as_fd())
+                .and_then(|()| upper.links().set(object.ino, Link { copied: true, covered: link.covered + 1, ..link }));
+            linked.inspect_err(|_| upper.discard(&staged.name))?;
+        }
+        let before = backing::to_stat(&backing::stat(parent_fd.as_fd())?, parent.ino)?;
+        upper.put_in_free_place(&staged.name, parent_fd.as_fd(), &name)?;
+        backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
+        if let Some(link) = &mut object.state().link {
+            link.copied = true;
+            link.covered += 1;
+        }
+        self.now_in_upper(object, rustix::io::fcntl_dupfd_cloexec(&staged.file, 0)?, true)
+    }
+
+    /// Notes that a node has this file in the upper now.
+    fn now_in_upper(&self, object: &Object, file: OwnedFd, named: bool) -> Result<()> {
+        let identity = backing::identity(&backing::stat(file.as_fd())?);
+        let file = Arc::new(file);
+        if named {
+            self.handles.insert(object.ino, Arc::clone(&file));
+        }
+        let mut state = object.state();
+        state.upper = Some(identity);
+        if !named {
+            state.pinned = Some(file);
+        }
+        Ok(())
+    }
+}
+
+/// A finished copy in the staging folder.
+struct Staged {
+    name: String,
+    file: OwnedFd,
+}
+
+/// Copies an attribute; what the upper's filesystem cannot hold or we may not set is left behind.
+fn copy_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
+    match backing::set_xattr(fd, name, value, XattrFlags::empty()) {
+        Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+        result => result,
+    }
+}
+
+fn is_mark(name: &[u8]) -> bool {
+    marks::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}

@@ -1,0 +1,244 @@
+//! Making new nodes and new names.
+//!
+//! Most are made in place. Where a whiteout has the name, the new node is prepared in the staging folder and takes the
+//! whiteout's place, so that what was deleted cannot come back after a crash. A new directory is opaque wherever the
+//! lower could show through it.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::copy_up::Wanted;
+use super::directory::Directory;
+use super::object::{Data, Object, State};
+use crate::Result;
+use crate::backing;
+use crate::node::{Device, Ino, Kind, Stat, type_bits};
+use crate::upper::{LOOK, UpperLayer};
+
+/// On whose behalf something is done, in the host's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Process, 0 if unknown.
+    pub pid: u32,
+}
+
+/// What to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum New<'a> {
+    /// A regular file; if `open`, it is open for reading and writing from the start and must be released.
+    File {
+        /// Whether it is opened as well.
+        open: bool,
+    },
+    /// A directory.
+    Directory,
+    /// A symbolic link with this target.
+    Symlink(&'a [u8]),
+    /// A device, FIFO or socket.
+    Node(Kind, Device),
+}
+
+impl Tree {
+    /// Makes `name` in the directory `dir` and counts a reference to it.
+    ///
+    /// `umask` counts unless the directory has a default ACL, which then says what is allowed.
+    pub fn create(&self, dir: Ino, name: &[u8], new: New<'_>, mode: u32, umask: u32, caller: &Caller) -> Result<Stat> {
+        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        if let New::Node(Kind::CharDevice, Device { major: 0, minor: 0 }) = new {
+            // It would be a whiteout.
+            return Err(Errno::PERM);
+        }
+        let _names = self.write_names();
+        let (parent, directory) = self.directory_for_change(dir)?;
+        let found = self.name(&directory, name)?;
+        if found.found.is_some() {
+            return Err(Errno::EXIST);
+        }
+        let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
+        let parent_raw = backing::stat(parent_fd)?;
+        let uid = self.ids.uid_to_disk(caller.uid).ok_or(Errno::OVERFLOW)?;
+        let setgid = parent_raw.st_mode & libc::S_ISGID != 0;
+        let gid = if setgid { parent_raw.st_gid } else { self.ids.gid_to_disk(caller.gid).ok_or(Errno::OVERFLOW)? };
+        let default_acl = backing::xattr(parent_fd, b"system.posix_acl_default")?;
+        let mut bits = mode & 0o7777;
+        if default_acl.is_none() {
+            bits &= !(umask & 0o777);
+        }
+        if new == New::Directory && setgid {
+            bits |= libc::S_ISGID;
+        }
+        let maker = Maker { upper, new, bits, default_acl, uid, gid };
+        let opaque = new == New::Directory && directory.lower.is_some();
+        let (file, data) = if found.whiteout {
+            let (staged, made) = maker.stage(opaque)?;
+            if new == New::Directory {
+                upper.exchange(&staged, parent_fd, name)?;
+                upper.discard(&staged);
+            } else {
+                upper.put_in_place(&staged, parent_fd, name)?;
+            }
+            made
+        } else {
+            maker.make(parent_fd, name, opaque)?
+        };
+        let raw = backing::stat(file.as_fd())?;
+        let ino = self.number(backing::identity(&raw));
+        let state = State {
+            upper: Some(backing::identity(&raw)),
+            opaque,
+            opens: u64::from(new == New::File { open: true }),
+            data: data.map(|fd| Data { file: Arc::new(fd), writable: true }),
+            ..State::default()
+        };
+        let object = self.objects.insert(Object::new(ino, backing::kind(&raw)?, false, state));
+        object.add_place(dir, name);
+        self.handles.insert(ino, Arc::new(file));
+        parent.list(name);
+        self.hold(ino, dir, name)
+    }
+
+    /// Gives the node `ino` the further name `name` in `dir` and counts a reference to it.
+    pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
+        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let object = self.copy_up(ino, Wanted::Everything)?;
+        if object.kind == Kind::Directory {
+            return Err(Errno::PERM);
+        }
+        let _names = self.write_names();
+        let (parent, directory) = self.directory_for_change(dir)?;
+        let found = self.name(&directory, name)?;
+        if found.found.is_some() {
+            return Err(Errno::EXIST);
+        }
+        if object.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
+        self.link_in_upper(upper, &object, parent_fd, name, found.whiteout)?;
+        object.add_place(dir, name);
+        parent.list(name);
+        self.hold(ino, dir, name)
+    }
+
+    /// Links an object's file in the upper to one more name, in place of a whiteout if there is one.
+    pub(super) fn link_in_upper(
+        &self,
+        upper: &UpperLayer,
+        object: &Object,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        whiteout: bool,
+    ) -> Result<()> {
+        let file = self.upper_file(object)?;
+        let source = backing::magic_link(file.as_fd());
+        if !whiteout {
+            return rustix::fs::linkat(rustix::fs::CWD, source, dir, name, AtFlags::SYMLINK_FOLLOW);
+        }
+        let staged = upper.staging_name();
+        rustix::fs::linkat(rustix::fs::CWD, source, upper.staging(), &staged, AtFlags::SYMLINK_FOLLOW)?;
+        upper.put_in_place(&staged, dir, name)
+    }
+
+    /// Returns a directory that is in the upper now. The caller holds `namespace` for writing.
+    pub(super) fn directory_for_change(&self, dir: Ino) -> Result<(Arc<Object>, Directory)> {
+        let (object, _) = self.copy_up_directory(dir)?;
+        if object.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        Ok((object, self.directory(dir)?))
+    }
+}
+
+/// How a new node is made.
+struct Maker<'a> {
+    upper: &'a UpperLayer,
+    new: New<'a>,
+    /// The permission bits; what the default ACL then makes of them is the filesystem's business.
+    bits: u32,
+    default_acl: Option<Vec<u8>>,
+    uid: u32,
+    gid: u32,
+}
+
+/// A new node, and its data if it is a regular file.
+type Made = (OwnedFd, Option<OwnedFd>);
+
+impl Maker<'_> {
+    /// Makes the node in the staging folder.
+    fn stage(&self, opaque: bool) -> Result<(String, Made)> {
+        let staging = self.upper.staging();
+        let name = self.upper.staging_name();
+        let Some(acl) = &self.default_acl else {
+            let made = self.make(staging, name.as_bytes(), opaque)?;
+            return Ok((name, made));
+        };
+        // A folder with the same default ACL, so that the filesystem passes it on.
+        let nursery = self.upper.staging_name();
+        rustix::fs::mkdirat(staging, &nursery, Mode::RWXU)?;
+        let grown = (|| {
+            let fd = rustix::fs::openat(staging, &nursery, LOOK | OFlags::DIRECTORY, Mode::empty())?;
+            backing::set_xattr(fd.as_fd(), b"system.posix_acl_default", acl, XattrFlags::empty())?;
+            let made = self.make(fd.as_fd(), name.as_bytes(), opaque)?;
+            rustix::fs::renameat(&fd, &name, staging, &name)?;
+            Ok(made)
+        })();
+        let _ = self.upper.discard_directory(&nursery);
+        grown.map(|made| (name, made))
+    }
+
+    /// Makes the node as `name` in `dir`, where the name is free. On failure nothing is left.
+    fn make(&self, dir: BorrowedFd<'_>, name: &[u8], opaque: bool) -> Result<Made> {
+        let mode = Mode::from_raw_mode(self.bits & 0o777);
+        let mut data = None;
+        match self.new {
+            New::File { open } => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                data = Some(rustix::fs::openat(dir, name, flags, mode)?).filter(|_| open);
+            }
+            New::Directory => rustix::fs::mkdirat(dir, name, mode)?,
+            New::Symlink(target) => rustix::fs::symlinkat(target, dir, name)?,
+            New::Node(kind, device) => {
+                let device = rustix::fs::makedev(device.major, device.minor);
+                rustix::fs::mknodat(dir, name, FileType::from_raw_mode(type_bits(kind)), mode, device)?;
+            }
+        }
+        let finish = || {
+            let file = rustix::fs::openat(dir, name, LOOK, Mode::empty())?;
+            self.finish(file.as_fd(), opaque)?;
+            Ok(file)
+        };
+        let file = finish().inspect_err(|_: &Errno| {
+            let flags = if self.new == New::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            let _ = rustix::fs::unlinkat(dir, name, flags);
+        })?;
+        Ok((file, data))
+    }
+
+    fn finish(&self, file: BorrowedFd<'_>, opaque: bool) -> Result<()> {
+        let mut raw = backing::stat(file)?;
+        if raw.st_uid != self.uid || raw.st_gid != self.gid {
+            backing::set_owner(file, Some(self.uid), Some(self.gid))?;
+            raw = backing::stat(file)?;
+        }
+        if !matches!(self.new, New::Symlink(_)) {
+            // The special bits are asked for; the others are, unless the filesystem has applied a default ACL.
+            let ordinary = if self.default_acl.is_some() { raw.st_mode & 0o777 } else { self.bits & 0o777 };
+            let wanted = self.bits & 0o7000 | ordinary;
+            if raw.st_mode & 0o7777 != wanted {
+                backing::set_permissions(file, crate::node::permission_bits(wanted))?;
+            }
+        }
+        if opaque {
+            self.upper.set_opaque(file)?;
+        }
+        Ok(())
+    }
+}

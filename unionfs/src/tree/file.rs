@@ -1,0 +1,248 @@
+//! Opening files, and their data.
+//!
+//! One descriptor per file serves everybody who has it open, with offsets given at each call. A file that is only in
+//! the lower needs none.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::attributes::drop_privileges;
+use super::copy_up::Wanted;
+use super::create::Caller;
+use super::object::{Data, Object};
+use crate::Result;
+use crate::backing;
+use crate::node::{Ino, Kind};
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Its data will be changed.
+    pub write: bool,
+    /// Its data is thrown away.
+    pub truncate: bool,
+}
+
+/// Where the data of an open file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a file opened in the upper must be released"]
+pub enum Opened {
+    /// In a lower; nothing has to be released.
+    Lower,
+    /// In the upper; [`Tree::release`] must follow.
+    Upper,
+}
+
+impl Tree {
+    /// Opens a regular file; for writing, it is brought into the upper.
+    pub fn open_file(&self, ino: Ino, access: Access, caller: &Caller) -> Result<Opened> {
+        if access.write || access.truncate {
+            let object = self.copy_up(ino, if access.truncate { Wanted::Data(0) } else { Wanted::Everything })?;
+            let _names = self.read_names();
+            if object.kind != Kind::Regular {
+                return Err(Errno::INVAL);
+            }
+            object.state().opens += 1;
+            let opened = self.open_for_change(&object, access.truncate, caller);
+            if opened.is_err() {
+                drop_data(&object);
+            }
+            return opened.map(|()| Opened::Upper);
+        }
+        let _names = self.read_names();
+        match self.upper_object(ino) {
+            None => Ok(Opened::Lower),
+            Some(object) => {
+                object.state().opens += 1;
+                Ok(Opened::Upper)
+            }
+        }
+    }
+
+    /// Takes back one [`open_file`](Self::open_file) that found the file in the upper.
+    pub fn release(&self, ino: Ino) {
+        if let Some(object) = self.object(ino) {
+            drop_data(&object);
+        }
+    }
+
+    /// Returns a file with the node's data for the kernel to work on directly: of the upper if it is there, else of the
+    /// lower, if that has such a thing.
+    pub fn backing_file(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
+        let _names = self.read_names();
+        match self.upper_object(ino) {
+            Some(object) => self.data(&object, false).ok(),
+            None => self.lower.open_object(ino).map(Arc::new),
+        }
+    }
+
+    /// Returns whether the node's data is in the upper.
+    pub fn is_in_upper(&self, ino: Ino) -> bool {
+        self.upper_object(ino).is_some()
+    }
+
+    /// Reads from a regular file; fewer bytes than asked only at its end.
+    pub fn read(&self, ino: Ino, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let Some(object) = self.upper_object(ino) else { return self.lower.read_at(ino, buffer, offset) };
+        let file = self.data_now(&object, false)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match rustix::io::pread(&*file, &mut buffer[done..], offset.saturating_add(done as u64)) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes to a regular file that is in the upper. `foreign` says that the writer may not keep set-user-id bits.
+    pub fn write(&self, ino: Ino, data: &[u8], offset: u64, foreign: bool) -> Result<()> {
+        let object = self.upper_object(ino).ok_or(Errno::BADF)?;
+        let file = self.data_now(&object, true)?;
+        if foreign {
+            drop_privileges(file.as_fd())?;
+        }
+        crate::copy::write_all_at(file.as_fd(), data, offset)
+    }
+
+    /// Allocates or frees space of a file; `mode` holds the bits of `fallocate`.
+    pub fn allocate(&self, ino: Ino, mode: u32, offset: u64, length: u64) -> Result<()> {
+        let object = self.copy_up(ino, Wanted::Everything)?;
+        let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        rustix::fs::fallocate(&*self.data_now(&object, true)?, flags, offset, length)
+    }
+
+    /// Finds the next data or hole, as `lseek` does with `SEEK_DATA` and `SEEK_HOLE`.
+    pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
+        let Some(object) = self.upper_object(ino) else { return self.lower.seek(ino, offset, data) };
+        let from = if data { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
+        // The position that this moves is nobody's: all reads and writes name their own.
+        rustix::fs::seek(&*self.data_now(&object, false)?, from)
+    }
+
+    /// Copies a range from one file to another inside the union and returns how much was copied.
+    pub fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), length: u64) -> Result<u64> {
+        let target = self.copy_up(to.0, Wanted::Everything)?;
+        let output = self.data_now(&target, true)?;
+        let Some(source) = self.upper_object(from.0) else {
+            return self.copy_range_from_lower(from, (&output, to.1), length);
+        };
+        let input = self.data_now(&source, false)?;
+        let (mut input_offset, mut output_offset) = (from.1, to.1);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(MAX_COPY);
+        let copied =
+            rustix::fs::copy_file_range(&*input, Some(&mut input_offset), &*output, Some(&mut output_offset), length)?;
+        Ok(copied as u64)
+    }
+
+    /// Waits until a file or directory is on the disk.
+    pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        let Some(object) = self.upper_object(ino) else { return Ok(()) };
+        if self.upper.as_ref().is_none_or(|upper| !upper.is_durable()) {
+            return Ok(());
+        }
+        let file = match object.kind {
+            Kind::Regular => self.data_now(&object, false)?,
+            Kind::Directory => {
+                let _names = self.read_names();
+                if object.is_removed() {
+                    return Ok(());
+                }
+                Arc::new(backing::reopen(self.upper_file(&object)?.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?)
+            }
+            _ => return Ok(()),
+        };
+        if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) }
+    }
+
+    fn copy_range_from_lower(&self, from: (Ino, u64), to: (&OwnedFd, u64), length: u64) -> Result<u64> {
+        let step = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 20);
+        let mut buffer = vec![0; step];
+        let read = self.lower.read_at(from.0, &mut buffer, from.1)?;
+        crate::copy::write_all_at(to.0.as_fd(), &buffer[..read], to.1)?;
+        Ok(read as u64)
+    }
+
+    fn open_for_change(&self, object: &Object, truncate: bool, caller: &Caller) -> Result<()> {
+        let file = self.data(object, true)?;
+        if truncate {
+            rustix::fs::ftruncate(&*file, 0)?;
+            if caller.uid != 0 {
+                drop_privileges(file.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the open file of an object, for which it takes `namespace`.
+    fn data_now(&self, object: &Object, write: bool) -> Result<Arc<OwnedFd>> {
+        if let Some(data) = object.state().data.as_ref().filter(|data| data.writable || !write) {
+            return Ok(Arc::clone(&data.file));
+        }
+        let _names = self.read_names();
+        self.data(object, write)
+    }
+
+    /// Returns the open file of an object. The caller holds `namespace`.
+    fn data(&self, object: &Object, write: bool) -> Result<Arc<OwnedFd>> {
+        if object.kind != Kind::Regular {
+            return Err(Errno::INVAL);
+        }
+        if let Some(data) = object.state().data.as_ref().filter(|data| data.writable || !write) {
+            return Ok(Arc::clone(&data.file));
+        }
+        let path = self.upper_file(object)?;
+        let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        let file = Arc::new(backing::reopen(path.as_fd(), flags)?);
+        let mut state = object.state();
+        if state.opens > 0 {
+            state.data = Some(Data { file: Arc::clone(&file), writable: write });
+        }
+        Ok(file)
+    }
+}
+
+/// Returns permission bits without those that let a file run as somebody else.
+///
+/// Set-group-id without the right to execute means mandatory locking and stays, as in the kernel.
+pub(super) fn without_privileges(permissions: u16) -> u16 {
+    const SETUID: u16 = 0o4000;
+    const SETGID: u16 = 0o2000;
+    const GROUP_EXECUTE: u16 = 0o010;
+    let kept = permissions & !SETUID;
+    if kept & GROUP_EXECUTE != 0 { kept & !SETGID } else { kept }
+}
+
+fn drop_data(object: &Object) {
+    let mut state = object.state();
+    state.opens = state.opens.saturating_sub(1);
+    if state.opens == 0 {
+        // Closed after the lock is gone.
+        let data = state.data.take();
+        drop(state);
+        drop(data);
+    }
+}
+
+/// The most that one request copies, so that a queue is not held up.
+const MAX_COPY: usize = 1 << 28;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_group_id_goes_only_where_the_group_may_execute() {
+        assert_eq!(without_privileges(0o4755), 0o755);
+        assert_eq!(without_privileges(0o6755), 0o755);
+        assert_eq!(without_privileges(0o2745), 0o2745);
+        assert_eq!(without_privileges(0o2755), 0o755);
+        assert_eq!(without_privileges(0o1777), 0o1777);
+    }
+}

@@ -1,0 +1,184 @@
+//! What the union knows about nodes that the upper has a part in.
+//!
+//! A lower node that nothing happened to needs no object. One is made when the node is copied up, or removed while
+//! somebody holds it, or when a name leads to something in the upper; it goes when the kernel forgets the node.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::listing::Listing;
+use crate::backing::Identity;
+use crate::lower::Place;
+use crate::node::{Ino, Kind};
+use crate::upper::Link;
+
+/// A node with a side in the upper.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) ino: Ino,
+    pub(super) kind: Kind,
+    /// The lower knows the node under this number and counts its references.
+    pub(super) over_lower: bool,
+    /// References of the kernel, if the lower does not count them. Guarded by the table's shard.
+    pub(super) references: AtomicU64,
+    /// Held while the node is copied up, so that this happens once. Taken before `Tree::namespace`.
+    pub(super) copying: Mutex<()>,
+    state: Mutex<State>,
+    /// The names in their stable order, once somebody listed the directory. Taken after `Tree::namespace`.
+    listing: Mutex<Option<Listing>>,
+}
+
+/// The part of an object that changes.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// The file in the upper.
+    pub(super) upper: Option<Identity>,
+    /// A directory through which the lower's one of the same number shows.
+    pub(super) merged: bool,
+    /// A directory whose own marks say that nothing below shows.
+    pub(super) opaque: bool,
+    /// The names that lead here, as far as known. Empty: removed, but held. The root has none either.
+    pub(super) places: Vec<Place>,
+    /// Held because no name leads here any more.
+    pub(super) pinned: Option<Arc<OwnedFd>>,
+    /// The open file for reading and writing data, while anybody has the node open.
+    pub(super) data: Option<Data>,
+    /// How often the node is open.
+    pub(super) opens: u64,
+    /// The lower file has several names.
+    pub(super) link: Option<Link>,
+}
+
+/// An open regular file of the upper.
+#[derive(Clone, Debug)]
+pub(super) struct Data {
+    pub(super) file: Arc<OwnedFd>,
+    pub(super) writable: bool,
+}
+
+impl Object {
+    pub(super) fn new(ino: Ino, kind: Kind, over_lower: bool, state: State) -> Object {
+        Object {
+            ino,
+            kind,
+            over_lower,
+            references: AtomicU64::new(0),
+            copying: Mutex::default(),
+            state: Mutex::new(state),
+            listing: Mutex::default(),
+        }
+    }
+
+    /// Nothing that can panic runs under this lock, and nothing that waits.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn listing(&self) -> MutexGuard<'_, Option<Listing>> {
+        self.listing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether no name leads here any more.
+    pub(super) fn is_removed(&self) -> bool {
+        self.ino != Ino::ROOT && self.state().places.is_empty()
+    }
+
+    pub(super) fn is_in_upper(&self) -> bool {
+        self.state().upper.is_some()
+    }
+
+    pub(super) fn add_place(&self, parent: Ino, name: &[u8]) {
+        let mut state = self.state();
+        if !state.places.iter().any(|place| place.parent == parent && place.name == name) {
+            state.places.push(Place { parent, name: name.to_vec() });
+        }
+    }
+
+    pub(super) fn remove_place(&self, parent: Ino, name: &[u8]) {
+        self.state().places.retain(|place| place.parent != parent || place.name != name);
+    }
+
+    /// Adds a name to the listing, if there is one.
+    pub(super) fn list(&self, name: &[u8]) {
+        if let Some(listing) = self.listing().as_mut() {
+            listing.insert(name);
+        }
+    }
+
+    /// Takes a name off the listing, if there is one.
+    pub(super) fn unlist(&self, name: &[u8]) {
+        if let Some(listing) = self.listing().as_mut() {
+            listing.remove(name);
+        }
+    }
+}
+
+/// All objects, by the number that users see.
+///
+/// A number cannot come to mean something else while its object is here: an object that lost its last name keeps its
+/// file open, so that the backing filesystem cannot give the number away.
+pub(super) struct Objects {
+    shards: [RwLock<HashMap<Ino, Arc<Object>>>; SHARDS],
+}
+
+impl Objects {
+    pub(super) fn new() -> Objects {
+        Objects { shards: std::array::from_fn(|_| RwLock::default()) }
+    }
+
+    pub(super) fn get(&self, ino: Ino) -> Option<Arc<Object>> {
+        self.read(ino).get(&ino).cloned()
+    }
+
+    /// Returns the object of a number, made by `make` if there is none.
+    pub(super) fn get_or_insert(&self, ino: Ino, make: impl FnOnce() -> Object) -> Arc<Object> {
+        Arc::clone(self.write(ino).entry(ino).or_insert_with(|| Arc::new(make())))
+    }
+
+    /// Puts a new object in, in place of what has its number.
+    pub(super) fn insert(&self, object: Object) -> Arc<Object> {
+        let object = Arc::new(object);
+        self.write(object.ino).insert(object.ino, Arc::clone(&object));
+        object
+    }
+
+    /// Calls `count` with the object under the lock that `forget` takes.
+    pub(super) fn counted<T>(&self, ino: Ino, count: impl FnOnce(Option<&Arc<Object>>) -> T) -> T {
+        count(self.read(ino).get(&ino))
+    }
+
+    /// Calls `left` under the lock, and drops the object if it says that nobody knows it any more.
+    pub(super) fn drop_if(&self, ino: Ino, left: impl FnOnce(Option<&Arc<Object>>) -> bool) -> Option<Arc<Object>> {
+        let mut shard = self.write(ino);
+        if left(shard.get(&ino)) { shard.remove(&ino) } else { None }
+    }
+
+    /// Returns the number of objects.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
+    fn read(&self, ino: Ino) -> RwLockReadGuard<'_, HashMap<Ino, Arc<Object>>> {
+        self.shard(ino).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, ino: Ino) -> RwLockWriteGuard<'_, HashMap<Ino, Arc<Object>>> {
+        self.shard(ino).write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shard(&self, ino: Ino) -> &RwLock<HashMap<Ino, Arc<Object>>> {
+        let number = usize::try_from(ino.0 % SHARDS as u64).unwrap_or(0);
+        &self.shards[number]
+    }
+}
+
+impl fmt::Debug for Objects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Objects").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+const SHARDS: usize = 16;

@@ -1,0 +1,165 @@
+//! Taking names away.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::Tree;
+use super::directory::{Found, Name};
+use super::object::{Object, State};
+use crate::Result;
+use crate::backing;
+use crate::marks;
+use crate::node::{Ino, Kind};
+use crate::upper::{Replaced, UpperLayer, for_each_name};
+
+impl Tree {
+    /// Removes the name of anything but a directory.
+    pub fn unlink(&self, dir: Ino, name: &[u8]) -> Result<()> {
+        self.remove(dir, name, false)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, dir: Ino, name: &[u8]) -> Result<()> {
+        self.remove(dir, name, true)
+    }
+
+    fn remove(&self, dir: Ino, name: &[u8], directory: bool) -> Result<()> {
+        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let _names = self.write_names();
+        let looked = self.name(&self.directory(dir)?, name)?;
+        let found = looked.found.as_ref().ok_or(Errno::NOENT)?;
+        match (directory, found.kind == Kind::Directory) {
+            (true, false) => return Err(Errno::NOTDIR),
+            (false, true) => return Err(Errno::ISDIR),
+            _ => {}
+        }
+        let removed = self.prepare_removal(dir, name, found)?;
+        let (parent, view) = self.directory_for_change(dir)?;
+        let parent_fd = view.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
+        let replaced = match (&found.upper, directory) {
+            (None, _) => Replaced::Nothing,
+            (Some(_), false) => Replaced::File,
+            (Some(_), true) => Replaced::Directory,
+        };
+        if looked.covered.is_some() {
+            upper.put_whiteout(parent_fd, name, replaced)?;
+        } else if directory {
+            remove_directory(upper, parent_fd, name)?;
+        } else {
+            rustix::fs::unlinkat(parent_fd, name, AtFlags::empty())?;
+        }
+        self.finish_removal(upper, dir, name, &looked, &removed)?;
+        parent.unlist(name);
+        Ok(())
+    }
+
+    /// Gets hold of what is about to lose a name, so that it can still be served. The caller holds `namespace` for
+    /// writing.
+    pub(super) fn prepare_removal(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Arc<Object>> {
+        let object = match self.adopt(dir, name, found)? {
+            Some(object) => object,
+            None => match self.objects.get(found.ino) {
+                Some(object) => object,
+                None => {
+                    self.lower.lookup(dir, name)?;
+                    let state = State { merged: found.merged, ..State::default() };
+                    let object =
+                        self.objects.get_or_insert(found.ino, || Object::new(found.ino, found.kind, true, state));
+                    object.add_place(dir, name);
+                    object
+                }
+            },
+        };
+        if found.kind == Kind::Directory && !self.is_empty(&object, found)? {
+            return Err(Errno::NOTEMPTY);
+        }
+        let last = object.state().places.len() <= 1;
+        if last && object.is_in_upper() {
+            let file = self.upper_file(&object)?;
+            object.state().pinned = Some(file);
+        }
+        Ok(object)
+    }
+
+    /// Notes that a name is gone.
+    pub(super) fn finish_removal(
+        &self,
+        upper: &UpperLayer,
+        dir: Ino,
+        name: &[u8],
+        looked: &Name,
+        object: &Arc<Object>,
+    ) -> Result<()> {
+        object.remove_place(dir, name);
+        let only_in_lower = looked.found.as_ref().is_some_and(|found| found.upper.is_none());
+        let link = object.state().link;
+        if let Some(mut link) = link {
+            if only_in_lower {
+                link.covered = (link.covered + 1).min(link.all);
+                object.state().link = Some(link);
+                upper.links().set(object.ino, link)?;
+            }
+            if self.stat_of(object.ino)?.nlink == 0 {
+                object.state().link = Some(crate::upper::Link { copied: false, ..link });
+                upper.links().remove(object.ino);
+            }
+        }
+        if object.is_removed() {
+            self.handles.remove(object.ino);
+            if object.kind == Kind::Directory {
+                object.state().merged = false;
+                if let Some(listing) = object.listing().as_mut() {
+                    listing.clear();
+                }
+            }
+            // Whoever asked without holding it, as a test may, leaves nothing behind.
+            self.forget(object.ino, 0);
+        }
+        Ok(())
+    }
+
+    /// Returns whether a directory shows no names.
+    pub(super) fn is_empty(&self, object: &Object, found: &Found) -> Result<bool> {
+        if let Some(listing) = object.listing().as_ref() {
+            return Ok(listing.is_empty());
+        }
+        let view = self.directory(object.ino)?;
+        let mut empty = true;
+        if let (Some((fd, _)), Some(upper)) = (&found.upper, &self.upper) {
+            for_each_name(fd.as_fd(), &mut |name, _| {
+                if empty && let Some((entry, raw)) = upper.look(fd.as_fd(), name)? {
+                    empty = backing::is_whiteout(&raw) || marks::is_whiteout_file(entry.as_fd(), &raw)?;
+                }
+                Ok(())
+            })?;
+        }
+        let Some(lower) = view.lower.filter(|_| empty) else { return Ok(empty) };
+        let mut names = Vec::new();
+        self.lower.for_each_child(lower, 0, &mut |child| {
+            names.push(child.name.to_vec());
+            if view.upper.is_none() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        for name in names {
+            if self.name(&view, &name)?.found.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Removes a directory of the upper that shows no names but may hold whiteouts.
+fn remove_directory(upper: &UpperLayer, parent: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {
+            let staged = upper.staging_name();
+            rustix::fs::renameat(parent, name, upper.staging(), &staged)?;
+            upper.discard_directory(&staged)
+        }
+        result => result,
+    }
+}

@@ -1,0 +1,258 @@
+//! Moving names.
+//!
+//! Files are copied up first. A directory that shows a lower one is moved with a note of where the lower one is
+//! (`redirect`), in constant time. Where the old name is one of the lower's, a whiteout stays behind, in the same step.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, RenameFlags};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::copy_up::Wanted;
+use super::directory::{Directory, Found, Name};
+use super::object::Object;
+use crate::Result;
+use crate::lower::Place;
+use crate::node::{Ino, Kind};
+use crate::upper::UpperLayer;
+
+/// What to do about the new name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replace what has it.
+    Replace,
+    /// Fail if it exists.
+    NoReplace,
+    /// Exchange both.
+    Exchange,
+}
+
+impl Tree {
+    /// Moves `name` in `dir` to `new_name` in `new_dir`.
+    pub fn rename(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
+        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        loop {
+            // What is only in the lower is copied up first, without the lock on the names.
+            let pending = {
+                let _names = self.write_names();
+                match self.try_rename(upper, (dir, name), (new_dir, new_name), mode)? {
+                    None => return Ok(()),
+                    Some(pending) => pending,
+                }
+            };
+            self.copy_up(pending, Wanted::Everything)?;
+        }
+    }
+
+    /// Renames, or returns the node that has to be copied up before. The caller holds `namespace` for writing.
+    fn try_rename(
+        &self,
+        upper: &UpperLayer,
+        (dir, name): (Ino, &[u8]),
+        (new_dir, new_name): (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Result<Option<Ino>> {
+        let (parent, from) = self.directory_for_change(dir)?;
+        let (new_parent, to) = self.directory_for_change(new_dir)?;
+        let source = self.name(&from, name)?;
+        let target = self.name(&to, new_name)?;
+        let moved = source.found.as_ref().ok_or(Errno::NOENT)?;
+        let (moved_object, pending) = self.ready_to_move(upper, &from, name, &source)?;
+        if pending {
+            return Ok(Some(moved.ino));
+        }
+        match (mode, &target.found) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST),
+            (RenameMode::Exchange, None) => return Err(Errno::NOENT),
+            (RenameMode::Exchange, Some(other)) => {
+                let (other_object, pending) = self.ready_to_move(upper, &to, new_name, &target)?;
+                if pending {
+                    return Ok(Some(other.ino));
+                }
+                if moved.ino != other.ino {
+                    self.exchange(upper, (&from, name, &moved_object), (&to, new_name, &other_object))?;
+                }
+                return Ok(None);
+            }
+            _ => {}
+        }
+        if target.found.as_ref().is_some_and(|other| other.ino == moved.ino) {
+            // Two names of one file: nothing happens, as POSIX has it.
+            return Ok(None);
+        }
+        let replaced = self.ready_to_replace(upper, &to, new_name, moved, &target)?;
+        let directory = moved.kind == Kind::Directory;
+        if directory {
+            self.keep_lower(upper, &moved_object, &to)?;
+        }
+        let (from_fd, to_fd) = (fd(&from)?, fd(&to)?);
+        let blocked = target.whiteout && directory;
+        move_name(upper, (from_fd, name), (to_fd, new_name), source.covered.is_some(), blocked)?;
+
+        if let Some(replaced) = &replaced {
+            self.finish_removal(upper, new_dir, new_name, &target, replaced)?;
+        }
+        moved_object.remove_place(dir, name);
+        moved_object.add_place(new_dir, new_name);
+        parent.unlist(name);
+        new_parent.list(new_name);
+        Ok(None)
+    }
+
+    /// Returns the object of what is to be moved, which must lie in the upper under its name, and whether it has to be
+    /// copied up for that.
+    fn ready_to_move(
+        &self,
+        upper: &UpperLayer,
+        dir: &Directory,
+        name: &[u8],
+        looked: &Name,
+    ) -> Result<(Arc<Object>, bool)> {
+        let found = looked.found.as_ref().ok_or(Errno::NOENT)?;
+        let known = self.adopt(dir.ino, name, found)?;
+        if found.upper.is_some() {
+            return Ok((known.ok_or(Errno::STALE)?, false));
+        }
+        if found.kind == Kind::Directory {
+            self.lower.lookup(dir.ino, name)?;
+            let object = self.objects.get_or_insert(found.ino, || {
+                let state = super::object::State { merged: true, ..Default::default() };
+                Object::new(found.ino, found.kind, true, state)
+            });
+            object.add_place(dir.ino, name);
+            self.copy_up_directory(found.ino)?;
+            return Ok((object, false));
+        }
+        let object = match known {
+            Some(object) => object,
+            None => {
+                self.lower.lookup(dir.ino, name)?;
+                let object = self
+                    .objects
+                    .get_or_insert(found.ino, || Object::new(found.ino, found.kind, true, Default::default()));
+                object.add_place(dir.ino, name);
+                object
+            }
+        };
+        let link = {
+            let state = object.state();
+            state.link.filter(|_| state.upper.is_some())
+        };
+        let Some(mut link) = link else { return Ok((object, true)) };
+        // Another name of it was copied up; this one joins it.
+        self.link_in_upper(upper, &object, fd(dir)?, name, false)?;
+        link.covered = (link.covered + 1).min(link.all);
+        object.state().link = Some(link);
+        upper.links().set(object.ino, link)?;
+        Ok((object, false))
+    }
+
+    /// Checks that the target may be replaced and makes the upper ready for it.
+    fn ready_to_replace(
+        &self,
+        upper: &UpperLayer,
+        dir: &Directory,
+        name: &[u8],
+        moved: &Found,
+        target: &Name,
+    ) -> Result<Option<Arc<Object>>> {
+        let Some(other) = &target.found else { return Ok(None) };
+        match (moved.kind == Kind::Directory, other.kind == Kind::Directory) {
+            (true, false) => return Err(Errno::NOTDIR),
+            (false, true) => return Err(Errno::ISDIR),
+            _ => {}
+        }
+        let object = self.prepare_removal(dir.ino, name, other)?;
+        if let (Kind::Directory, Some((file, _))) = (other.kind, &other.upper) {
+            let mut whiteouts = false;
+            crate::upper::for_each_name(file.as_fd(), &mut |_, _| {
+                whiteouts = true;
+                Ok(())
+            })?;
+            if whiteouts {
+                // An empty directory in its place, which a rename may replace.
+                let staged = upper.staging_name();
+                rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
+                let prepared = rustix::fs::openat(upper.staging(), &staged, crate::upper::LOOK, Mode::empty());
+                prepared.and_then(|empty| upper.set_opaque(empty.as_fd())).inspect_err(|_| upper.discard(&staged))?;
+                upper.exchange(&staged, fd(dir)?, name)?;
+                upper.discard_directory(&staged)?;
+            }
+        }
+        Ok(Some(object))
+    }
+
+    /// Marks a directory so that it shows at its new place what it shows now.
+    fn keep_lower(&self, upper: &UpperLayer, object: &Object, to: &Directory) -> Result<()> {
+        let (merged, opaque) = {
+            let state = object.state();
+            (state.merged, state.opaque)
+        };
+        let file = self.upper_file(object)?;
+        if merged {
+            let path = self.lower.path(object.ino).ok_or(Errno::XDEV)?;
+            return match upper.set_mark(file.as_fd(), b"redirect", &path) {
+                Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::OPNOTSUPP) => Err(Errno::XDEV),
+                result => result,
+            };
+        }
+        if to.lower.is_some() && !opaque {
+            upper.set_opaque(file.as_fd())?;
+            object.state().opaque = true;
+        }
+        Ok(())
+    }
+
+    fn exchange(
+        &self,
+        upper: &UpperLayer,
+        (from, name, moved): (&Directory, &[u8], &Arc<Object>),
+        (to, new_name, other): (&Directory, &[u8], &Arc<Object>),
+    ) -> Result<()> {
+        for (object, place) in [(moved, to), (other, from)] {
+            if object.kind == Kind::Directory {
+                self.keep_lower(upper, object, place)?;
+            }
+        }
+        rustix::fs::renameat_with(fd(from)?, name, fd(to)?, new_name, RenameFlags::EXCHANGE)?;
+        let (old, new) =
+            (Place { parent: from.ino, name: name.to_vec() }, Place { parent: to.ino, name: new_name.to_vec() });
+        for (object, was, is) in [(moved, &old, &new), (other, &new, &old)] {
+            object.remove_place(was.parent, &was.name);
+            object.add_place(is.parent, &is.name);
+        }
+        Ok(())
+    }
+}
+
+/// Moves a name in the upper, leaving a whiteout if asked; `blocked` says that a whiteout is in a directory's way.
+fn move_name(
+    upper: &UpperLayer,
+    (from, name): (BorrowedFd<'_>, &[u8]),
+    (to, new_name): (BorrowedFd<'_>, &[u8]),
+    whiteout: bool,
+    blocked: bool,
+) -> Result<()> {
+    if blocked {
+        rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::EXCHANGE)?;
+        // The whiteout is at the old name now, right where one may be wanted.
+        return if whiteout { Ok(()) } else { rustix::fs::unlinkat(from, name, rustix::fs::AtFlags::empty()) };
+    }
+    if !whiteout {
+        return rustix::fs::renameat(from, name, to, new_name);
+    }
+    match rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::WHITEOUT) {
+        Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
+            let staged = upper.stage_whiteout()?;
+            rustix::fs::renameat(from, name, to, new_name).inspect_err(|_| upper.discard(&staged))?;
+            upper.put_in_place(&staged, from, name)
+        }
+        result => result,
+    }
+}
+
+fn fd(dir: &Directory) -> Result<BorrowedFd<'_>> {
+    dir.upper.as_ref().map(|fd| fd.as_fd()).ok_or(Errno::STALE)
+}

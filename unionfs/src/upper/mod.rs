@@ -1,0 +1,320 @@
+//! The writable layer on disk, in the form of kernel overlayfs (`docs/formats/upper.md`).
+//!
+//! Whatever takes more than one step is prepared in the staging folder, on the same filesystem, and put in place by one
+//! rename: a crash leaves the old or the new. The staging folder is emptied at every mount.
+
+mod links;
+
+pub(crate) use links::{Link, Links};
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use crate::Result;
+use crate::backing::{self, Identity, RawStat};
+use crate::marks;
+use crate::node::Ino;
+use crate::spec::{Upper, UserXattr};
+
+/// The writable layer.
+#[derive(Debug)]
+pub(crate) struct UpperLayer {
+    root: OwnedFd,
+    staging: OwnedFd,
+    links: Links,
+    prefix: &'static [u8],
+    device: u64,
+    next_name: AtomicU64,
+    /// Whether data is written through before a copy-up becomes visible.
+    durable: bool,
+}
+
+/// Why an upper cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UpperError {
+    /// A folder cannot be opened or prepared.
+    #[error("prepare {path:?} of the writable layer")]
+    Prepare {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Renames between the two could not work.
+    #[error("{dir:?} and {work:?} are on different filesystems")]
+    DifferentFilesystems {
+        /// The upper.
+        dir: PathBuf,
+        /// Its scratch space.
+        work: PathBuf,
+    },
+}
+
+impl UpperLayer {
+    /// Opens the layer, cleans the staging folder and finds out which marks it uses.
+    pub(crate) fn open(upper: &Upper, userxattr: UserXattr, durable: bool) -> Result<UpperLayer, UpperError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error: Errno| UpperError::Prepare { path, source: error.into() }
+        };
+        let root = open_directory(&upper.dir).map_err(failed(&upper.dir))?;
+        let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
+        let staging_path = upper.work.join("work");
+        let staging = prepare(work.as_fd(), "work").map_err(failed(&staging_path))?;
+        let links_path = upper.work.join(LINKS);
+        let links = prepare(work.as_fd(), LINKS).map_err(failed(&links_path))?;
+        empty_directory(staging.as_fd()).map_err(failed(&staging_path))?;
+        let device = backing::stat(root.as_fd()).map_err(failed(&upper.dir))?.st_dev;
+        if backing::stat(staging.as_fd()).map_err(failed(&staging_path))?.st_dev != device {
+            return Err(UpperError::DifferentFilesystems { dir: upper.dir.clone(), work: upper.work.clone() });
+        }
+        let links = Links::open(links).map_err(failed(&links_path))?;
+        let trusted = marks::PREFIXES[0];
+        let prefix = match userxattr {
+            UserXattr::Off => trusted,
+            UserXattr::On => marks::PREFIXES[1],
+            UserXattr::Auto => {
+                let probe = [trusted, b"strata.probe"].concat();
+                match backing::set_xattr(staging.as_fd(), &probe, b"", XattrFlags::empty()) {
+                    Ok(()) => trusted,
+                    Err(_) => marks::PREFIXES[1],
+                }
+            }
+        };
+        Ok(UpperLayer { root, staging, links, prefix, device, next_name: AtomicU64::new(1), durable })
+    }
+
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    pub(crate) fn staging(&self) -> BorrowedFd<'_> {
+        self.staging.as_fd()
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
+    }
+
+    pub(crate) fn device(&self) -> u64 {
+        self.device
+    }
+
+    pub(crate) fn is_durable(&self) -> bool {
+        self.durable
+    }
+
+    /// Returns the prefix of this layer's marks.
+    pub(crate) fn prefix(&self) -> &'static [u8] {
+        self.prefix
+    }
+
+    /// Returns a name that nothing in the staging folder has.
+    pub(crate) fn staging_name(&self) -> String {
+        format!("#{:x}", self.next_name.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Opens `name` without following it; files of other filesystems that somebody mounted here are not ours.
+    pub(crate) fn look(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<(OwnedFd, RawStat)>> {
+        let fd = match rustix::fs::openat(dir, name, LOOK, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let raw = backing::stat(fd.as_fd())?;
+        if raw.st_dev != self.device {
+            return Err(Errno::XDEV);
+        }
+        Ok(Some((fd, raw)))
+    }
+
+    /// Makes a whiteout in the staging folder.
+    pub(crate) fn stage_whiteout(&self) -> Result<String> {
+        let name = self.staging_name();
+        make_whiteout(self.staging(), name.as_bytes())?;
+        Ok(name)
+    }
+
+    /// Makes the whiteout `name`, in place of `replaced` if there is one.
+    pub(crate) fn put_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8], replaced: Replaced) -> Result<()> {
+        match replaced {
+            Replaced::Nothing => make_whiteout(dir, name),
+            Replaced::File => {
+                let staged = self.stage_whiteout()?;
+                self.put_in_place(&staged, dir, name)
+            }
+            Replaced::Directory => {
+                let staged = self.stage_whiteout()?;
+                self.exchange(&staged, dir, name)?;
+                self.discard_directory(&staged)
+            }
+        }
+    }
+
+    /// Moves what was staged to its place, over a file or whiteout if one is there; on failure takes it away.
+    pub(crate) fn put_in_place(&self, staged: &str, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        rustix::fs::renameat(self.staging(), staged, dir, name).inspect_err(|_| self.discard(staged))
+    }
+
+    /// Moves what was staged to its place, which must be free; on failure takes it away.
+    pub(crate) fn put_in_free_place(&self, staged: &str, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        let result = rustix::fs::renameat_with(self.staging(), staged, dir, name, RenameFlags::NOREPLACE);
+        let result = match result {
+            // A filesystem without the flag; the caller has looked.
+            Err(Errno::INVAL) => rustix::fs::renameat(self.staging(), staged, dir, name),
+            result => result,
+        };
+        result.inspect_err(|_| self.discard(staged))
+    }
+
+    /// Exchanges what was staged with what is in place; on failure takes the staged thing away.
+    pub(crate) fn exchange(&self, staged: &str, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        rustix::fs::renameat_with(self.staging(), staged, dir, name, RenameFlags::EXCHANGE)
+            .inspect_err(|_| self.discard(staged))
+    }
+
+    /// Takes a staged file or empty directory away. What fails here is cleaned at the next mount.
+    pub(crate) fn discard(&self, staged: &str) {
+        if rustix::fs::unlinkat(self.staging(), staged, AtFlags::empty()).is_err() {
+            let _ = rustix::fs::unlinkat(self.staging(), staged, AtFlags::REMOVEDIR);
+        }
+    }
+
+    /// Takes a staged directory away with the whiteouts in it.
+    pub(crate) fn discard_directory(&self, staged: &str) -> Result<()> {
+        remove_tree(self.staging(), staged.as_bytes())
+    }
+
+    pub(crate) fn set_opaque(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        self.set_mark(dir, b"opaque", b"y")
+    }
+
+    pub(crate) fn set_mark(&self, fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
+        backing::set_xattr(fd, &[self.prefix, name].concat(), value, XattrFlags::empty())
+    }
+
+    pub(crate) fn mark(&self, fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        backing::xattr(fd, &[self.prefix, name].concat())
+    }
+
+    /// Records the number under which the object was shown before it was copied up.
+    ///
+    /// Where there are no xattrs (symbolic links in the `user.` namespace) the number will be another after a remount.
+    pub(crate) fn record_number(&self, fd: BorrowedFd<'_>, ino: Ino) -> Result<()> {
+        match self.set_mark(fd, NUMBER, &ino.0.to_le_bytes()) {
+            Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Returns the number that was recorded, if there is a sensible one.
+    pub(crate) fn recorded_number(&self, fd: BorrowedFd<'_>) -> Result<Option<Ino>> {
+        let Some(value) = self.mark(fd, NUMBER)? else { return Ok(None) };
+        let number = <[u8; 8]>::try_from(value.as_slice()).ok().map(u64::from_le_bytes);
+        Ok(number.filter(|number| *number > Ino::ROOT.0).map(Ino))
+    }
+}
+
+/// What a whiteout takes the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    /// The name is free in the upper.
+    Nothing,
+    /// Anything but a directory.
+    File,
+    /// A directory that holds nothing but whiteouts.
+    Directory,
+}
+
+/// Makes a whiteout; the name must be free.
+pub(crate) fn make_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+}
+
+/// Returns whether two files of the layer are one.
+pub(crate) fn same(identity: Identity, raw: &RawStat) -> bool {
+    identity == backing::identity(raw)
+}
+
+/// Calls `visit` with each name in a directory but `.` and `..`.
+pub(crate) fn for_each_name(dir: BorrowedFd<'_>, visit: &mut dyn FnMut(&[u8], FileType) -> Result<()>) -> Result<()> {
+    let listing = rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for entry in Dir::new(listing)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            visit(name, entry.file_type())?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a folder that the user named.
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Makes a folder of ours if it is not there, and opens it.
+fn prepare(work: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    match rustix::fs::mkdirat(work, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    rustix::fs::openat(work, name, LOOK | OFlags::DIRECTORY, Mode::empty())
+}
+
+fn empty_directory(dir: BorrowedFd<'_>) -> Result<()> {
+    let mut names = Vec::new();
+    for_each_name(dir, &mut |name, _| {
+        names.push(name.to_vec());
+        Ok(())
+    })?;
+    names.iter().try_for_each(|name| remove_tree(dir, name))
+}
+
+/// Removes `name` with all that is in it. Depth costs no stack.
+fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error),
+    }
+    let mut open = vec![(rustix::fs::openat(dir, name, LOOK | OFlags::DIRECTORY, Mode::empty())?, name.to_vec())];
+    while let Some((current, _)) = open.last() {
+        let mut deeper = None;
+        for_each_name(current.as_fd(), &mut |child, _| {
+            if deeper.is_some() {
+                return Ok(());
+            }
+            match rustix::fs::unlinkat(current, child, AtFlags::empty()) {
+                Ok(()) => Ok(()),
+                Err(Errno::ISDIR | Errno::PERM) => {
+                    deeper = Some(child.to_vec());
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        })?;
+        if let Some(child) = deeper {
+            let fd = rustix::fs::openat(current, &*child, LOOK | OFlags::DIRECTORY, Mode::empty())?;
+            open.push((fd, child));
+            continue;
+        }
+        let Some((_, finished)) = open.pop() else { break };
+        let parent = open.last().map_or(dir, |(parent, _)| parent.as_fd());
+        rustix::fs::unlinkat(parent, finished, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+/// How names are looked at: without following, without side effects.
+pub(crate) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Where the hard links of lower files are remembered, in the work folder.
+const LINKS: &str = "strata-links";
+/// The mark with the inode number, eight bytes little-endian.
+const NUMBER: &[u8] = b"strata.ino";
