@@ -238,10 +238,13 @@ impl Parser {
             b'g' => Extension::Global,
             b'L' => Extension::LongName,
             b'K' => Extension::LongLink,
-            // The label of a volume.
+            // The label of a volume: not an entry, and not what an extended header could be meant for.
+            b'V' if self.extended.is_pending() => return Err(Problem::NoEntry),
             b'V' => {
-                self.begin_skipped(header.size()?);
-                return Ok(None);
+                return match header.size()? {
+                    0 => Ok(None),
+                    size => Err(Problem::UnexpectedData(size)),
+                };
             }
             type_flag => return self.begin_entry(&header, type_flag, after),
         };
@@ -276,9 +279,7 @@ impl Parser {
             Extension::Local => self.extended.pax = Some(Pax::local(&bytes)?),
             Extension::Global => self.global.add_global(&bytes)?,
             Extension::LongName => {
-                let name = c_string(&bytes).ok_or(Problem::Nul("path"))?;
-                self.current = name.clone();
-                self.extended.long_name = Some(name);
+                self.extended.long_name = Some(c_string(&bytes).ok_or(Problem::Nul("path"))?);
             }
             Extension::LongLink => {
                 self.extended.long_link = Some(c_string(&bytes).ok_or(Problem::Nul("link target"))?);
@@ -373,12 +374,8 @@ impl Parser {
 
     fn begin_data(&mut self, mut entry: Box<Entry>, start: u64, stored: u64) -> Box<Entry> {
         entry.data = start..start + stored;
-        self.begin_skipped(stored);
+        self.state = State::Data { remaining: stored, padding: padding(stored) };
         entry
-    }
-
-    fn begin_skipped(&mut self, size: u64) {
-        self.state = State::Data { remaining: size, padding: padding(size) };
     }
 
     /// Checks a length before anything is added to it. `start` is where so many bytes would begin.

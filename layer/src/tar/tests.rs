@@ -251,6 +251,15 @@ fn headers_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn a_volume_label_is_no_entry() {
+    let archive = Archive::default().entry(b'V', "label", b"").file("a", b"x");
+    assert_eq!(archive.one().unwrap().path, b"a");
+    assert_eq!(Archive::default().entry(b'V', "label", b"data").read(), Err(Problem::UnexpectedData(4)));
+    let pending = Archive::default().pax(&["path=x"]).entry(b'V', "label", b"").file("a", b"");
+    assert_eq!(pending.read(), Err(Problem::NoEntry));
+}
+
+#[test]
 fn numbers_out_of_range_are_refused() {
     let with = |at: usize, field: &[u8]| {
         let mut header = RawHeader::new(USTAR, b'0', "x", 0);
