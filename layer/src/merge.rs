@@ -23,6 +23,7 @@ use crate::{path, tar};
 /// A merged index can itself stand in the place of the layers it was made of. The layers of the result are numbered in
 /// order: those of the first index, then those of the second, and so on. The same layers always give the same bytes.
 pub fn merge(layers: &[&Index]) -> Result<Vec<u8>, MergeError> {
+    u16::try_from(layers.len()).map_err(|_| MergeError::TooManyLayers)?;
     let mut first_layer = Vec::new();
     let mut count = 0u16;
     for index in layers {
@@ -85,7 +86,10 @@ impl<'a> Merger<'a> {
         let mut directories = match select(self.layers, roots(self.layers.len()), &mut self.contributors) {
             Merged::Directory { contributors, attributes } => vec![(self.directory(attributes, 0)?, contributors)],
             // No layers at all.
-            _ => vec![(self.writer.add_inode(implicit_directory(0))?, 0..0)],
+            _ => {
+                let root = InodeRecord { flags: U16::ZERO, ..implicit_directory(0) };
+                vec![(self.writer.add_inode(root)?, 0..0)]
+            }
         };
         let mut scratch = Vec::new();
         let mut filled = 0;

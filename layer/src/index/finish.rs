@@ -71,6 +71,8 @@ impl Builder {
             inode.payload = pair(entry_number(first)?, entry_number(count)?);
             inode.nlink = U32::new(2 + subdirectories);
         }
+        // Not needed while the file is put together, which takes as much again.
+        drop((self, by_parent, numbers, directories));
         writer.finish()
     }
 

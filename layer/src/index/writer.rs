@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sha2::{Digest as _, Sha256};
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromZeros as _, IntoBytes};
+use zerocopy::{Immutable, IntoBytes};
 
 use super::format::{
     EntryRecord, ExtentRecord, FLAG_FOREIGN_LINK, Header, InodeRecord, LayerRecord, MAGIC, NO_XATTRS, PROBE_LIMIT,
@@ -137,36 +137,45 @@ impl Writer {
     /// Returns the bytes of the index.
     pub(crate) fn finish(self) -> Result<Vec<u8>, IndexFull> {
         let slots = hash_slots(&self.inodes, &self.entries, &self.names)?;
-        let mut header = Header::new_zeroed();
-        header.magic = MAGIC;
-        header.version = U32::new(VERSION);
-        header.header_size = U32::new(u32::try_from(HEADER_SIZE).map_err(|_| IndexFull)?);
-        header.foreign_links = U32::new(self.foreign_links);
-        header.total_size = U64::new(self.total_size);
-        let tables: [(&mut TableRecord, &[u8], usize); 8] = [
-            (&mut header.layers, self.layers.as_bytes(), self.layers.len()),
-            (&mut header.inodes, self.inodes.as_bytes(), self.inodes.len()),
-            (&mut header.entries, self.entries.as_bytes(), self.entries.len()),
-            (&mut header.slots, slots.as_bytes(), slots.len()),
-            (&mut header.extents, self.extents.as_bytes(), self.extents.len()),
-            (&mut header.names, &self.names, self.names.len()),
-            (&mut header.targets, &self.targets, self.targets.len()),
-            (&mut header.xattrs, &self.xattrs, self.xattrs.len()),
-        ];
-        let room = tables.iter().map(|(_, bytes, _)| bytes.len() + 8).sum::<usize>();
-        let mut file = Vec::with_capacity(HEADER_SIZE + room);
+        let records = [size_of_val(&self.inodes[..]), size_of_val(&self.entries[..]), size_of_val(&self.extents[..])];
+        let arenas = [self.names.len(), self.targets.len(), self.xattrs.len()];
+        let rest = HEADER_SIZE + size_of_val(&self.layers[..]) + size_of_val(&slots[..]) + 8 * TABLE_ALIGNMENT;
+        let mut file = Vec::with_capacity(rest + records.iter().chain(&arenas).sum::<usize>());
         file.resize(HEADER_SIZE, 0);
-        for (table, bytes, count) in tables {
-            file.resize(file.len().next_multiple_of(TABLE_ALIGNMENT), 0);
-            *table = TableRecord { offset: U64::new(file.len() as u64), count: U64::new(count as u64) };
-            file.extend_from_slice(bytes);
-        }
+        let mut header = Header {
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            header_size: U32::new(u32::try_from(HEADER_SIZE).map_err(|_| IndexFull)?),
+            ignorable: U32::ZERO,
+            read_only: U32::ZERO,
+            refuse: U32::ZERO,
+            foreign_links: U32::new(self.foreign_links),
+            file_size: U64::ZERO,
+            total_size: U64::new(self.total_size),
+            checksum: [0; 32],
+            layers: append(&mut file, self.layers),
+            inodes: append(&mut file, self.inodes),
+            entries: append(&mut file, self.entries),
+            slots: append(&mut file, slots),
+            extents: append(&mut file, self.extents),
+            names: append(&mut file, self.names),
+            targets: append(&mut file, self.targets),
+            xattrs: append(&mut file, self.xattrs),
+        };
         header.file_size = U64::new(file.len() as u64);
         file[..HEADER_SIZE].copy_from_slice(header.as_bytes());
         header.checksum = Sha256::digest(&file).into();
         file[..HEADER_SIZE].copy_from_slice(header.as_bytes());
         Ok(file)
     }
+}
+
+/// Moves a table to the end of the file and returns where it is.
+fn append<T: IntoBytes + Immutable>(file: &mut Vec<u8>, table: Vec<T>) -> TableRecord {
+    file.resize(file.len().next_multiple_of(TABLE_ALIGNMENT), 0);
+    let place = TableRecord { offset: U64::new(file.len() as u64), count: U64::new(table.len() as u64) };
+    file.extend_from_slice(table.as_bytes());
+    place
 }
 
 /// A table has outgrown what its numbers can count.

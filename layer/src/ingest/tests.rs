@@ -284,7 +284,7 @@ fn every_cut_of_an_archive_is_refused_or_whole() {
 /// An archive with some of everything.
 fn rich() -> Vec<u8> {
     let mut sparse = RawHeader::new(GNU, b'S', "sparse", 512);
-    sparse.set_bytes(386, b"00000010000\000000001000\0").set_bytes(482, &[1]).set(483, "00000020000\0");
+    sparse.set_bytes(386, b"00000010000\x0000000001000\0").set_bytes(482, &[1]).set(483, "00000020000\0");
     let head = ["GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=d/holes", "GNU.sparse.realsize=9000"];
     let mut map = b"2\n0\n10\n4096\n20\n".to_vec();
     map.resize(512, 0);
