@@ -37,7 +37,7 @@ impl Suite {
     /// Adds a test; its name starts with the tier.
     pub fn add(&mut self, name: &str, needs: &[Need], body: fn() -> Result<()>) {
         let missing = missing_tier(name).or_else(|| needs.iter().find_map(|need| need.missing()));
-        let run = move || body().map_err(|error| Failed::from(format!("{error:?}")));
+        let run = move || body().map_err(|error| Failed::from(format!("{error:#}")));
         self.trials.push(Trial::test(name, run).with_ignored_flag(missing.is_some()));
         if let Some(reason) = missing {
             self.skipped.push((name.to_owned(), reason));

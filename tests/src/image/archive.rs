@@ -159,7 +159,7 @@ impl Image {
         }
         let tag = self.reference.rsplit_once(':').map_or("latest", |(_, tag)| tag);
         top["annotations"] = json!({
-            "io.containerd.image.name": format!("docker.io/library/{}", self.reference),
+            "io.containerd.image.name": format!("docker.io/{}", self.reference),
             "org.opencontainers.image.ref.name": tag,
         });
         out.file(

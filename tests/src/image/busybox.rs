@@ -15,7 +15,7 @@ pub const REFERENCE: &str = "strata-test/busybox:1";
 
 /// The folder with the image's archives.
 pub fn folder() -> Result<PathBuf> {
-    cache::get_or_make("busybox-1", |folder| {
+    cache::get_or_make("busybox-2", |folder| {
         let image = image(folder)?;
         for form in Form::ALL {
             image.write(form, &folder.join(form.file_name()))?;
