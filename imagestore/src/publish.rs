@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write;
 
-use strata_layer::{DiffId, Digest};
+use strata_layer::index::Index;
+use strata_layer::{DiffId, Digest, merge};
 
 use crate::catalog::{CatalogError, CatalogGuard, ImageRecord};
 use crate::disk::{
@@ -17,9 +18,10 @@ use crate::disk::{
 use crate::gc::sweep_locked;
 use crate::image_id::ImageId;
 use crate::ingest::NewLayer;
-use crate::layout::BLOB;
+use crate::layout::{BLOB, INDEX};
 use crate::model::Manifest;
 use crate::reference::ImageRef;
+use crate::stack::{StackError, open_index};
 use crate::store::{Store, StoreError};
 use crate::timestamp::Timestamp;
 use crate::work::WorkDir;
@@ -58,6 +60,12 @@ pub enum PublishError {
         /// The layer.
         layer: DiffId,
     },
+    /// The layers do not fit on each other.
+    #[error("the layers do not fit on each other")]
+    Merge(#[source] merge::MergeError),
+    /// A layer that was present cannot be read.
+    #[error(transparent)]
+    Stack(Box<StackError>),
 }
 
 impl From<DiskError> for PublishError {
@@ -82,6 +90,7 @@ impl Store {
         layers: &BTreeMap<DiffId, NewLayer>,
         images: &[NewImage],
     ) -> Result<Vec<Vec<(ImageRef, ImageId)>>, PublishError> {
+        self.check_merges(layers, images)?;
         write_blobs(work, images)?;
         sync_file_system(work.path())?;
 
@@ -123,6 +132,23 @@ impl Store {
             }
         }
         published
+    }
+
+    /// Checks that the layers of each image fit on each other: a hard link to a file that no layer has is only found
+    /// here, and an image that cannot be mounted is refused while it is loaded.
+    fn check_merges(&self, new: &BTreeMap<DiffId, NewLayer>, images: &[NewImage]) -> Result<(), PublishError> {
+        for image in images {
+            let index = |layer: &DiffId| match new.get(layer) {
+                Some(new) => open_index(&new.folder.join(INDEX))
+                    .map_err(PublishError::from)?
+                    .ok_or(PublishError::LayerGone { layer: *layer }),
+                None => self.layer_index(*layer).map_err(|source| PublishError::Stack(Box::new(source))),
+            };
+            let indexes = image.layers.iter().map(index).collect::<Result<Vec<_>, _>>()?;
+            let references: Vec<&Index> = indexes.iter().collect();
+            merge::merge(&references).map_err(PublishError::Merge)?;
+        }
+        Ok(())
     }
 
     /// Moves a document from the temporary folder to its place, unless another image has moved it already.

@@ -334,6 +334,21 @@ fn hostile_layers_are_refused_with_the_entry() {
 }
 
 #[test]
+fn a_hard_link_to_a_file_of_no_layer_is_refused() {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Link);
+    header.set_size(0);
+    builder.append_link(&mut header, "dangling", "not/there").unwrap();
+    let link = builder.into_inner().unwrap();
+    refused(&docker_old(&[sample_layers()[0].clone(), link.clone()], &["a:1"]), "hard link \"dangling\"");
+
+    // With the file in a layer below it is one more name of that.
+    let (_folder, store) = store_with_image();
+    load_file(&store, &docker_old(&[layer(&[("not/there", "x")]), link], &["a:1"]).tar()).unwrap();
+}
+
+#[test]
 fn a_decompression_bomb_stops_at_the_limit() {
     let mut bomb = layer(&[("zeros", &"\0".repeat(1000))]);
     bomb.resize(8 << 20, 0);
