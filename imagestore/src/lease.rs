@@ -42,6 +42,11 @@ impl Store {
         }
     }
 
+    /// Returns the names of all leases.
+    pub fn leases(&self) -> Result<Vec<String>, StoreError> {
+        Ok(names_in(&self.layout.leases())?)
+    }
+
     fn write_lease(&self, name: &str, lease: &Lease) -> Result<(), DiskError> {
         let work = WorkDir::create(&self.layout)?;
         let (aside, path) = (work.path().join("lease"), self.layout.leases().join(name));
