@@ -1,1 +1,61 @@
 //! Images, containers, mounts: what the command line and the API call.
+//!
+//! [`Engine`] is a root folder with a store of images and a folder of containers. It joins the three crates below it,
+//! which do not know each other: an image becomes layers, layers become a mount, a mount becomes the root of a process.
+//! No daemon is needed: the state is in files, and the two kinds of process that outlive a call or a mount find their
+//! way by them.
+//!
+//! # Lock order
+//!
+//! ```text
+//! containers/<id>                  (exclusive: who creates, starts, follows, changes or removes the container)
+//! └── containers/<id>/work         (exclusive: its files are written; shared: they are only read; kept by the fs process)
+//!     └── the locks of the store   (see strata_imagestore; never held across a call of ours)
+//! ```
+//!
+//! All are `flock`s on folders, so the kernel drops them with the process that holds them.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod container;
+mod creation;
+mod durable;
+mod engine;
+mod error_text;
+mod filesystem;
+mod info;
+mod inspect;
+mod launch;
+mod mount;
+mod process;
+mod recover;
+mod spec;
+mod timestamp;
+
+pub use bench::{BenchError, LookupReport, Machine, Measure};
+pub use container::{
+    Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, Event, FindError, InvalidContainerId,
+    InvalidName, Limits, Mount, Network, RecordError, Refused, RemoveError, Rlimit, SeccompChoice, State, Tmpfs,
+    UserNamespace,
+};
+pub use creation::{Creation, InvalidCreation};
+pub use engine::{Engine, EngineError, RemoveContainerError, RemoveImageError};
+pub use error_text::error_chain;
+pub use filesystem::{
+    FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, serve as serve_filesystem,
+};
+pub use info::{Feature, Info};
+pub use inspect::InspectError;
+pub use launch::{Attached, FinishError, RunError};
+pub use mount::{
+    InvalidOption, MountError, MountMade, MountOptions, MountSource, UnmountError, Writable, mount_folders, unmount,
+};
+pub use process::Process;
+pub use spec::SpecError;
+pub use strata_imagestore::{
+    Change, CommitOptions, Event as ProgressEvent, HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input,
+    LoadOptions, Progress, Removed, Timestamp,
+};
+pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
+pub use strata_unionfs::Upper;

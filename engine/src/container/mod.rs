@@ -1,0 +1,18 @@
+//! Containers: their records, their life, and what is done to them.
+//!
+//! A container is a folder, `<root>/containers/<id>/`: `config.json` never changes, `state.json` is replaced on every
+//! step, `upper` and `work` are its writable layer. `<root>/containers/names/<name>` is a link to it.
+
+mod config;
+mod id;
+mod name;
+mod registry;
+mod state;
+
+pub(crate) use config::VERSION;
+pub use config::{Bind, Config, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs, UserNamespace};
+pub use id::{ContainerId, InvalidContainerId};
+pub use name::{ContainerName, InvalidName};
+pub use registry::{Container, Containers, CreateError, FindError, RecordError, RemoveError};
+pub(crate) use registry::{Locked, Use};
+pub use state::{Event, Refused, State};

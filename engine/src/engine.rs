@@ -1,0 +1,192 @@
+//! The engine: a root folder with its images and containers.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use strata_imagestore::{ContainerUse, ImageId, OpenError, RemoveOptions, Removed, Stack, StackError, Store};
+use strata_layer::Digest;
+use strata_unionfs::{ImageLayer, Lower};
+
+use crate::container::{Container, Containers, FindError, RecordError, RemoveError, State, Use};
+
+/// Everything below one root folder.
+#[derive(Debug)]
+pub struct Engine {
+    root: PathBuf,
+    store: Store,
+    containers: Containers,
+    /// How the cgroups of the containers begin; unique to the root.
+    cgroup_prefix: String,
+}
+
+/// A root folder that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("open the state folder {root:?}")]
+pub struct EngineError {
+    root: PathBuf,
+    source: OpenError,
+}
+
+/// An image that cannot be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveImageError {
+    /// The containers that may use it cannot be listed.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The store refuses.
+    #[error(transparent)]
+    Image(#[from] strata_imagestore::RemoveError),
+}
+
+impl Engine {
+    /// Opens the engine of a root folder, which is made if it does not exist.
+    pub fn open(root: &Path) -> Result<Engine, EngineError> {
+        let error = |source| EngineError { root: root.to_owned(), source };
+        let absolute = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+        let store = Store::open(&absolute).map_err(error)?;
+        // One root may be named in several ways, and two roots must never meet in one cgroup.
+        let root = absolute.canonicalize().unwrap_or(absolute);
+        let digest = Digest::of(root.as_os_str().as_bytes());
+        Ok(Engine {
+            containers: Containers::new(&root),
+            cgroup_prefix: format!("strata-{}", &digest.hex()[..12]),
+            store,
+            root,
+        })
+    }
+
+    /// The root folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The images.
+    pub fn images(&self) -> &Store {
+        &self.store
+    }
+
+    /// The containers, the newest first, after what killed commands left has been dealt with.
+    pub fn containers(&self) -> Result<Vec<Container>, RecordError> {
+        self.recover()?;
+        self.containers.list()
+    }
+
+    /// Finds a container by its identifier, its name, or the beginning of its identifier.
+    pub fn container(&self, name: &str) -> Result<Container, FindError> {
+        self.recover()?;
+        self.containers.find(name)
+    }
+
+    /// Removes a container; with `force` even one that runs.
+    pub fn remove_container(&self, name: &str, force: bool) -> Result<(), RemoveContainerError> {
+        let container = self.container(name)?;
+        if container.state.is_running() && !force {
+            return Err(RemoveError::Running(container.config.name).into());
+        }
+        if let State::Running { init, .. } = &container.state {
+            init.kill().map_err(RemoveError::Kill)?;
+        }
+        // Whoever waits for the killed process writes its end, and with `--rm` removes it, before we may.
+        let limit = Duration::from_secs(if force { 10 } else { 2 });
+        let Some(locked) = container.lock(limit).map_err(RemoveError::from)? else {
+            return match self.containers.find(container.config.id.as_str()) {
+                Err(error) if error.is_not_found() => Ok(()),
+                _ => Err(RemoveError::Busy(container.config.name).into()),
+            };
+        };
+        if locked.state.is_running() && !force {
+            return Err(RemoveError::Running(container.config.name).into());
+        }
+        let Some(_unused) = locked.use_files(Use::Alone, Duration::from_secs(2))? else {
+            return Err(RemoveError::Mounted(container.config.name).into());
+        };
+        self.remove_cgroup(&locked);
+        let lease = lease_name(&locked);
+        locked.delete(&self.containers).map_err(RemoveError::from)?;
+        self.release(&lease);
+        Ok(())
+    }
+
+    /// Removes an image's name, or the image, as `docker rmi` does.
+    pub fn remove_image(&self, name: &str, force: bool) -> Result<Vec<Removed>, RemoveImageError> {
+        let uses = self.containers()?.into_iter().filter_map(|container| {
+            Some(ContainerUse {
+                container: container.config.id.to_string(),
+                image: image_id(&container)?,
+                running: container.state.is_running(),
+            })
+        });
+        let options = RemoveOptions { force, containers: uses.collect() };
+        Ok(self.store.remove(name, &options)?)
+    }
+
+    pub(crate) fn registry(&self) -> &Containers {
+        &self.containers
+    }
+
+    pub(crate) fn cgroup_prefix(&self) -> &str {
+        &self.cgroup_prefix
+    }
+
+    /// The layers that a container stands on. They stay in the store as long as the container, whatever happens to
+    /// the image's names.
+    pub(crate) fn stack_of(&self, container: &Container) -> Result<Stack, StackError> {
+        match (self.store.leased_stack(&lease_name(container)), image_id(container)) {
+            // One that goes with its process has no lease, and needs its image only as long.
+            (Err(StackError::NoSuchLease { .. }), Some(image)) => self.store.stack(&image),
+            (result, _) => result,
+        }
+    }
+
+    /// Gives back what kept a container's layers. If that fails, the next recovery does it.
+    pub(crate) fn release(&self, lease: &str) {
+        if let Err(error) = self.store.release(lease) {
+            tracing::warn!(%lease, error = %crate::error_chain(&error), "lease not released");
+        }
+    }
+}
+
+/// The name of the lease that keeps a container's layers.
+pub(crate) fn lease_name(container: &Container) -> String {
+    format!("{LEASE_PREFIX}{}", container.config.id)
+}
+
+/// How the leases of containers begin.
+pub(crate) const LEASE_PREFIX: &str = "container-";
+
+/// The image a container was made from.
+pub(crate) fn image_id(container: &Container) -> Option<ImageId> {
+    container.config.image.parse().ok().map(ImageId)
+}
+
+/// The layers of a stack as the union takes them.
+pub(crate) fn lower_of(stack: &Stack) -> Lower {
+    let layers = stack.layers.iter().map(|layer| ImageLayer {
+        tar: layer.tar.clone(),
+        index: layer.index.clone(),
+        objects: layer.objects.clone(),
+    });
+    Lower::Image { index: stack.index.clone(), layers: layers.collect() }
+}
+
+/// A container that was not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveContainerError {
+    /// It was not found.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// It stays.
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
+    /// Its files are not accessible.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl RemoveContainerError {
+    /// Whether there is no such container.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, RemoveContainerError::Find(error) if error.is_not_found())
+    }
+}

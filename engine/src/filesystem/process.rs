@@ -1,0 +1,142 @@
+//! Starting a filesystem process and hearing from it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags};
+use strata_unionfs::MountSpec;
+
+use super::{Reply, Request, VERB, channel};
+use crate::process::wait_for_end;
+
+/// A running filesystem process.
+#[derive(Debug)]
+pub struct FilesystemProcess {
+    child: Child,
+    pidfd: OwnedFd,
+    report: serde_json::Value,
+    mount: Option<OwnedFd>,
+}
+
+/// A filesystem that could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesystemError {
+    /// The process could not be started.
+    #[error("start the filesystem process")]
+    Start(#[source] io::Error),
+    /// It could not be told what to do.
+    #[error("talk to the filesystem process")]
+    Talk(#[source] io::Error),
+    /// It ended without a word.
+    #[error("the filesystem process ended before it mounted ({0})")]
+    Died(std::process::ExitStatus),
+    /// It says why not.
+    #[error("{0}")]
+    Mount(String),
+}
+
+impl FilesystemProcess {
+    /// Mounts `spec` on `directory`, or detached. Returns when it can be used.
+    ///
+    /// `held` are locks and the like that must last as long as the mount.
+    pub fn start(
+        spec: &MountSpec,
+        directory: Option<&Path>,
+        held: &[BorrowedFd<'_>],
+    ) -> Result<FilesystemProcess, FilesystemError> {
+        let (ours, theirs) = UnixStream::pair().map_err(FilesystemError::Start)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("strata").arg(VERB).current_dir("/").env_clear();
+        // The only thing looked up by name there is fusermount3.
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(FilesystemError::Start)?;
+        // The command holds the other end of the socket as long as it lives, and an end of the stream is a message.
+        drop(command);
+        match converse(&ours, spec, directory, held, &child) {
+            Ok((report, mount, pidfd)) => Ok(FilesystemProcess { child, pidfd, report, mount }),
+            Err(FilesystemError::Talk(error)) if is_end(&error) => {
+                Err(FilesystemError::Died(child.wait().map_err(FilesystemError::Talk)?))
+            }
+            Err(error) => {
+                drop(ours);
+                // It ends by itself once it finds nobody to answer to; it is only reaped here.
+                child.wait().map_err(FilesystemError::Talk)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// What the mount turned out to be.
+    pub fn report(&self) -> &serde_json::Value {
+        &self.report
+    }
+
+    /// The process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Hands out the descriptor of a detached mount.
+    pub fn take_mount(&mut self) -> Option<OwnedFd> {
+        self.mount.take()
+    }
+
+    /// Waits until the process has ended, which it does when its mount is gone; tells whether it has.
+    pub fn wait(mut self, limit: Duration) -> bool {
+        drop(self.mount.take());
+        let ended = wait_for_end(self.pidfd.as_fd(), limit);
+        if ended {
+            // Ended: this only reaps it.
+            let _ = self.child.wait();
+        }
+        ended
+    }
+
+    /// Waits until the process has ended, however long that takes.
+    pub fn wait_forever(mut self) {
+        drop(self.mount.take());
+        // Fails only for a process that somebody else has reaped.
+        let _ = self.child.wait();
+    }
+
+    /// Ends the process at once: for a mount whose content is thrown away.
+    pub fn kill(mut self) {
+        drop(self.mount.take());
+        // Both can only fail for a process that has already ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+type Conversation = (serde_json::Value, Option<OwnedFd>, OwnedFd);
+
+fn converse(
+    socket: &UnixStream,
+    spec: &MountSpec,
+    directory: Option<&Path>,
+    held: &[BorrowedFd<'_>],
+    child: &Child,
+) -> Result<Conversation, FilesystemError> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a process number");
+    let pidfd =
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|error| FilesystemError::Start(error.into()))?;
+    let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from) };
+    channel::send(socket.as_fd(), &request, held).map_err(FilesystemError::Talk)?;
+    let (reply, descriptors) = channel::receive::<Reply>(socket.as_fd()).map_err(FilesystemError::Talk)?;
+    match reply {
+        Reply::Mounted { report } => Ok((report, descriptors.into_iter().next(), pidfd)),
+        Reply::Failed { error } => Err(FilesystemError::Mount(error)),
+    }
+}
+
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}

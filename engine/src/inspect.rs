@@ -1,0 +1,197 @@
+//! What `inspect` shows, in Docker's fields.
+
+use serde_json::{Value, json};
+use strata_imagestore::{Image, ImageError};
+
+use crate::container::{Container, FindError, Mount, Network, State};
+use crate::engine::Engine;
+
+/// An object that `inspect` was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The container cannot be read.
+    #[error(transparent)]
+    Container(#[from] FindError),
+}
+
+impl InspectError {
+    /// Whether there is no such object.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            InspectError::Image(error) => error.is_not_found(),
+            InspectError::Container(error) => error.is_not_found(),
+        }
+    }
+}
+
+impl Engine {
+    /// Everything about an image.
+    pub fn inspect_image(&self, name: &str) -> Result<Value, InspectError> {
+        let image = self.images().image(&self.images().resolve(name)?)?;
+        Ok(image_json(&image))
+    }
+
+    /// Everything about a container.
+    pub fn inspect_container(&self, name: &str) -> Result<Value, InspectError> {
+        Ok(container_json(&self.container(name)?))
+    }
+}
+
+fn image_json(image: &Image) -> Value {
+    let config = &image.config;
+    let tags: Vec<String> =
+        image.names.iter().filter(|name| name.tag().is_some()).map(strata_imagestore::ImageRef::familiar).collect();
+    let mut digests: Vec<String> =
+        image.names.iter().map(|name| format!("{}@{}", name.familiar_repository(), image.manifest)).collect();
+    digests.dedup();
+    let tagged = strata_imagestore::Timestamp { seconds: i64::try_from(image.tagged).unwrap_or(0), nanoseconds: 0 };
+    let mut value = json!({
+        "Id": image.id.to_string(),
+        "RepoTags": tags,
+        "RepoDigests": digests,
+        "Parent": "",
+        "Comment": config.comment.clone().unwrap_or_default(),
+        "Created": config.created,
+        "DockerVersion": config.other.get("docker_version").cloned().unwrap_or(json!("")),
+        "Author": config.author.clone().unwrap_or_default(),
+        "Architecture": config.architecture,
+        "Os": config.os,
+        "Size": image.size,
+        "GraphDriver": { "Name": "strata", "Data": null },
+        "RootFS": {
+            "Type": "layers",
+            "Layers": image.layers.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        },
+        "Metadata": { "LastTagTime": tagged.to_string() },
+        "Config": container_config_json(image),
+    });
+    if let Some(variant) = &config.variant {
+        value["Variant"] = json!(variant);
+    }
+    value
+}
+
+fn container_config_json(image: &Image) -> Value {
+    let config = &image.config.config;
+    let mut value = json!({
+        "User": config.user,
+        "Env": config.env,
+        "Cmd": config.cmd,
+        "Entrypoint": config.entrypoint,
+        "Volumes": config.volumes,
+        "WorkingDir": config.working_dir,
+        "Labels": config.labels,
+        "OnBuild": null,
+    });
+    if let Some(ports) = &config.exposed_ports {
+        value["ExposedPorts"] = json!(ports);
+    }
+    if let Some(signal) = &config.stop_signal {
+        value["StopSignal"] = json!(signal);
+    }
+    for (name, other) in &config.other {
+        value[name.as_str()] = other.clone();
+    }
+    value
+}
+
+fn container_json(container: &Container) -> Value {
+    let config = &container.config;
+    let (entrypoint, command) = config.command.split_at(config.entrypoint_length.min(config.command.len()));
+    let (path, arguments) = config.command.split_first().map_or(("", &[][..]), |(path, rest)| (path.as_str(), rest));
+    let network = match config.network {
+        Network::None => "none",
+        Network::Host => "host",
+    };
+    json!({
+        "Id": config.id.as_str(),
+        "Created": config.created.to_string(),
+        "Path": path,
+        "Args": arguments,
+        "State": state_json(&container.state),
+        "Image": config.image,
+        "Name": format!("/{}", config.name),
+        "RestartCount": 0,
+        "Driver": "strata",
+        "Platform": "linux",
+        "HostConfig": {
+            "AutoRemove": config.auto_remove,
+            "CapAdd": config.cap_add,
+            "CapDrop": config.cap_drop,
+            "CpuShares": config.limits.cpu_shares.unwrap_or(0),
+            "CpusetCpus": config.limits.cpuset.clone().unwrap_or_default(),
+            "Memory": config.limits.memory.unwrap_or(0),
+            "MemorySwap": config.limits.memory_and_swap.unwrap_or(0),
+            "NanoCpus": config.limits.nano_cpus.unwrap_or(0),
+            "NetworkMode": network,
+            "PidsLimit": config.limits.pids,
+            "ReadonlyRootfs": config.read_only,
+            "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        },
+        "GraphDriver": {
+            "Name": "strata",
+            "Data": { "UpperDir": container.upper(), "WorkDir": container.work() },
+        },
+        "Mounts": config.mounts.iter().map(mount_json).collect::<Vec<_>>(),
+        "Config": {
+            "Hostname": config.hostname,
+            "User": config.user,
+            "Tty": config.tty,
+            "OpenStdin": config.open_stdin,
+            "Env": config.environment,
+            "Cmd": command,
+            "Entrypoint": (!entrypoint.is_empty()).then_some(entrypoint),
+            "Image": config.image_reference,
+            "WorkingDir": config.working_directory,
+            "Labels": config.labels,
+            "StopSignal": config.stop_signal,
+        },
+        "NetworkSettings": { "Networks": { network: {} } },
+    })
+}
+
+fn mount_json(mount: &Mount) -> Value {
+    match mount {
+        Mount::Bind(bind) => json!({
+            "Type": "bind",
+            "Source": bind.source,
+            "Destination": bind.target,
+            "Mode": if bind.read_only { "ro" } else { "" },
+            "RW": !bind.read_only,
+            "Propagation": if bind.propagation.is_empty() { "rprivate" } else { &bind.propagation },
+        }),
+        Mount::Tmpfs(tmpfs) => json!({
+            "Type": "tmpfs",
+            "Source": "",
+            "Destination": tmpfs.target,
+            "Mode": tmpfs.options.join(","),
+            "RW": !tmpfs.options.iter().any(|option| option == "ro"),
+            "Propagation": "",
+        }),
+    }
+}
+
+fn state_json(state: &State) -> Value {
+    const NEVER: &str = "0001-01-01T00:00:00Z";
+    let (pid, started, finished) = match state {
+        State::Created | State::Starting { .. } => (0, NEVER.to_owned(), NEVER.to_owned()),
+        State::Running { init, started, .. } => (init.pid, started.to_string(), NEVER.to_owned()),
+        State::Exited { started, finished, .. } => (0, started.to_string(), finished.to_string()),
+    };
+    json!({
+        "Status": state.status(),
+        "Running": state.is_running(),
+        "Paused": false,
+        "Restarting": false,
+        "OOMKilled": false,
+        "Dead": false,
+        "Pid": pid,
+        "ExitCode": state.exit_code(),
+        "Error": "",
+        "StartedAt": started,
+        "FinishedAt": finished,
+    })
+}

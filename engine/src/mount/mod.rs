@@ -1,0 +1,328 @@
+//! Images, containers and plain folders as folders of the host.
+
+mod options;
+pub(crate) mod table;
+
+pub use options::{InvalidOption, MountOptions};
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use strata_imagestore::{ImageError, Stack, StackError};
+use strata_unionfs::{Lower, MountSpec, Options, Upper};
+
+use crate::container::{
+    Container, ContainerId, ContainerName, CreateError, FindError, Locked, RecordError, State, Use,
+};
+use crate::creation::{Creation, InvalidCreation};
+use crate::durable::Durability;
+use crate::engine::{Engine, lease_name, lower_of};
+use crate::filesystem::{FilesystemError, FilesystemProcess};
+use crate::launch::prepare_upper;
+
+/// What to mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MountSource {
+    /// An image or a container, by any of its names.
+    Named(String),
+    /// Folders of the host, topmost first.
+    Folders(Vec<PathBuf>),
+}
+
+/// Where changes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writable {
+    /// There are none.
+    No,
+    /// Into a container's writable layer; for an image, a new container is made.
+    Kept,
+    /// Into these folders.
+    At(Upper),
+}
+
+/// A mount that is made.
+#[derive(Debug)]
+pub struct MountMade {
+    /// The container that was made to keep the changes.
+    pub container: Option<(ContainerId, ContainerName)>,
+    /// What was chosen.
+    pub report: serde_json::Value,
+    /// The process that serves it.
+    pub server: FilesystemProcess,
+}
+
+/// A mount that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The place to mount on.
+    #[error("mount on {path:?}")]
+    Place {
+        /// The place.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// Neither a container nor an image is called so.
+    #[error("No such image or container: {0}")]
+    NotFound(String),
+    /// The container cannot be found.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// The image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The layers cannot be read.
+    #[error(transparent)]
+    Stack(#[from] StackError),
+    /// The container cannot be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// The container makes no sense.
+    #[error(transparent)]
+    Invalid(#[from] InvalidCreation),
+    /// The record of the container.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The writable layer cannot be prepared.
+    #[error("prepare the writable layer")]
+    Upper(#[source] io::Error),
+    /// Its process runs and writes to the same files.
+    #[error("container {0} is running; its filesystem cannot be mounted a second time")]
+    Running(ContainerName),
+    /// It is mounted already.
+    #[error("the filesystem of container {0} is in use by another mount")]
+    InUse(ContainerName),
+    /// The kernel has no random numbers.
+    #[error("draw a random identifier")]
+    Random(#[source] rustix::io::Errno),
+    /// The mount itself.
+    #[error("mount {what}")]
+    Filesystem {
+        /// What was to be mounted.
+        what: String,
+        /// Why not.
+        source: FilesystemError,
+    },
+    /// Folders without a writable layer need at least two, as overlayfs has it.
+    #[error("a mount of folders needs at least one lower folder")]
+    NoLower,
+}
+
+/// A mount that stays.
+#[derive(Debug, thiserror::Error)]
+pub enum UnmountError {
+    /// Nothing of ours is there.
+    #[error("{0}: not mounted")]
+    NotMounted(String),
+    /// Something else is there.
+    #[error("{path}: this is a mount of type {kind}, not of strata")]
+    Foreign {
+        /// The place.
+        path: String,
+        /// The type.
+        kind: String,
+    },
+    /// The list of mounts cannot be read.
+    #[error("read the list of mounts")]
+    Table(#[source] io::Error),
+    /// It is in use, or may not be unmounted.
+    #[error(transparent)]
+    Unmount(#[from] strata_unionfs::UnmountError),
+}
+
+/// Unmounts what strata mounted at `directory`, even when its server is dead.
+pub fn unmount(directory: &Path) -> Result<(), UnmountError> {
+    // The place itself is not looked at: if its server is dead, that fails.
+    let absolute = std::path::absolute(directory).map_err(UnmountError::Table)?;
+    let place = match (absolute.parent().map(Path::canonicalize), absolute.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => absolute,
+    };
+    let entries = table::read().map_err(UnmountError::Table)?;
+    // A symbolic link to the place, if it can be followed.
+    let place = match table::at(&entries, &place) {
+        Some(_) => place,
+        None => place.canonicalize().unwrap_or(place),
+    };
+    match table::at(&entries, &place) {
+        None => Err(UnmountError::NotMounted(directory.display().to_string())),
+        Some(entry) if entry.kind != FILESYSTEM_TYPE => {
+            Err(UnmountError::Foreign { path: directory.display().to_string(), kind: entry.kind.clone() })
+        }
+        Some(_) => Ok(strata_unionfs::unmount(&place)?),
+    }
+}
+
+/// The type that our mounts have in the kernel's list.
+const FILESYSTEM_TYPE: &str = "fuse.strata";
+
+/// What is mounted, and what must stay locked as long.
+struct Prepared {
+    lower: Lower,
+    upper: Option<Upper>,
+    stack: Option<Stack>,
+    in_use: Option<OwnedFd>,
+    made: Option<Locked>,
+    what: String,
+}
+
+impl Engine {
+    /// Mounts an image or a container on `directory`. The server stays when the caller ends.
+    pub fn mount(
+        &self,
+        name: &str,
+        writable: Writable,
+        options: &Options,
+        directory: &Path,
+    ) -> Result<MountMade, MountError> {
+        let place = check_place(directory)?;
+        let options = Options { read_only: writable == Writable::No, ..options.clone() };
+        let prepared = self.prepare(name, writable)?;
+        let lease = prepared.made.as_ref().map(|made| lease_name(made));
+        match mount_prepared(&prepared, &options, &place) {
+            Ok(server) => {
+                let container = prepared.made.as_ref().map(|made| (made.config.id.clone(), made.config.name.clone()));
+                Ok(MountMade { container, report: server.report().clone(), server })
+            }
+            Err(error) => {
+                drop(prepared.in_use);
+                if let (Some(made), Some(lease)) = (prepared.made, lease) {
+                    made.delete(self.registry())?;
+                    self.release(&lease);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn prepare(&self, name: &str, writable: Writable) -> Result<Prepared, MountError> {
+        // A plain user outside of his user namespace may be unable to remove what a killed command left: no matter here.
+        if let Err(error) = self.recover() {
+            tracing::warn!(error = %crate::error_chain(&error), "containers of killed commands not dealt with");
+        }
+        match self.registry().find(name) {
+            Ok(container) => return self.prepare_container(&container, writable),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        let image = match self.images().resolve(name) {
+            Ok(image) => image,
+            Err(error) if error.is_not_found() => return Err(MountError::NotFound(name.to_owned())),
+            Err(error) => return Err(error.into()),
+        };
+        let stack = self.images().stack(&image)?;
+        let (upper, in_use, made) = match writable {
+            Writable::No => (None, None, None),
+            Writable::At(upper) => (Some(upper), None, None),
+            Writable::Kept => {
+                let made = self.make_folder_container(name, &image, &stack)?;
+                let in_use = lock_files(&made, Use::Alone)?;
+                (Some(upper_of(&made)), Some(in_use), Some(made))
+            }
+        };
+        Ok(Prepared { lower: lower_of(&stack), upper, stack: Some(stack), in_use, made, what: name.to_owned() })
+    }
+
+    fn prepare_container(&self, container: &Container, writable: Writable) -> Result<Prepared, MountError> {
+        if container.state.is_running() {
+            return Err(MountError::Running(container.config.name.clone()));
+        }
+        let stack = self.stack_of(container)?;
+        let usage = if writable == Writable::Kept { Use::Alone } else { Use::Shared };
+        let in_use = lock_files(container, usage)?;
+        // A read-only mount shows the container's changes too: its upper, refused to writers by the options.
+        let upper = match writable {
+            Writable::At(upper) => upper,
+            Writable::No | Writable::Kept => upper_of(container),
+        };
+        Ok(Prepared {
+            lower: lower_of(&stack),
+            upper: Some(upper),
+            stack: Some(stack),
+            in_use: Some(in_use),
+            made: None,
+            what: container.config.name.to_string(),
+        })
+    }
+
+    /// Makes a container that has files and no process, so that `diff`, `commit` and `rm` work on the changes.
+    fn make_folder_container(
+        &self,
+        name: &str,
+        image: &strata_imagestore::ImageId,
+        stack: &Stack,
+    ) -> Result<Locked, MountError> {
+        let creation = Creation { image: name.to_owned(), ..Creation::default() };
+        let id = ContainerId::random().map_err(MountError::Random)?;
+        let image = self.images().image(image)?;
+        let config = creation.configure(id, &image)?;
+        let made = self.registry().create(config, State::Created, None, Durability::Synced)?;
+        let prepared = prepare_upper(&made, stack).map_err(MountError::Upper);
+        let kept = prepared.and_then(|()| Ok(self.images().lease(&lease_name(&made), &image.id)?));
+        match kept {
+            Ok(()) => Ok(made),
+            Err(error) => {
+                made.delete(self.registry())?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Mounts plain folders on `directory`. The server stays when the caller ends.
+pub fn mount_folders(mount: &MountOptions, directory: &Path) -> Result<FilesystemProcess, MountError> {
+    let place = check_place(directory)?;
+    if mount.lower.is_empty() {
+        return Err(MountError::NoLower);
+    }
+    let upper = match (&mount.upper, &mount.work) {
+        (Some(dir), Some(work)) => Some(Upper { dir: dir.clone(), work: work.clone() }),
+        (None, None) => None,
+        _ => {
+            let missing = if mount.upper.is_some() { "workdir" } else { "upperdir" };
+            let error = io::Error::other(format!("upperdir and workdir belong together, {missing} is missing"));
+            return Err(MountError::Upper(error));
+        }
+    };
+    let prepared = Prepared {
+        lower: Lower::Folders(mount.lower.clone()),
+        upper,
+        stack: None,
+        in_use: None,
+        made: None,
+        what: "the folders".to_owned(),
+    };
+    mount_prepared(&prepared, &mount.options, &place)
+}
+
+fn mount_prepared(prepared: &Prepared, options: &Options, place: &Path) -> Result<FilesystemProcess, MountError> {
+    let spec = MountSpec { lower: prepared.lower.clone(), upper: prepared.upper.clone(), options: options.clone() };
+    let held: Vec<_> = prepared
+        .stack
+        .iter()
+        .map(|stack| stack.hold.as_file().as_fd())
+        .chain(prepared.in_use.iter().map(AsFd::as_fd))
+        .collect();
+    FilesystemProcess::start(&spec, Some(place), &held)
+        .map_err(|source| MountError::Filesystem { what: prepared.what.clone(), source })
+}
+
+fn upper_of(container: &Container) -> Upper {
+    Upper { dir: container.upper(), work: container.work() }
+}
+
+fn lock_files(container: &Container, usage: Use) -> Result<OwnedFd, MountError> {
+    container.use_files(usage, Duration::from_secs(2))?.ok_or_else(|| MountError::InUse(container.config.name.clone()))
+}
+
+/// Makes the place absolute, and refuses what is no folder before anything is made for the mount.
+fn check_place(directory: &Path) -> Result<PathBuf, MountError> {
+    let failed = |source| MountError::Place { path: directory.to_owned(), source };
+    let place = directory.canonicalize().map_err(failed)?;
+    if !place.is_dir() {
+        return Err(failed(io::ErrorKind::NotADirectory.into()));
+    }
+    Ok(place)
+}

@@ -1,0 +1,153 @@
+//! A container's configuration in the words of the OCI runtime specification.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount as OciMount,
+    MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec,
+};
+use strata_sandbox::Seccomp;
+use strata_sandbox::capabilities::{CapabilitySet, UnknownCapability};
+use strata_sandbox::seccomp::{Profile, ProfileError};
+use strata_sandbox::spec_default::{self, Defaults, spec_default};
+use strata_sandbox::userns::{AUTO_SIZE, IdMaps};
+use strata_unionfs::{IdMap, IdRange};
+
+use crate::container::{Bind, Config, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs};
+use crate::creation::process_environment;
+
+/// A configuration that cannot be translated.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// A capability that is none.
+    #[error(transparent)]
+    Capability(#[from] UnknownCapability),
+    /// A profile that is none.
+    #[error("decoding seccomp profile failed")]
+    Seccomp(#[from] ProfileError),
+    /// A value that the specification cannot hold.
+    #[error("invalid container configuration")]
+    Value(#[from] OciSpecError),
+    /// A folder that `-v` makes.
+    #[error("create the bind source {path:?}")]
+    BindSource {
+        /// The folder.
+        path: PathBuf,
+        /// Why it cannot be made.
+        source: std::io::Error,
+    },
+}
+
+/// Translates a configuration. Makes the folders that `-v` makes.
+pub(crate) fn build(config: &Config) -> Result<Spec, SpecError> {
+    let mut mounts = Vec::with_capacity(config.mounts.len());
+    for mount in &config.mounts {
+        mounts.push(match mount {
+            Mount::Bind(bind) => bind_mount(bind)?,
+            Mount::Tmpfs(tmpfs) => tmpfs_mount(tmpfs)?,
+        });
+    }
+    // What is mounted in a folder must come after what is mounted on it, whatever the order on the command line.
+    mounts.sort_by_key(|mount| mount.destination().components().count());
+    let rlimits = config.rlimits.iter().map(rlimit).collect::<Result<Vec<_>, _>>()?;
+    Ok(spec_default(Defaults {
+        args: config.command.clone(),
+        env: process_environment(config),
+        cwd: PathBuf::from(&config.working_directory),
+        hostname: Some(config.hostname.clone()),
+        terminal: config.tty,
+        network: match config.network {
+            Network::None => spec_default::Network::None,
+            Network::Host => spec_default::Network::Host,
+        },
+        user_namespace: config.id_base.map(|base| IdMaps::block(base, AUTO_SIZE)),
+        read_only_root: config.read_only,
+        capabilities: CapabilitySet::docker_adjusted(&config.cap_add, &config.cap_drop)?,
+        privileged: config.privileged,
+        no_new_privileges: config.no_new_privileges,
+        resources: resources(&config.limits)?,
+        mounts,
+        rlimits,
+        sysctls: config.sysctls.clone().into_iter().collect(),
+        shm_size: config.shm_size.unwrap_or(Defaults::default().shm_size),
+        oom_score: config.oom_score,
+        ..Defaults::default()
+    })?)
+}
+
+/// The system call filter that was chosen.
+pub(crate) fn seccomp(config: &Config) -> Result<Seccomp, SpecError> {
+    Ok(match &config.seccomp {
+        SeccompChoice::Default if config.privileged => Seccomp::Unconfined,
+        SeccompChoice::Default => Seccomp::Default,
+        SeccompChoice::Unconfined => Seccomp::Unconfined,
+        SeccompChoice::Profile(text) => Seccomp::Profile(Profile::from_json(text.as_bytes())?),
+    })
+}
+
+/// The ids that the filesystem must show for those on the disk, if the container has ids of its own.
+pub(crate) fn id_map(config: &Config) -> Option<IdMap> {
+    let base = config.id_base?;
+    Some(IdMap(vec![IdRange { container: 0, host: base, count: AUTO_SIZE }]))
+}
+
+fn bind_mount(bind: &Bind) -> Result<OciMount, SpecError> {
+    if bind.create_source {
+        create_source(&bind.source)?;
+    }
+    let propagation = if bind.propagation.is_empty() { "rprivate" } else { &bind.propagation };
+    let mut options = vec!["rbind".to_owned(), propagation.to_owned()];
+    if bind.read_only {
+        options.push("ro".to_owned());
+    }
+    Ok(MountBuilder::default().typ("bind").source(&bind.source).destination(&bind.target).options(options).build()?)
+}
+
+fn create_source(path: &Path) -> Result<(), SpecError> {
+    if path.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path).map_err(|source| SpecError::BindSource { path: path.to_owned(), source })
+}
+
+fn tmpfs_mount(tmpfs: &Tmpfs) -> Result<OciMount, SpecError> {
+    let mut options = ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
+    options.extend(tmpfs.options.iter().cloned());
+    Ok(MountBuilder::default().typ("tmpfs").source("tmpfs").destination(&tmpfs.target).options(options).build()?)
+}
+
+fn rlimit(limit: &Rlimit) -> Result<PosixRlimit, OciSpecError> {
+    let kind = format!("RLIMIT_{}", limit.name.to_uppercase());
+    // A name that is none of the kernel's makes the builder fail.
+    let kind: PosixRlimitType = serde_json::from_value(serde_json::Value::from(kind)).map_err(OciSpecError::SerDe)?;
+    PosixRlimitBuilder::default().typ(kind).soft(limit.soft).hard(limit.hard).build()
+}
+
+fn resources(limits: &Limits) -> Result<LinuxResources, SpecError> {
+    let mut resources = LinuxResourcesBuilder::default();
+    if let Some(limit) = limits.memory {
+        // As Docker: without a word about swap, as much swap as memory.
+        let swap = limits.memory_and_swap.unwrap_or(limit.saturating_mul(2));
+        resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).swap(swap).build()?);
+    }
+    if limits.nano_cpus.is_some() || limits.cpu_shares.is_some() || limits.cpuset.is_some() {
+        let mut cpu = LinuxCpuBuilder::default();
+        if let Some(nano) = limits.nano_cpus {
+            const PERIOD: u64 = 100_000;
+            let quota = i64::try_from(nano.saturating_mul(PERIOD) / 1_000_000_000).unwrap_or(i64::MAX);
+            cpu = cpu.period(PERIOD).quota(quota);
+        }
+        if let Some(shares) = limits.cpu_shares {
+            cpu = cpu.shares(shares);
+        }
+        if let Some(list) = &limits.cpuset {
+            cpu = cpu.cpus(list);
+        }
+        resources = resources.cpu(cpu.build()?);
+    }
+    if let Some(pids) = limits.pids {
+        resources = resources.pids(LinuxPidsBuilder::default().limit(pids).build()?);
+    }
+    Ok(resources.build()?)
+}
