@@ -1,3 +1,127 @@
-//! The `strata` command.
+//! The `strata` command: parse, call the engine, render.
 
-fn main() {}
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this crate is the one that talks to the user")]
+
+mod args;
+mod command;
+mod failure;
+mod logging;
+mod mount_helper;
+mod output;
+mod progress;
+mod relay;
+mod root;
+mod terminal;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufWriter, Write};
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::Parser;
+
+use crate::args::{BenchVerb, Cli, ContainerVerb, ImageVerb, Verb};
+use crate::command::{Context, Outcome};
+use crate::failure::Failure;
+use crate::mount_helper::Role;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_default();
+    let rest: Vec<OsString> = arguments.collect();
+    // Before anything else: this runs once per mount and must cost nothing.
+    if rest.first().map(OsString::as_os_str) == Some(OsStr::new(strata_engine::FILESYSTEM_VERB)) {
+        return finish(strata_engine::serve_filesystem().map(|()| 0).map_err(Failure::from));
+    }
+    match Role::of(&program) {
+        Role::Command => {}
+        Role::MountHelper => {
+            return finish(root::choose(None).and_then(|root| mount_helper::mount_helper(&Context { root }, rest)));
+        }
+        Role::FuseOverlayfs => return finish(mount_helper::fuse_overlayfs(rest)),
+    }
+    match Cli::try_parse() {
+        Ok(cli) => finish(run(cli)),
+        Err(error) => usage(&error),
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    logging::start(cli.global.log_level);
+    if let Some(host) = &cli.global.host {
+        let failure = Failure::of_engine(anyhow!("cannot talk to {host}: strata has no daemon yet"));
+        return Err(failure.hint("leave out -H/--host: every command works without a daemon"));
+    }
+    let context = Context { root: root::choose(cli.global.root)? };
+    if needs_ids(&cli.verb) {
+        strata_engine::enter_rootless().map_err(|error| match cli.verb {
+            Verb::Run(_) | Verb::Container(ContainerVerb::Run(_)) => Failure::of_engine(error),
+            _ => Failure::from(error),
+        })?;
+    }
+    let mut out = BufWriter::new(io::stdout());
+    let code = dispatch(&context, &cli.verb, &mut out)?;
+    out.flush()?;
+    Ok(code)
+}
+
+/// Whether a verb touches writable layers, whose files a plain user owns only inside a user namespace.
+fn needs_ids(verb: &Verb) -> bool {
+    match verb {
+        Verb::Run(_) | Verb::Ps(_) | Verb::Rm(_) | Verb::Rmi(_) | Verb::Container(_) => true,
+        Verb::Inspect(_)
+        | Verb::Images(_)
+        | Verb::Load(_)
+        | Verb::Import(_)
+        | Verb::Tag(_)
+        | Verb::History(_)
+        | Verb::Image(_)
+        | Verb::Mount(_)
+        | Verb::Umount(_)
+        | Verb::Info(_)
+        | Verb::Bench(_) => false,
+    }
+}
+
+fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
+    match verb {
+        Verb::Run(verb) | Verb::Container(ContainerVerb::Run(verb)) => command::run::run(context, verb),
+        Verb::Ps(verb) | Verb::Container(ContainerVerb::Ls(verb)) => command::ps::run(context, verb, out),
+        Verb::Rm(verb) | Verb::Container(ContainerVerb::Rm(verb)) => command::rm::run(context, verb, out),
+        Verb::Images(verb) | Verb::Image(ImageVerb::Ls(verb)) => command::images::run(context, verb, out),
+        Verb::Load(verb) | Verb::Image(ImageVerb::Load(verb)) => command::load::run(context, verb, out),
+        Verb::Import(verb) | Verb::Image(ImageVerb::Import(verb)) => command::import::run(context, verb, out),
+        Verb::Tag(verb) | Verb::Image(ImageVerb::Tag(verb)) => command::tag::run(context, verb),
+        Verb::Rmi(verb) | Verb::Image(ImageVerb::Rm(verb)) => command::rmi::run(context, verb, out),
+        Verb::History(verb) | Verb::Image(ImageVerb::History(verb)) => command::history::run(context, verb, out),
+        Verb::Inspect(verb) => command::inspect::run(context, verb, out),
+        Verb::Image(ImageVerb::Inspect(verb)) => command::inspect::image(context, verb, out),
+        Verb::Container(ContainerVerb::Inspect(verb)) => command::inspect::container(context, verb, out),
+        Verb::Mount(verb) => command::mount::run(context, verb, out),
+        Verb::Umount(verb) => command::umount::run(context, verb),
+        Verb::Info(verb) => command::info::run(context, verb, out),
+        Verb::Bench(BenchVerb::Lookup(verb)) => command::bench::run(context, verb, out),
+    }
+}
+
+fn finish(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        // As for every filter: nobody reads any more, and that is no failure of ours.
+        Err(failure) if output::is_closed_pipe(&failure.error) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Shows help and version, or what is wrong with the command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A closed pipe has no reader to tell.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    eprint!("strata: {}", text.strip_prefix("error: ").unwrap_or(&text));
+    ExitCode::from(125)
+}

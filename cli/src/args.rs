@@ -1,0 +1,113 @@
+//! The command line: global options and verbs. The documentation comments here are the help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::command;
+
+/// Run containers, and use images as folders
+#[derive(Debug, Parser)]
+#[command(
+    name = "strata",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    after_help = "Run 'strata COMMAND --help' for more on a command"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Options before the verb.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Keep all state in DIR; two roots never share anything
+    #[arg(long, env = "STRATA_ROOT", value_name = "DIR", hide_env_values = true)]
+    pub(crate) root: Option<PathBuf>,
+    /// Reserved for the daemon's address
+    #[arg(short = 'H', long, value_name = "ADDRESS")]
+    pub(crate) host: Option<String>,
+    /// Log at this level to standard error
+    #[arg(short = 'l', long, value_name = "LEVEL", default_value = "warn")]
+    pub(crate) log_level: LogLevel,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// Everything
+    Trace,
+    /// What helps to find a fault
+    Debug,
+    /// What is done
+    Info,
+    /// What is wrong and was dealt with
+    Warn,
+    /// What is wrong
+    Error,
+    /// Nothing
+    Off,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Run(Box<command::run::Run>),
+    Ps(command::ps::Ps),
+    Rm(command::rm::Rm),
+    Images(command::images::Images),
+    Load(command::load::Load),
+    Import(command::import::Import),
+    Tag(command::tag::Tag),
+    Rmi(command::rmi::Rmi),
+    History(command::history::History),
+    Inspect(command::inspect::Inspect),
+    /// Manage images
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Manage containers
+    #[command(subcommand)]
+    Container(ContainerVerb),
+    Mount(command::mount::Mount),
+    #[command(alias = "unmount")]
+    Umount(command::umount::Umount),
+    Info(command::info::Info),
+    /// Measure this machine
+    #[command(subcommand)]
+    Bench(BenchVerb),
+}
+
+/// What to do with images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    #[command(visible_alias = "list")]
+    Ls(command::images::Images),
+    Inspect(command::inspect::InspectImage),
+    History(command::history::History),
+    Load(command::load::Load),
+    Import(command::import::Import),
+    Tag(command::tag::Tag),
+    #[command(visible_alias = "remove")]
+    Rm(command::rmi::Rmi),
+}
+
+/// What to do with containers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainerVerb {
+    Run(Box<command::run::Run>),
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(command::ps::Ps),
+    Inspect(command::inspect::InspectContainer),
+    #[command(visible_alias = "remove")]
+    Rm(command::rm::Rm),
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchVerb {
+    Lookup(command::bench::Lookup),
+}

@@ -1,0 +1,149 @@
+//! `strata images`
+
+use std::io::Write;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Map, Value};
+use strata_engine::{ImageRef, ImageSummary, Timestamp};
+
+use super::filter::{self, Filter};
+use super::{Context, Outcome};
+use crate::output::{Column, Format, List, human};
+
+/// List images
+#[derive(Debug, Args)]
+pub(crate) struct Images {
+    /// Accepted for compatibility: there are no intermediate images to hide
+    #[arg(short, long)]
+    all: bool,
+    /// Show the digests of the manifests
+    #[arg(long)]
+    digests: bool,
+    /// Show the whole identifiers
+    #[arg(long)]
+    no_trunc: bool,
+    /// Show the identifiers only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Show only what fits: reference=, dangling=, label=, before=, since=
+    #[arg(short, long, value_name = "FILTER", value_parser = filter::parse)]
+    filter: Vec<Filter>,
+    /// Use 'table', 'table TEMPLATE', 'json' or a Go template
+    #[arg(long, value_name = "FORMAT", value_parser = Format::parse)]
+    format: Option<Arc<Format>>,
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    reference: Option<String>,
+}
+
+const COLUMNS: [Column; 11] = [
+    Column { field: "Containers", header: "CONTAINERS" },
+    Column { field: "CreatedAt", header: "CREATED AT" },
+    Column { field: "CreatedSince", header: "CREATED" },
+    Column { field: "Digest", header: "DIGEST" },
+    Column { field: "ID", header: "IMAGE ID" },
+    Column { field: "Repository", header: "REPOSITORY" },
+    Column { field: "SharedSize", header: "SHARED SIZE" },
+    Column { field: "Size", header: "SIZE" },
+    Column { field: "Tag", header: "TAG" },
+    Column { field: "UniqueSize", header: "UNIQUE SIZE" },
+    Column { field: "VirtualSize", header: "VIRTUAL SIZE" },
+];
+
+/// Lists images: one line for every name, and one for an image without a name.
+pub(crate) fn run(context: &Context, images: &Images, out: &mut impl Write) -> Outcome {
+    let engine = context.engine()?;
+    filter::check(&images.filter, &["reference", "dangling", "label", "before", "since"])?;
+    let all = engine.images().images()?;
+    let created_of = |name: &str| -> Result<_, strata_engine::ImageError> {
+        let id = engine.images().resolve(name)?;
+        Ok(all.iter().find(|image| image.id == id).and_then(|image| image.created))
+    };
+    let mut bounds = Vec::new();
+    for filter in &images.filter {
+        if matches!(filter.key.as_str(), "before" | "since") {
+            bounds.push((filter.key == "before", created_of(&filter.value)?));
+        }
+    }
+    let now = Timestamp::now();
+    let mut rows = Vec::new();
+    let mut ids = Vec::new();
+    for image in &all {
+        let in_bounds =
+            bounds.iter().all(|(before, bound)| if *before { image.created < *bound } else { image.created > *bound });
+        if !in_bounds {
+            continue;
+        }
+        for name in lines(image) {
+            if chosen(image, name, images) {
+                rows.push(row(image, name, images.no_trunc, now));
+                ids.push(if images.no_trunc { image.id.to_string() } else { image.id.short() });
+            }
+        }
+    }
+    if images.quiet && images.format.is_none() {
+        for id in ids {
+            writeln!(out, "{id}")?;
+        }
+        return Ok(0);
+    }
+    let shown: &[&str] = match images.digests {
+        true => &["Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"],
+        false => &["Repository", "Tag", "ID", "CreatedSince", "Size"],
+    };
+    List { columns: &COLUMNS, shown, rows }.write(images.format.as_deref().unwrap_or(&Format::Table), out)?;
+    Ok(0)
+}
+
+/// The names of an image, or one line for none.
+fn lines(image: &ImageSummary) -> Vec<Option<&ImageRef>> {
+    match image.names.is_empty() {
+        true => vec![None],
+        false => image.names.iter().map(Some).collect(),
+    }
+}
+
+fn chosen(image: &ImageSummary, name: Option<&ImageRef>, images: &Images) -> bool {
+    if let Some(wanted) = &images.reference
+        && !name.is_some_and(|name| fits_reference(name, wanted))
+    {
+        return false;
+    }
+    filter::all_keys_fit(&images.filter, |filter| match filter.key.as_str() {
+        "dangling" => matches!(filter.value.as_str(), "true" | "1") == image.names.is_empty(),
+        "reference" => name.is_some_and(|name| fits_reference(name, &filter.value)),
+        "label" => filter.fits_label(&image.labels),
+        // Already applied.
+        _ => true,
+    })
+}
+
+/// Whether a name fits a repository, with or without a tag, either of which may have `*` and `?`.
+fn fits_reference(name: &ImageRef, pattern: &str) -> bool {
+    let (repository, tag) = match pattern.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
+        _ => (pattern, None),
+    };
+    let fits = |pattern: &str, text: &str| filter::glob(pattern.as_bytes(), text.as_bytes());
+    (fits(repository, &name.familiar_repository()) || fits(repository, &name.repository()))
+        && tag.is_none_or(|tag| fits(tag, name.tag().unwrap_or("<none>")))
+}
+
+fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestamp) -> Map<String, Value> {
+    const NONE: &str = "<none>";
+    let size = human::size(image.size);
+    let fields = [
+        ("Containers", "N/A".to_owned()),
+        ("CreatedAt", image.created.map_or_else(|| "N/A".to_owned(), human::moment)),
+        ("CreatedSince", image.created.map_or_else(|| "N/A".to_owned(), |created| human::age(created, now))),
+        ("Digest", image.manifest.to_string()),
+        ("ID", if whole { image.id.to_string() } else { image.id.short() }),
+        ("Repository", name.map_or_else(|| NONE.to_owned(), |name| name.familiar_repository().into_owned())),
+        ("SharedSize", "N/A".to_owned()),
+        ("Size", size.clone()),
+        ("Tag", name.and_then(ImageRef::tag).unwrap_or(NONE).to_owned()),
+        ("UniqueSize", "N/A".to_owned()),
+        ("VirtualSize", size),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect()
+}

@@ -1,0 +1,55 @@
+//! `strata import`
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use clap::Args;
+use strata_engine::{Change, CommitOptions, ImageRef, Input};
+
+use super::{Context, Outcome};
+use crate::failure::Failure;
+use crate::progress::Bars;
+
+/// Make an image of a root filesystem's tar archive
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// Apply a Dockerfile instruction, such as 'CMD ["sh"]'
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    change: Vec<Change>,
+    /// Set the message of the image's history
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
+    /// The archive; '-' is standard input
+    #[arg(value_name = "FILE|-")]
+    file: PathBuf,
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    reference: Option<ImageRef>,
+}
+
+/// Imports an archive and prints the new image's identifier.
+pub(crate) fn run(context: &Context, import: &Import, out: &mut impl Write) -> Outcome {
+    let engine = context.engine()?;
+    let stdin = io::stdin();
+    let input = if import.file == Path::new("-") {
+        if stdin.is_terminal() {
+            return Err(Failure::from(anyhow!("requested import from stdin, but stdin is a terminal")));
+        }
+        Input::File(File::from(stdin.as_fd().try_clone_to_owned()?))
+    } else {
+        Input::Path(import.file.clone())
+    };
+    let options = CommitOptions {
+        reference: import.reference.clone(),
+        message: import.message.clone(),
+        changes: import.change.clone(),
+        ..CommitOptions::default()
+    };
+    let progress = Bars::new(false);
+    let id = engine.images().import(input, &options, &progress)?;
+    drop(progress);
+    writeln!(out, "{id}")?;
+    Ok(0)
+}

@@ -1,0 +1,173 @@
+//! `strata ps`
+
+use std::io::Write;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Map, Value};
+use strata_engine::{Container, State, Timestamp};
+
+use super::filter::{self, Filter};
+use super::{Context, Outcome};
+use crate::output::{Column, Format, List, human};
+
+/// List containers
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Show all containers, not only the running ones
+    #[arg(short, long)]
+    all: bool,
+    /// Show the identifiers only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Show the whole of everything
+    #[arg(long)]
+    no_trunc: bool,
+    /// Show the last NUMBER created containers
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    last: Option<usize>,
+    /// Show the latest created container
+    #[arg(short, long)]
+    latest: bool,
+    /// Show only what fits: status=, name=, id=, ancestor=, label=, exited=
+    #[arg(short, long, value_name = "FILTER", value_parser = filter::parse)]
+    filter: Vec<Filter>,
+    /// Use 'table', 'table TEMPLATE', 'json' or a Go template
+    #[arg(long, value_name = "FORMAT", value_parser = Format::parse)]
+    format: Option<Arc<Format>>,
+}
+
+const COLUMNS: [Column; 13] = [
+    Column { field: "Command", header: "COMMAND" },
+    Column { field: "CreatedAt", header: "CREATED AT" },
+    Column { field: "ID", header: "CONTAINER ID" },
+    Column { field: "Image", header: "IMAGE" },
+    Column { field: "Labels", header: "LABELS" },
+    Column { field: "LocalVolumes", header: "LOCAL VOLUMES" },
+    Column { field: "Mounts", header: "MOUNTS" },
+    Column { field: "Names", header: "NAMES" },
+    Column { field: "Networks", header: "NETWORKS" },
+    Column { field: "Ports", header: "PORTS" },
+    Column { field: "RunningFor", header: "CREATED" },
+    Column { field: "State", header: "STATE" },
+    Column { field: "Status", header: "STATUS" },
+];
+const SHOWN: [&str; 7] = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
+
+/// Lists containers.
+pub(crate) fn run(context: &Context, ps: &Ps, out: &mut impl Write) -> Outcome {
+    let engine = context.engine()?;
+    filter::check(&ps.filter, &["status", "name", "id", "ancestor", "label", "exited"])?;
+    let limit = if ps.latest { Some(1) } else { ps.last };
+    let all =
+        ps.all || limit.is_some() || ps.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
+    let containers = engine.containers()?;
+    let chosen = containers
+        .iter()
+        .filter(|container| all || container.state.is_running())
+        .filter(|container| fits(container, &ps.filter))
+        .take(limit.unwrap_or(usize::MAX));
+    let now = Timestamp::now();
+    if ps.quiet && ps.format.is_none() {
+        for container in chosen {
+            let id = &container.config.id;
+            writeln!(out, "{}", if ps.no_trunc { id.as_str() } else { id.short() })?;
+        }
+        return Ok(0);
+    }
+    let rows = chosen.map(|container| row(container, ps.no_trunc, now)).collect();
+    List { columns: &COLUMNS, shown: &SHOWN, rows }.write(ps.format.as_deref().unwrap_or(&Format::Table), out)?;
+    Ok(0)
+}
+
+fn row(container: &Container, whole: bool, now: Timestamp) -> Map<String, Value> {
+    let config = &container.config;
+    let command = config.command.join(" ");
+    let command = if whole { command } else { human::ellipsis(&command, 20) };
+    let mounts: Vec<&str> = config.mounts.iter().map(strata_engine::Mount::target).collect();
+    let labels: Vec<String> = config.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let fields = [
+        ("Command", quote(&command)),
+        ("CreatedAt", human::moment(config.created)),
+        ("ID", if whole { config.id.to_string() } else { config.id.short().to_owned() }),
+        ("Image", config.image_reference.clone()),
+        ("Labels", labels.join(",")),
+        ("LocalVolumes", "0".to_owned()),
+        ("Mounts", mounts.join(",")),
+        ("Names", config.name.to_string()),
+        ("Networks", config.network.to_string()),
+        ("Ports", String::new()),
+        ("RunningFor", human::age(config.created, now)),
+        ("State", container.state.status().to_owned()),
+        ("Status", status(&container.state, now)),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect()
+}
+
+fn status(state: &State, now: Timestamp) -> String {
+    match state {
+        State::Created | State::Starting { .. } => "Created".to_owned(),
+        State::Running { started, .. } => format!("Up {}", human::duration(human::seconds_between(*started, now))),
+        State::Exited { code, finished, .. } => {
+            format!("Exited ({code}) {}", human::age(*finished, now))
+        }
+    }
+}
+
+/// Quotes a command as Go does, so that no control character reaches the terminal.
+fn quote(text: &str) -> String {
+    let mut out = String::from("\"");
+    for letter in text.chars() {
+        match letter {
+            '"' | '\\' => out.extend(['\\', letter]),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            '\r' => out.push_str("\\r"),
+            letter if letter.is_control() => out.push_str(&format!("\\x{:02x}", u32::from(letter))),
+            letter => out.push(letter),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Filters with one key are alternatives, those with different keys must all fit; labels must all fit.
+fn fits(container: &Container, filters: &[Filter]) -> bool {
+    let config = &container.config;
+    let one = |filter: &Filter| match filter.key.as_str() {
+        "status" => container.state.status() == filter.value,
+        "name" => config.name.as_str().contains(filter.value.trim_start_matches('/')),
+        "id" => config.id.as_str().starts_with(&filter.value),
+        "ancestor" => {
+            let reference = config.image_reference.as_str();
+            let image = config.image.strip_prefix("sha256:").unwrap_or(&config.image);
+            reference == filter.value
+                || reference.rsplit_once(':').is_some_and(|(name, _)| name == filter.value)
+                || (filter.value.len() >= 4
+                    && image.starts_with(filter.value.strip_prefix("sha256:").unwrap_or(&filter.value)))
+        }
+        "exited" => {
+            matches!(container.state, State::Exited { code, .. } if code.to_string() == filter.value)
+        }
+        _ => filter.fits_label(&config.labels),
+    };
+    filter::all_keys_fit(filters, one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_cannot_talk_to_the_terminal() {
+        assert_eq!(quote("sh -c \"x\"\n\u{1b}[31m"), r#""sh -c \"x\"\n\x1b[31m""#);
+    }
+
+    #[test]
+    fn statuses_read_as_docker_s() {
+        let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
+        let exited = State::Exited { code: 3, started: at(0), finished: at(10) };
+        assert_eq!(status(&exited, at(12)), "Exited (3) 2 seconds ago");
+        assert_eq!(status(&State::Created, at(12)), "Created");
+    }
+}

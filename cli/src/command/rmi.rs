@@ -1,0 +1,33 @@
+//! `strata rmi`
+
+use std::io::Write;
+
+use clap::Args;
+use strata_engine::Removed;
+
+use super::{Context, Outcome, for_each};
+
+/// Remove one or more images
+#[derive(Debug, Args)]
+pub(crate) struct Rmi {
+    /// Remove even if stopped containers or several names use it
+    #[arg(short, long)]
+    force: bool,
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+/// Removes images, saying each step.
+pub(crate) fn run(context: &Context, rmi: &Rmi, out: &mut impl Write) -> Outcome {
+    let engine = context.engine()?;
+    for_each(&rmi.images, |image| {
+        for step in engine.remove_image(image, rmi.force)? {
+            match step {
+                Removed::Untagged(name) => writeln!(out, "Untagged: {}", name.familiar())?,
+                Removed::Deleted(id) => writeln!(out, "Deleted: {id}")?,
+                Removed::DeletedLayer(chain) => writeln!(out, "Deleted: {chain}")?,
+            }
+        }
+        Ok(())
+    })
+}

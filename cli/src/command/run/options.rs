@@ -1,0 +1,454 @@
+//! From the words of the command line to what the engine creates.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use strata_engine::{Bind, Creation, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs, UserNamespace};
+
+use super::Run;
+use crate::output::human::parse_size;
+
+/// Reads all options of `run`.
+pub(super) fn creation(run: &Run) -> Result<Creation> {
+    let (image, command) = run.image_and_command.split_first().expect("clap requires one value");
+    let mut mounts = Vec::new();
+    for text in &run.volume {
+        mounts.push(volume(text)?);
+    }
+    for text in &run.mount {
+        mounts.push(mount(text)?);
+    }
+    for text in &run.tmpfs {
+        mounts.push(tmpfs(text)?);
+    }
+    let mut targets: Vec<&str> = mounts.iter().map(Mount::target).collect();
+    targets.sort_unstable();
+    if let Some(pair) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
+        bail!("Duplicate mount point: {}", pair[0]);
+    }
+    let mut environment = Vec::new();
+    for file in &run.env_file {
+        environment.extend(environment_file(file)?);
+    }
+    for text in &run.env {
+        environment.extend(variable(text)?);
+    }
+    let (seccomp, no_new_privileges) = security(&run.security_opt)?;
+    Ok(Creation {
+        image: image.clone(),
+        command: command.to_vec(),
+        // `--entrypoint ""` means: none.
+        entrypoint: run.entrypoint.as_ref().map(|entrypoint| match entrypoint.as_str() {
+            "" => Vec::new(),
+            entrypoint => vec![entrypoint.to_owned()],
+        }),
+        name: run.name.clone(),
+        hostname: run.hostname.clone(),
+        environment,
+        working_directory: run.workdir.clone(),
+        user: run.user.clone(),
+        groups: run.group_add.clone(),
+        tty: run.tty,
+        open_stdin: run.interactive,
+        auto_remove: run.rm,
+        read_only: run.read_only,
+        mounts,
+        limits: limits(run)?,
+        cap_add: run.cap_add.clone(),
+        cap_drop: run.cap_drop.clone(),
+        seccomp,
+        no_new_privileges,
+        network: network(&run.network)?,
+        user_namespace: user_namespace(&run.userns)?,
+        stop_signal: run.stop_signal.clone(),
+        labels: run.label.iter().map(|label| pair(label)).collect::<BTreeMap<_, _>>(),
+        privileged: run.privileged,
+        rlimits: run.ulimit.iter().map(|limit| rlimit(limit)).collect::<Result<_>>()?,
+        sysctls: run.sysctl.iter().map(|sysctl| pair(sysctl)).collect::<BTreeMap<_, _>>(),
+        shm_size: run.shm_size.as_deref().map(parse_size).transpose().map_err(|error| anyhow!(error))?,
+        oom_score: run.oom_score_adj,
+    })
+}
+
+/// Reads `HOST:CONTAINER[:OPTIONS]`.
+fn volume(text: &str) -> Result<Mount> {
+    let invalid = || anyhow!("invalid volume specification: '{text}'");
+    let mut parts = text.splitn(3, ':');
+    let source = parts.next().unwrap_or_default();
+    let Some(target) = parts.next() else {
+        bail!("invalid volume specification: '{text}': anonymous volumes are not available yet");
+    };
+    if source.is_empty() || target.is_empty() {
+        return Err(invalid());
+    }
+    if !source.starts_with(['/', '.', '~']) {
+        bail!("invalid volume specification: '{text}': named volumes are not available yet, only paths of the host");
+    }
+    if !target.starts_with('/') {
+        bail!("invalid volume specification: '{text}': invalid mount path: '{target}' mount path must be absolute");
+    }
+    if normalize(target) == "/" {
+        bail!("invalid volume specification: '{text}': invalid specification: destination can't be '/'");
+    }
+    let mut bind = Bind {
+        source: absolute(source)?,
+        target: normalize(target),
+        read_only: false,
+        create_source: true,
+        propagation: String::new(),
+    };
+    for option in parts.next().unwrap_or_default().split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" | "readonly" => bind.read_only = true,
+            // SELinux labels, which this kernel has none of, and hints for file sharing with virtual machines.
+            "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
+            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => bind.propagation = option.to_owned(),
+            other => bail!("invalid mode: {other}"),
+        }
+    }
+    Ok(Mount::Bind(bind))
+}
+
+/// Reads `type=...,src=...,dst=...`.
+fn mount(text: &str) -> Result<Mount> {
+    let mut kind = "volume";
+    let (mut source, mut target, mut read_only, mut propagation) = (None, None, false, String::new());
+    let mut options = Vec::new();
+    for field in text.split(',') {
+        let (key, value) = field.split_once('=').unwrap_or((field, ""));
+        match (key.to_ascii_lowercase().as_str(), value) {
+            ("type", value) => kind = value,
+            ("source" | "src", value) => source = Some(value),
+            ("target" | "dst" | "destination", value) => target = Some(value),
+            ("readonly" | "ro", "" | "true" | "1") => read_only = true,
+            ("readonly" | "ro", "false" | "0") => read_only = false,
+            ("bind-propagation", value) => propagation = value.to_owned(),
+            ("tmpfs-size", value) => {
+                options.push(format!("size={}", parse_size(value).map_err(|error| anyhow!(error))?));
+            }
+            ("tmpfs-mode", value) => options.push(format!("mode={value}")),
+            ("consistency", _) => {}
+            (key, _) => bail!("invalid argument \"{text}\" for \"--mount\" flag: unexpected key '{key}' in '{field}'"),
+        }
+    }
+    let invalid = |why: &str| anyhow!("invalid argument \"{text}\" for \"--mount\" flag: {why}");
+    let target = target.filter(|target| !target.is_empty()).ok_or_else(|| invalid("target is required"))?;
+    if !target.starts_with('/') {
+        return Err(invalid(&format!("invalid mount path: '{target}' mount path must be absolute")));
+    }
+    match kind {
+        "bind" => {
+            let source = source.filter(|source| !source.is_empty()).ok_or_else(|| invalid("source is required"))?;
+            Ok(Mount::Bind(Bind {
+                source: absolute(source)?,
+                target: normalize(target),
+                read_only,
+                create_source: false,
+                propagation,
+            }))
+        }
+        "tmpfs" => {
+            if source.is_some() {
+                return Err(invalid("a tmpfs has no source"));
+            }
+            if read_only {
+                options.push("ro".to_owned());
+            }
+            Ok(Mount::Tmpfs(Tmpfs { target: normalize(target), options }))
+        }
+        other => Err(invalid(&format!("mount type {other:?} is not available, only bind and tmpfs"))),
+    }
+}
+
+/// Reads `DIR[:OPTIONS]`.
+fn tmpfs(text: &str) -> Result<Mount> {
+    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    if !target.starts_with('/') {
+        bail!("invalid mount path: '{target}' mount path must be absolute");
+    }
+    let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
+    Ok(Mount::Tmpfs(Tmpfs { target: normalize(target), options }))
+}
+
+/// Cleans a path of the container: no doubled or trailing slashes, no `.` and `..`.
+fn normalize(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+fn absolute(path: &str) -> Result<PathBuf> {
+    let path = match path.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+            PathBuf::from(format!("{}{rest}", std::env::var("HOME").context("find the home directory for '~'")?))
+        }
+        _ => PathBuf::from(path),
+    };
+    std::path::absolute(&path).with_context(|| format!("find {path:?}"))
+}
+
+/// Reads `NAME=VALUE`, or takes the value from our own environment; a variable we do not have is left out.
+fn variable(text: &str) -> Result<Option<String>> {
+    match text.split_once('=') {
+        Some(("", _)) => bail!("invalid environment variable: {text}"),
+        Some(_) => Ok(Some(text.to_owned())),
+        None if text.is_empty() => bail!("invalid environment variable: {text}"),
+        None => Ok(std::env::var(text).ok().map(|value| format!("{text}={value}"))),
+    }
+}
+
+fn environment_file(path: &Path) -> Result<Vec<String>> {
+    let bytes = std::fs::read(path).with_context(|| format!("open {}", path.display()))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| anyhow!("env file {} contains invalid utf8 bytes", path.display()))?;
+    let mut variables = Vec::new();
+    for line in text.trim_start_matches('\u{feff}').lines() {
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let name = line.split('=').next().unwrap_or_default();
+        if name.is_empty() {
+            bail!("poorly formatted environment: no variable name on line '{line}'");
+        }
+        if name.contains(char::is_whitespace) {
+            bail!("poorly formatted environment: variable '{name}' contains whitespaces");
+        }
+        variables.extend(variable(line)?);
+    }
+    Ok(variables)
+}
+
+fn security(options: &[String]) -> Result<(SeccompChoice, bool)> {
+    let mut seccomp = SeccompChoice::Default;
+    let mut no_new_privileges = false;
+    for option in options {
+        match option.split_once('=').or_else(|| option.split_once(':')).unwrap_or((option, "")) {
+            ("no-new-privileges", "" | "true") => no_new_privileges = true,
+            ("no-new-privileges", "false") => no_new_privileges = false,
+            ("seccomp", "unconfined") => seccomp = SeccompChoice::Unconfined,
+            ("seccomp", "builtin") => seccomp = SeccompChoice::Default,
+            ("seccomp", path) if !path.is_empty() => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("opening seccomp profile ({path}) failed"))?;
+                seccomp = SeccompChoice::Profile(text);
+            }
+            ("apparmor" | "label", "unconfined" | "disable") => {}
+            _ => bail!("invalid --security-opt: {option:?}"),
+        }
+    }
+    Ok((seccomp, no_new_privileges))
+}
+
+fn network(text: &str) -> Result<Network> {
+    match text {
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        "bridge" | "default" => bail!("bridge networking is not available yet; use --network none or --network host"),
+        other => bail!("network {other} not found; use --network none or --network host"),
+    }
+}
+
+fn user_namespace(text: &str) -> Result<UserNamespace> {
+    match text {
+        "" | "host" => Ok(UserNamespace::Host),
+        "auto" => Ok(UserNamespace::Auto),
+        other => bail!("invalid USER mode: {other}; use host or auto"),
+    }
+}
+
+fn limits(run: &Run) -> Result<Limits> {
+    const MINIMUM_MEMORY: i64 = 6 << 20;
+    let bytes = |flag: &str, text: &String| -> Result<i64> {
+        let bytes =
+            parse_size(text).map_err(|error| anyhow!("invalid argument \"{text}\" for \"{flag}\" flag: {error}"))?;
+        i64::try_from(bytes).with_context(|| format!("invalid argument \"{text}\" for \"{flag}\" flag"))
+    };
+    let memory = run.memory.as_ref().map(|text| bytes("--memory", text)).transpose()?.filter(|bytes| *bytes != 0);
+    if memory.is_some_and(|memory| memory < MINIMUM_MEMORY) {
+        bail!("Minimum memory limit allowed is 6MB");
+    }
+    let memory_and_swap = match run.memory_swap.as_deref() {
+        Some("-1") => Some(-1),
+        Some(_) => run.memory_swap.as_ref().map(|text| bytes("--memory-swap", text)).transpose()?,
+        None => None,
+    }
+    .filter(|bytes| *bytes != 0);
+    match (memory, memory_and_swap) {
+        (None, Some(_)) => bail!("You should always set the Memory limit when using Memoryswap limit, see usage"),
+        (Some(memory), Some(both)) if both > 0 && both < memory => {
+            bail!("Minimum memoryswap limit should be larger than memory limit, see usage")
+        }
+        _ => {}
+    }
+    Ok(Limits {
+        memory,
+        memory_and_swap,
+        nano_cpus: run.cpus.as_deref().map(nano_cpus).transpose()?.filter(|nano| *nano != 0),
+        cpu_shares: run.cpu_shares.filter(|shares| *shares != 0),
+        cpuset: run.cpuset_cpus.clone().filter(|list| !list.is_empty()),
+        pids: run.pids_limit.filter(|pids| *pids > 0),
+    })
+}
+
+/// Reads a number of CPUs with at most nine decimals.
+fn nano_cpus(text: &str) -> Result<u64> {
+    let invalid =
+        || anyhow!("invalid argument \"{text}\" for \"--cpus\" flag: failed to parse {text} as a rational number");
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if (whole.is_empty() && fraction.is_empty()) || !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+        return Err(invalid());
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| invalid())? };
+    let fraction: u64 = format!("{fraction:0<9}").parse().map_err(|_| invalid())?;
+    let nano = whole.checked_mul(1_000_000_000).and_then(|nano| nano.checked_add(fraction)).ok_or_else(invalid)?;
+    let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    if nano != 0 && !(10_000_000..=available * 1_000_000_000).contains(&nano) {
+        bail!("range of CPUs is from 0.01 to {available}.00, as there are only {available} CPUs available");
+    }
+    Ok(nano)
+}
+
+/// Reads `NAME=SOFT[:HARD]`; -1 is no limit.
+fn rlimit(text: &str) -> Result<Rlimit> {
+    const NAMES: [&str; 16] = [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+    let invalid = |why: &str| anyhow!("invalid argument \"{text}\" for \"--ulimit\" flag: {why}");
+    let (name, values) = text.split_once('=').ok_or_else(|| invalid("NAME=SOFT[:HARD] is expected"))?;
+    if !NAMES.contains(&name) {
+        return Err(invalid(&format!("invalid ulimit type: {name}")));
+    }
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let number = |value: &str| match value {
+        "-1" => Ok(u64::MAX),
+        value => value.parse().map_err(|_| invalid("a limit is a number")),
+    };
+    let (soft, hard) = (number(soft)?, number(hard)?);
+    if soft > hard {
+        return Err(invalid("ulimit soft limit must be less than or equal to hard limit"));
+    }
+    Ok(Rlimit { name: name.to_owned(), soft, hard })
+}
+
+fn pair(text: &str) -> (String, String) {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    (name.to_owned(), value.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(text: &str) -> Bind {
+        match volume(text).unwrap() {
+            Mount::Bind(bind) => bind,
+            Mount::Tmpfs(_) => panic!("a bind was expected"),
+        }
+    }
+
+    #[test]
+    fn volumes() {
+        let read_only = bind("/srv/data:/data/:ro");
+        assert_eq!((read_only.source.as_path(), read_only.target.as_str()), (Path::new("/srv/data"), "/data"));
+        assert!(read_only.read_only && read_only.create_source);
+        assert!(bind("./here:/x").source.is_absolute());
+        assert_eq!(bind("/a:/b/../c:rw,rslave").target, "/c");
+        assert_eq!(bind("/a:/b:rslave").propagation, "rslave");
+        for text in ["", "/a", ":/b", "/a:", "data:/b", "/a:b", "/a:/b:nope", "/a:/", "/a:/.."] {
+            assert!(volume(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn mounts() {
+        let Mount::Bind(bind) = mount("type=bind,src=/srv,dst=/data,readonly").unwrap() else {
+            panic!("a bind was expected")
+        };
+        assert!(bind.read_only && !bind.create_source);
+        let tmpfs = mount("type=tmpfs,destination=/run,tmpfs-size=64m,tmpfs-mode=1777").unwrap();
+        let options = vec![format!("size={}", 64 << 20), "mode=1777".to_owned()];
+        assert_eq!(tmpfs, Mount::Tmpfs(Tmpfs { target: "/run".to_owned(), options }));
+        for (text, why) in [
+            ("type=bind,src=/srv", "target is required"),
+            ("type=bind,dst=/x", "source is required"),
+            ("type=bind,src=/a,dst=x", "mount path must be absolute"),
+            ("dst=/x", "mount type \"volume\" is not available"),
+            ("type=tmpfs,dst=/x,src=/y", "a tmpfs has no source"),
+            ("type=bind,colour=red,dst=/x", "unexpected key 'colour'"),
+        ] {
+            let error = mount(text).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn environment_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("env");
+        std::fs::write(&path, "# comment\n\nA=1\n  B=two words \nPATH\nSURELY_NOT_SET_HERE\n").unwrap();
+        let path_value = std::env::var("PATH").unwrap();
+        let expected = vec!["A=1".to_owned(), "B=two words ".to_owned(), format!("PATH={path_value}")];
+        assert_eq!(environment_file(&path).unwrap(), expected);
+        for text in ["=1\n", "A B=1\n"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(environment_file(&path).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn cpu_numbers() {
+        assert_eq!(nano_cpus("0.5").unwrap(), 500_000_000);
+        assert_eq!(nano_cpus("1").unwrap(), 1_000_000_000);
+        assert_eq!(nano_cpus(".25").unwrap(), 250_000_000);
+        assert_eq!(nano_cpus("0").unwrap(), 0);
+        for text in ["", ".", "-1", "x", "0.001", "100000", "1e3", "0.1234567891"] {
+            assert!(nano_cpus(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn process_limits() {
+        let limit = |name: &str, soft, hard| Rlimit { name: name.to_owned(), soft, hard };
+        assert_eq!(rlimit("nofile=1024:2048").unwrap(), limit("nofile", 1024, 2048));
+        assert_eq!(rlimit("core=-1").unwrap(), limit("core", u64::MAX, u64::MAX));
+        for text in ["nofile", "nope=1", "nofile=x", "nofile=2:1"] {
+            assert!(rlimit(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn security_options() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let (seccomp, locked) = security(&words(&["seccomp=unconfined", "no-new-privileges"])).unwrap();
+        assert_eq!((seccomp, locked), (SeccompChoice::Unconfined, true));
+        assert_eq!(security(&[]).unwrap(), (SeccompChoice::Default, false));
+        assert!(security(&words(&["seccomp=/no/such/file"])).is_err());
+        assert!(security(&words(&["apparmor=custom"])).is_err());
+    }
+}

@@ -1,0 +1,133 @@
+//! Being called by another name: as mount(8)'s helper or in the place of fuse-overlayfs.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use strata_engine::MountOptions;
+
+use crate::command::{self, Context, Outcome};
+
+/// The program strata is called as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// By its own name.
+    Command,
+    /// `mount.fuse.strata SOURCE DIR -o OPTIONS`, as mount(8) does.
+    MountHelper,
+    /// `fuse-overlayfs -o OPTIONS DIR`
+    FuseOverlayfs,
+}
+
+impl Role {
+    /// Tells it by the name of the program.
+    pub(crate) fn of(program: &OsStr) -> Role {
+        match Path::new(program).file_name().and_then(OsStr::to_str) {
+            Some("mount.fuse.strata" | "mount.strata") => Role::MountHelper,
+            Some("fuse-overlayfs") => Role::FuseOverlayfs,
+            _ => Role::Command,
+        }
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Call {
+    operands: Vec<PathBuf>,
+    options: Vec<OsString>,
+    version: bool,
+    help: bool,
+    foreground: bool,
+}
+
+/// Mounts as mount(8)'s helper: the source is an image or a container, or a mere word before `lowerdir=`.
+pub(crate) fn mount_helper(context: &Context, arguments: Vec<OsString>) -> Outcome {
+    let call = read(arguments)?;
+    let [source, directory] = &call.operands[..] else {
+        return Err(anyhow!("usage: mount.fuse.strata SOURCE DIR [-o OPTIONS]").into());
+    };
+    let options = options(&call)?;
+    if !options.lower.is_empty() {
+        strata_engine::mount_folders(&options, directory)?;
+        return Ok(0);
+    }
+    let name = source.to_str().context("the name of an image or container is text")?;
+    // mount(8) says `rw` when nobody asked: an image is written only with an upper of its own.
+    let options = MountOptions { writable: false, ..options };
+    command::mount::named(context, name, &options, directory, &mut std::io::sink())
+}
+
+/// Mounts folders as fuse-overlayfs does.
+pub(crate) fn fuse_overlayfs(arguments: Vec<OsString>) -> Outcome {
+    let call = read(arguments)?;
+    if call.version {
+        println!("fuse-overlayfs: version {} (strata)", env!("CARGO_PKG_VERSION"));
+        return Ok(0);
+    }
+    if call.help {
+        println!("usage: fuse-overlayfs [-f] [-o lowerdir=A:B[,upperdir=U,workdir=W][,...]] DIR");
+        return Ok(0);
+    }
+    let [directory] = &call.operands[..] else {
+        return Err(anyhow!("usage: fuse-overlayfs [-f] [-o OPTIONS] DIR").into());
+    };
+    let mut options = options(&call)?;
+    options.options.allow_other = true;
+    let server = strata_engine::mount_folders(&options, directory)?;
+    if call.foreground {
+        server.wait_forever();
+    }
+    Ok(0)
+}
+
+fn options(call: &Call) -> anyhow::Result<MountOptions> {
+    let mut options = MountOptions::default();
+    for list in &call.options {
+        options.parse(list)?;
+    }
+    options.make_absolute(&std::env::current_dir().context("find the current folder")?);
+    Ok(options)
+}
+
+/// Reads options before, between and after the operands, as mount(8) passes them.
+fn read(arguments: Vec<OsString>) -> anyhow::Result<Call> {
+    let mut call = Call::default();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().with_context(|| format!("option {} needs a value", argument.display()));
+        match argument.to_str() {
+            Some("-o") => call.options.push(value()?),
+            // The type and the namespace file are mount(8)'s own affair.
+            Some("-t" | "-N") => drop(value()?),
+            Some("-f") => call.foreground = true,
+            Some("-s" | "-n" | "-v" | "-d" | "--debug") => {}
+            Some("--version" | "-V") => call.version = true,
+            Some("--help" | "-h") => call.help = true,
+            Some(text) if text.starts_with("-o") => call.options.push(text[2..].into()),
+            Some(text) if text.starts_with('-') && text != "-" => bail!("unknown option {text}"),
+            _ => call.operands.push(argument.into()),
+        }
+    }
+    Ok(call)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_by_name() {
+        assert_eq!(Role::of(OsStr::new("/usr/sbin/mount.fuse.strata")), Role::MountHelper);
+        assert_eq!(Role::of(OsStr::new("fuse-overlayfs")), Role::FuseOverlayfs);
+        assert_eq!(Role::of(OsStr::new("/usr/bin/strata")), Role::Command);
+    }
+
+    #[test]
+    fn options_stand_anywhere() {
+        let words = ["debian:12", "/mnt", "-s", "-o", "ro,nodev", "-t", "fuse.strata", "-onosuid"];
+        let call = read(words.iter().map(OsString::from).collect()).unwrap();
+        assert_eq!(call.operands, [PathBuf::from("debian:12"), PathBuf::from("/mnt")]);
+        assert_eq!(call.options, [OsString::from("ro,nodev"), OsString::from("nosuid")]);
+        assert!(read(vec!["-o".into()]).is_err());
+        assert!(read(vec!["--nope".into()]).is_err());
+    }
+}

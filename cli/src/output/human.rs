@@ -1,0 +1,177 @@
+//! Sizes and ages as people read them, in Docker's words.
+
+use strata_engine::Timestamp;
+
+/// Writes a number of bytes in decimal units with three significant digits: `72.8MB`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let mut unit = 0;
+    // Exact enough: three digits are shown.
+    #[expect(clippy::cast_precision_loss, reason = "three significant digits are printed")]
+    let mut value = bytes as f64;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{}{}", significant(value), UNITS[unit])
+}
+
+/// Three significant digits, without trailing zeros.
+fn significant(value: f64) -> String {
+    let decimals = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// Says how long ago `then` was: `2 weeks ago`; `N/A` for a moment that is not known.
+pub(crate) fn age(then: Timestamp, now: Timestamp) -> String {
+    if then.seconds <= 0 {
+        return "N/A".to_owned();
+    }
+    format!("{} ago", duration(seconds_between(then, now)))
+}
+
+/// Whole seconds from one moment to a later one; zero if it is not later.
+pub(crate) fn seconds_between(then: Timestamp, now: Timestamp) -> u64 {
+    u64::try_from(now.seconds.saturating_sub(then.seconds)).unwrap_or(0)
+}
+
+/// Writes a moment as Go prints it: `2023-11-14 22:13:20 +0000 UTC`.
+pub(crate) fn moment(moment: Timestamp) -> String {
+    let text = Timestamp { nanoseconds: 0, ..moment }.to_string();
+    format!("{} +0000 UTC", text.trim_end_matches('Z').replace('T', " "))
+}
+
+/// Cuts a text to `width` characters, the last of which then says that there is more.
+pub(crate) fn ellipsis(text: &str, width: usize) -> String {
+    match text.char_indices().nth(width) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(width - 1).chain(['…']).collect(),
+    }
+}
+
+/// Says roughly how long `seconds` are: `About an hour`.
+pub(crate) fn duration(seconds: u64) -> String {
+    let minutes = seconds / 60;
+    // As Docker rounds: half an hour more makes the next hour.
+    let hours = (seconds + 1800) / 3600;
+    match () {
+        () if seconds < 1 => "Less than a second".to_owned(),
+        () if seconds == 1 => "1 second".to_owned(),
+        () if seconds < 60 => format!("{seconds} seconds"),
+        () if minutes == 1 => "About a minute".to_owned(),
+        () if minutes < 60 => format!("{minutes} minutes"),
+        () if hours == 1 => "About an hour".to_owned(),
+        () if hours < 48 => format!("{hours} hours"),
+        () if hours < 24 * 7 * 2 => format!("{} days", hours / 24),
+        () if hours < 24 * 30 * 2 => format!("{} weeks", hours / 24 / 7),
+        () if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
+        () => format!("{} years", hours / 24 / 365),
+    }
+}
+
+/// Reads a size as Docker takes it: a number with an optional unit in powers of 1024, `512m`.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let invalid = || format!("invalid size: '{text}'");
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(digits);
+    let shift = match unit.trim_start().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        "p" => 50,
+        _ => return Err(invalid()),
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(1 << shift).ok_or_else(invalid);
+    }
+    let value: f64 = number.parse().map_err(|_| invalid())?;
+    #[expect(clippy::cast_precision_loss, reason = "a power of two is exact")]
+    let bytes = value * (1_u64 << shift) as f64;
+    if !(0.0..9.2e18).contains(&bytes) {
+        return Err(invalid());
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was just checked")]
+    Ok(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_significant_digits() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1536, "1.54kB"),
+            (72_800_000, "72.8MB"),
+            (123_456_789, "123MB"),
+            (4_261_550, "4.26MB"),
+            (1_230_000_000, "1.23GB"),
+            (u64::MAX, "18.4EB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn ages_use_docker_s_steps() {
+        for (seconds, text) in [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (119, "About a minute"),
+            (120, "2 minutes"),
+            (3599, "59 minutes"),
+            (3600, "About an hour"),
+            (47 * 3600, "47 hours"),
+            (48 * 3600, "2 days"),
+            (14 * 86_400, "2 weeks"),
+            (60 * 86_400, "2 months"),
+            (730 * 86_400, "2 years"),
+        ] {
+            assert_eq!(duration(seconds), text, "{seconds}");
+        }
+        let now = Timestamp { seconds: 1_000_000, nanoseconds: 0 };
+        assert_eq!(age(Timestamp { seconds: 999_970, nanoseconds: 0 }, now), "30 seconds ago");
+        assert_eq!(age(Timestamp { seconds: -62_135_596_800, nanoseconds: 0 }, now), "N/A");
+        assert_eq!(moment(Timestamp { seconds: 1_700_000_000, nanoseconds: 5 }), "2023-11-14 22:13:20 +0000 UTC");
+    }
+
+    #[test]
+    fn long_texts_end_in_an_ellipsis() {
+        assert_eq!(ellipsis("abcdef", 6), "abcdef");
+        assert_eq!(ellipsis("abcdefg", 6), "abcde…");
+        assert_eq!(ellipsis("äöüäöüä", 6), "äöüäö…");
+    }
+
+    #[test]
+    fn sizes_are_read_in_powers_of_1024() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("42", 42),
+            ("1k", 1024),
+            ("512M", 512 << 20),
+            ("1.5g", 3 << 29),
+            ("2GiB", 2 << 30),
+            ("7 kb", 7168),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "x", "-1", "1x", "99999999999p", "1..5k"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}
