@@ -5,17 +5,17 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder, Mount, MountBuilder,
-    PosixRlimitBuilder, PosixRlimitType,
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResourcesBuilder, Mount,
+    MountBuilder, PosixRlimitBuilder, PosixRlimitType,
 };
 use strata_sandbox::capabilities::CapabilitySet;
 use strata_sandbox::spec_default::Network;
 use strata_sandbox::userns::IdMaps;
-use strata_sandbox::{Landlock, Seccomp, SpawnError, Stdio, WindowSize};
+use strata_sandbox::{Landlock, Launch, Root, Seccomp, SpawnError, Stdio, WindowSize};
 use support::{Container, is_root, rootfs};
 
 fn bind(source: &str, destination: &str, options: &[&str]) -> Mount {
@@ -576,4 +576,176 @@ fn processes_left_behind_die_with_the_first() {
     let group = running.cgroup().unwrap().directory("pids").map(PathBuf::from);
     assert_eq!(running.wait().unwrap().code(), 0);
     assert!(group.is_none_or(|path| !path.exists()));
+}
+
+#[test]
+fn a_frozen_container_stands_still() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let (stdio, pipes) = Stdio::pipes().unwrap();
+    let running = Container::shell(root.path(), "while :; do echo x; sleep 0.01; done").start(stdio).unwrap();
+    let mut stdout = fs::File::from(pipes.stdout);
+    let mut buffer = [0; 65536];
+    stdout.read_exact(&mut buffer[..8]).unwrap();
+    let group = running.cgroup().unwrap();
+    group.freeze().unwrap();
+    rustix::io::ioctl_fionbio(&stdout, true).unwrap();
+    while stdout.read(&mut buffer).is_ok() {}
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(stdout.read(&mut buffer).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    group.thaw().unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(stdout.read(&mut buffer).unwrap() > 0);
+    running.signal(libc::SIGKILL).unwrap();
+    assert_eq!(running.wait().unwrap().code(), 137);
+}
+
+#[test]
+fn namespaces_of_another_container_are_joined() {
+    if !is_root() {
+        return;
+    }
+    let root = rootfs();
+    let first = Container::new(root.path(), &["sleep", "100"]).start(Stdio::Inherit).unwrap();
+    let path = |kind: &str| PathBuf::from(format!("/proc/{}/ns/{kind}", first.pid()));
+    let mut second = Container::shell(root.path(), "readlink /proc/self/ns/net; ps | grep -c 'sleep 10[0]'; echo $$");
+    second.defaults.network = Network::Path(path("net"));
+    let (stdio, pipes) = Stdio::pipes().unwrap();
+    let mut spec = strata_sandbox::spec_default::spec_default(second.defaults).unwrap();
+    for namespace in spec.linux_mut().as_mut().unwrap().namespaces_mut().as_mut().unwrap() {
+        if namespace.typ() == LinuxNamespaceType::Pid {
+            namespace.set_path(Some(path("pid")));
+        }
+    }
+    let running = strata_sandbox::spawn(Launch {
+        stdio,
+        seccomp: Seccomp::Default,
+        ..Launch::new(&spec, Root::Path(root.path().to_owned()))
+    })
+    .unwrap();
+    let mut text = String::new();
+    fs::File::from(pipes.stdout).read_to_string(&mut text).unwrap();
+    assert_eq!(running.wait().unwrap().code(), 0);
+    let net = fs::read_link(path("net")).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), net.to_str());
+    assert_eq!(lines.next(), Some("1"), "{text}");
+    assert_ne!(lines.next(), Some("1"), "{text}");
+    first.signal(libc::SIGKILL).unwrap();
+    first.wait().unwrap();
+}
+
+#[test]
+fn a_detached_mount_is_the_root_and_ends_with_the_container() {
+    if !is_root() {
+        return;
+    }
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+    let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    fsconfig_create(std::os::fd::AsFd::as_fd(&context)).unwrap();
+    let mount =
+        fsmount(std::os::fd::AsFd::as_fd(&context), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+    let folder = |name| rustix::fs::mkdirat(&mount, name, rustix::fs::Mode::from_bits_truncate(0o755)).unwrap();
+    folder("bin");
+    let busybox = fs::read(rootfs().path().join("bin/busybox")).unwrap();
+    let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+    let file = rustix::fs::openat(&mount, "bin/sh", flags, rustix::fs::Mode::from_bits_truncate(0o755)).unwrap();
+    fs::File::from(file).write_all(&busybox).unwrap();
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let defaults = strata_sandbox::spec_default::Defaults {
+        // No folder for anything: all mount points are made.
+        args: ["/bin/sh", "-c", "test -d /proc/self && test -c /dev/null && exit 6"].map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
+    let spec = strata_sandbox::spec_default::spec_default(defaults).unwrap();
+    let running = strata_sandbox::spawn(Launch::new(&spec, Root::Mount(mount))).unwrap();
+    assert_eq!(running.wait().unwrap().code(), 6);
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+}
+
+/// Runs Python of this machine in a container whose root is this machine's, read-only.
+fn python(script: &str, adjust: impl FnOnce(&mut Container<'_>)) -> Option<String> {
+    if !is_root() || !Path::new("/usr/bin/python3").exists() {
+        return None;
+    }
+    let mut container = Container::new(Path::new("/"), &["/usr/bin/python3", "-I", "-c", script]);
+    container.defaults.read_only_root = true;
+    adjust(&mut container);
+    Some(container.text())
+}
+
+#[test]
+fn calls_with_dangerous_arguments_are_denied() {
+    let script = r#"
+import ctypes, errno, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*arguments):
+    ctypes.set_errno(0)
+    return errno.errorcode.get(ctypes.get_errno(), "OK") if libc.syscall(*arguments) < 0 else "OK"
+def family(number):
+    try:
+        socket.socket(number, socket.SOCK_SEQPACKET if number == 38 else socket.SOCK_STREAM, 0).close()
+        return "OK"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+print("AF_ALG", family(38), "AF_VSOCK", family(40), "AF_UNIX", family(1), "AF_INET", family(2))
+print("clone3", call(435, 0, 0), "unshare", call(272, 0x10000000), "setns", call(308, 0, 0))
+print("clone", call(56, 0x10000000 | 17, 0, 0, 0, 0))
+print("personality", call(135, ctypes.c_ulong(0xffffffff)), call(135, 0x0400000))
+print("unknown", call(600), "keyctl", call(250, 0, 0, 0), "bpf", call(321, 0, 0, 0), "mount", call(165, 0, 0, 0, 0, 0))
+print("io_uring", call(425, 1, 0), "userfaultfd", call(323, 0), "open_by_handle_at", call(304, 0, 0, 0))
+"#;
+    if !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    let Some(text) = python(script, |_| ()) else { return };
+    assert_eq!(
+        text,
+        "AF_ALG EPERM AF_VSOCK EPERM AF_UNIX OK AF_INET OK\nclone3 ENOSYS unshare EPERM setns EPERM\nclone EPERM\n\
+         personality OK EPERM\nunknown ENOSYS keyctl EPERM bpf EPERM mount EPERM\n\
+         io_uring EPERM userfaultfd EPERM open_by_handle_at EPERM"
+    );
+}
+
+#[test]
+fn descriptors_of_the_host_do_not_come_along() {
+    // One that would survive exec if nobody closed it.
+    let leak = rustix::io::dup(fs::File::open("/").unwrap()).unwrap();
+    let script = "import os; print(sorted(os.listdir('/proc/self/fd'))[:3], len(os.listdir('/proc/self/fd')))";
+    if let Some(text) = python(script, |_| ()) {
+        // The fourth is the listing's own.
+        assert_eq!(text, "['0', '1', '2'] 4");
+    }
+    drop(leak);
+}
+
+#[test]
+fn landlock_holds_where_the_mounts_would_not() {
+    if strata_sys::landlock::abi().unwrap_or(0) < 3 {
+        return;
+    }
+    if !is_root() {
+        return;
+    }
+    // A folder of the host as a stream, as if a descriptor had leaked (CVE-2024-21626). What was handed in may be used,
+    // what lies above it may not.
+    let (root, outside) = (rootfs(), tempfile::tempdir().unwrap());
+    fs::create_dir(outside.path().join("given")).unwrap();
+    fs::write(outside.path().join("given/file"), "given").unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    let run = |landlock| {
+        let (stdio, pipes) = Stdio::pipes().unwrap();
+        let Stdio::Fds { stdout, stderr, .. } = stdio else { unreachable!() };
+        let stdin = fs::File::open(outside.path().join("given")).unwrap().into();
+        let mut container = Container::new(root.path(), &["cat", "/proc/self/fd/0/file", "/proc/self/fd/0/../secret"]);
+        container.landlock = landlock;
+        let running = container.start(Stdio::Fds { stdin, stdout, stderr }).unwrap();
+        let mut text = String::new();
+        fs::File::from(pipes.stdout).read_to_string(&mut text).unwrap();
+        running.wait().unwrap();
+        text
+    };
+    assert_eq!((run(Landlock::Off).as_str(), run(Landlock::Auto).as_str()), ("givensecret", "given"));
 }

@@ -427,3 +427,75 @@ const USEFUL: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
 
 /// How long killed processes may take to leave.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::super::docker_device_rules;
+    use super::*;
+
+    /// A cgroup for one test, or nothing where this process may not make any.
+    fn group(name: &str) -> Option<Cgroup> {
+        let name = CgroupName::new(&format!("strata-test/unit-{}-{name}", std::process::id())).unwrap();
+        let (group, _) = Cgroup::create(&name, None).ok()?;
+        if group.is_empty() {
+            eprintln!("skipped: may not make cgroups");
+            return None;
+        }
+        Some(group)
+    }
+
+    #[test]
+    fn removing_ends_what_lives_inside() {
+        let Some(group) = group("removing") else { return };
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        group.attach(child.id(), false).unwrap();
+        assert_eq!(group.processes(), [child.id()]);
+        let below = group.groups[0].path.join("below");
+        fs::create_dir(&below).unwrap();
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        group.remove().unwrap();
+        assert!(!reaper.join().unwrap().success());
+        assert!(!below.exists() && group.groups.iter().all(|group| !group.path.exists()));
+        group.remove().unwrap();
+    }
+
+    #[test]
+    fn a_living_containers_cgroup_is_not_taken_over_and_a_dead_ones_is() {
+        let name = CgroupName::new(&format!("strata-test/unit-{}-twice", std::process::id())).unwrap();
+        let Some(first) = group("twice") else { return };
+        // Empty, as after a kill of its monitor.
+        let (second, _) = Cgroup::create(&name, None).unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        second.attach(child.id(), false).unwrap();
+        assert!(matches!(Cgroup::create(&name, None), Err(CgroupError::InUse { .. })));
+        assert_eq!(second.processes(), [child.id()], "the refused one took nothing away");
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        first.remove().unwrap();
+        reaper.join().unwrap();
+    }
+
+    #[test]
+    fn the_kernel_takes_the_device_program_and_obeys() {
+        let Some(group) = group("devices") else { return };
+        let Some(unified) = group.groups.iter().find(|group| group.directory.is_some()) else {
+            group.remove().unwrap();
+            return eprintln!("skipped: no cgroup v2");
+        };
+        let rules: Vec<_> = docker_device_rules().iter().map(|rule| DeviceRule::from_oci(rule).unwrap()).collect();
+        match attach_device_rules(unified.directory.as_ref().unwrap().as_fd(), &rules) {
+            Err(error) if is_denied(&error) => eprintln!("skipped: {error}"),
+            result => {
+                result.unwrap();
+                let script = format!(
+                    "echo $$ > {}/cgroup.procs; head -c 1 /dev/zero >/dev/null && echo zero; head -c 0 /dev/kmsg && echo kmsg",
+                    unified.path.display()
+                );
+                let output = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).output().unwrap();
+                assert_eq!(String::from_utf8_lossy(&output.stdout), "zero\n");
+            }
+        }
+        group.remove().unwrap();
+    }
+}
