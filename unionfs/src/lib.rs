@@ -19,6 +19,7 @@ pub mod objects;
 mod spec;
 mod tree;
 mod upper;
+mod walk;
 
 pub use idmap::{IdMap, IdRange, OVERFLOW_ID};
 pub use lower::{FolderError, ImageError};
@@ -27,6 +28,7 @@ pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use spec::{ImageLayer, Lower, MountSpec, Options, Passthrough, Upper, UserXattr};
 pub use tree::{Access, Caller, DirEntry, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage};
 pub use upper::UpperError;
+pub use walk::{Change, ChangeKind, WalkError, changes, write_changes, write_merged};
 
 /// The answer of a filesystem operation: a value, or the errno that the caller sees.
 pub type Result<T, E = rustix::io::Errno> = std::result::Result<T, E>;

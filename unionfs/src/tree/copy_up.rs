@@ -30,7 +30,7 @@ pub(super) enum Wanted {
 impl Tree {
     /// Makes sure that a node is in the upper and returns its object.
     pub(super) fn copy_up(&self, ino: Ino, wanted: Wanted) -> Result<Arc<Object>> {
-        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let upper = self.writable_upper()?;
         let object = {
             let _names = self.read_names();
             self.object_for_change(ino)?
@@ -60,7 +60,7 @@ impl Tree {
 
     /// Makes sure that a directory and those above it are in the upper. The caller holds `namespace` for writing.
     pub(super) fn copy_up_directory(&self, ino: Ino) -> Result<(Arc<Object>, Arc<OwnedFd>)> {
-        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let upper = self.writable_upper()?;
         let mut missing = Vec::new();
         let mut current = ino;
         loop {

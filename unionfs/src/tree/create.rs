@@ -51,7 +51,7 @@ impl Tree {
     ///
     /// `umask` counts unless the directory has a default ACL, which then says what is allowed.
     pub fn create(&self, dir: Ino, name: &[u8], new: New<'_>, mode: u32, umask: u32, caller: &Caller) -> Result<Stat> {
-        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let upper = self.writable_upper()?;
         if let New::Node(Kind::CharDevice, Device { major: 0, minor: 0 }) = new {
             // It would be a whiteout.
             return Err(Errno::PERM);
@@ -107,7 +107,7 @@ impl Tree {
 
     /// Gives the node `ino` the further name `name` in `dir` and counts a reference to it.
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
-        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let upper = self.writable_upper()?;
         let object = self.copy_up(ino, Wanted::Everything)?;
         if object.kind == Kind::Directory {
             return Err(Errno::PERM);

@@ -131,7 +131,7 @@ impl Tree {
 
     /// Returns a descriptor of the object's file in the upper. The caller holds `namespace`.
     pub(super) fn upper_file(&self, object: &Object) -> Result<Arc<OwnedFd>> {
-        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let upper = self.upper.as_ref().ok_or(Errno::STALE)?;
         if let Some(fd) = self.open_already(object) {
             return Ok(fd);
         }

@@ -13,6 +13,7 @@
 //! ```
 
 mod attributes;
+mod compare;
 mod copy_up;
 mod create;
 mod directory;
@@ -45,7 +46,7 @@ use crate::idmap::Ids;
 use crate::lower::{FolderError, FolderLower, ImageError, ImageLower, LowerTree};
 use crate::node::{Ino, Kind, Stat};
 use crate::spec::{Lower, MountSpec};
-use crate::upper::{UpperError, UpperLayer};
+use crate::upper::{Purpose, UpperError, UpperLayer};
 use object::{Object, Objects, State};
 
 /// A union of layers, as a mount shows it.
@@ -83,10 +84,20 @@ pub enum OpenError {
 impl Tree {
     /// Opens the layers. An upper is cleaned of what a crash has left.
     pub fn open(spec: &MountSpec) -> Result<Tree, OpenError> {
+        Tree::open_for(spec, Purpose::Serve)
+    }
+
+    /// Opens the layers to look at them, while another process may serve them: nothing on disk is touched, and nothing
+    /// can be changed.
+    pub fn observe(spec: &MountSpec) -> Result<Tree, OpenError> {
+        Tree::open_for(spec, Purpose::Observe)
+    }
+
+    fn open_for(spec: &MountSpec, purpose: Purpose) -> Result<Tree, OpenError> {
         let options = &spec.options;
         let capacity = handles::capacity();
         let upper = match spec.upper.as_ref() {
-            Some(upper) => Some(UpperLayer::open(upper, options.userxattr, !options.volatile)?),
+            Some(upper) => Some(UpperLayer::open(upper, options, purpose)?),
             None => None,
         };
         let lower = match &spec.lower {
@@ -110,6 +121,13 @@ impl Tree {
             let state = State { upper: identity, merged: !opaque, opaque, ..State::default() };
             objects.insert(Object::new(Ino::ROOT, Kind::Directory, true, state));
             root_file = Some(Arc::new(rustix::io::fcntl_dupfd_cloexec(upper.root(), 0)?));
+            if upper.is_writable() && matches!(lower, LowerTree::Image(_)) && upper.is_empty()? {
+                // An image says what its root is like; an upper made for it is to begin with that.
+                let stat = lower.stat(Ino::ROOT)?;
+                backing::set_owner(upper.root(), Some(stat.uid), Some(stat.gid))?;
+                backing::set_permissions(upper.root(), stat.permissions)?;
+                backing::restore_times(upper.root(), stat.atime, stat.mtime)?;
+            }
         }
         let namespace = RwLock::default();
         Ok(Tree { lower, upper, ids, objects, handles: Handles::new(capacity), root_file, namespace })
@@ -227,6 +245,11 @@ impl Tree {
             Some(object) => Ok(object.state().places.first().map_or(dir, |place| place.parent)),
             None => self.lower.parent(dir).ok_or(Errno::STALE),
         }
+    }
+
+    /// Returns the upper if it may be changed.
+    fn writable_upper(&self) -> Result<&UpperLayer> {
+        self.upper.as_ref().filter(|upper| upper.is_writable()).ok_or(Errno::ROFS)
     }
 
     /// Returns the object of a node, if it has one.

@@ -28,7 +28,7 @@ impl Tree {
     }
 
     fn remove(&self, dir: Ino, name: &[u8], directory: bool) -> Result<()> {
-        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let upper = self.writable_upper()?;
         let _names = self.write_names();
         let looked = self.name(&self.directory(dir)?, name)?;
         let found = looked.found.as_ref().ok_or(Errno::NOENT)?;

@@ -32,7 +32,7 @@ pub enum RenameMode {
 impl Tree {
     /// Moves `name` in `dir` to `new_name` in `new_dir`.
     pub fn rename(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
-        let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+        let upper = self.writable_upper()?;
         loop {
             // What is only in the lower is copied up first, without the lock on the names.
             let pending = {

@@ -39,7 +39,7 @@ impl Links {
     /// Reads what is there; what makes no sense is ignored.
     pub(crate) fn open(dir: OwnedFd) -> Result<Links> {
         let mut known: HashMap<Ino, Link> = HashMap::new();
-        for_each_name(dir.as_fd(), &mut |name, _| {
+        let listed = for_each_name(dir.as_fd(), &mut |name, _| {
             let Ok(name) = str::from_utf8(name) else { return Ok(()) };
             match name.split_once('.') {
                 None => {
@@ -58,13 +58,23 @@ impl Links {
                 Some(_) => {}
             }
             Ok(())
-        })?;
+        });
+        match listed {
+            // A layer that is only looked at need not have the folder.
+            Ok(()) | Err(Errno::NOTDIR) => {}
+            Err(error) => return Err(error),
+        }
         known.retain(|_, link| link.all > 1);
         Ok(Links { dir, known: Mutex::new(known) })
     }
 
     pub(crate) fn get(&self, ino: Ino) -> Option<Link> {
         self.known().get(&ino).copied()
+    }
+
+    /// Returns whether some name of the lower shows a file of the upper.
+    pub(crate) fn any_shared(&self) -> bool {
+        self.known().values().any(|link| link.copied && link.covered < link.all)
     }
 
     pub(crate) fn dir(&self) -> BorrowedFd<'_> {

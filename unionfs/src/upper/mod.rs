@@ -19,12 +19,13 @@ use crate::Result;
 use crate::backing::{self, Identity, RawStat};
 use crate::marks;
 use crate::node::Ino;
-use crate::spec::{Upper, UserXattr};
+use crate::spec::{Options, Upper, UserXattr};
 
 /// The writable layer.
 #[derive(Debug)]
 pub(crate) struct UpperLayer {
     root: OwnedFd,
+    /// Leads nowhere if the layer is only looked at.
     staging: OwnedFd,
     links: Links,
     prefix: &'static [u8],
@@ -32,6 +33,16 @@ pub(crate) struct UpperLayer {
     next_name: AtomicU64,
     /// Whether data is written through before a copy-up becomes visible.
     durable: bool,
+    writable: bool,
+}
+
+/// What an upper is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To be the one who changes it.
+    Serve,
+    /// To be looked at.
+    Observe,
 }
 
 /// Why an upper cannot be used.
@@ -56,37 +67,50 @@ pub enum UpperError {
 }
 
 impl UpperLayer {
-    /// Opens the layer, cleans the staging folder and finds out which marks it uses.
-    pub(crate) fn open(upper: &Upper, userxattr: UserXattr, durable: bool) -> Result<UpperLayer, UpperError> {
+    /// Opens the layer and finds out which marks it uses; to serve it, also cleans the staging folder.
+    pub(crate) fn open(upper: &Upper, options: &Options, purpose: Purpose) -> Result<UpperLayer, UpperError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |error: Errno| UpperError::Prepare { path, source: error.into() }
         };
         let root = open_directory(&upper.dir).map_err(failed(&upper.dir))?;
+        let device = backing::stat(root.as_fd()).map_err(failed(&upper.dir))?.st_dev;
+        let durable = !options.volatile;
+        let next_name = AtomicU64::new(1);
+        let links_path = upper.work.join(LINKS);
+        if purpose == Purpose::Observe {
+            let nowhere = || nowhere().map_err(failed(&upper.work));
+            let links = open_directory(&links_path).or_else(|_| nowhere())?;
+            let links = Links::open(links).map_err(failed(&links_path))?;
+            let (staging, prefix) = (nowhere()?, choose_marks(nowhere()?.as_fd(), options.userxattr));
+            return Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, writable: false });
+        }
         let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
         let staging_path = upper.work.join("work");
         let staging = prepare(work.as_fd(), "work").map_err(failed(&staging_path))?;
-        let links_path = upper.work.join(LINKS);
         let links = prepare(work.as_fd(), LINKS).map_err(failed(&links_path))?;
         empty_directory(staging.as_fd()).map_err(failed(&staging_path))?;
-        let device = backing::stat(root.as_fd()).map_err(failed(&upper.dir))?.st_dev;
         if backing::stat(staging.as_fd()).map_err(failed(&staging_path))?.st_dev != device {
             return Err(UpperError::DifferentFilesystems { dir: upper.dir.clone(), work: upper.work.clone() });
         }
         let links = Links::open(links).map_err(failed(&links_path))?;
-        let trusted = marks::PREFIXES[0];
-        let prefix = match userxattr {
-            UserXattr::Off => trusted,
-            UserXattr::On => marks::PREFIXES[1],
-            UserXattr::Auto => {
-                let probe = [trusted, b"strata.probe"].concat();
-                match backing::set_xattr(staging.as_fd(), &probe, b"", XattrFlags::empty()) {
-                    Ok(()) => trusted,
-                    Err(_) => marks::PREFIXES[1],
-                }
-            }
-        };
-        Ok(UpperLayer { root, staging, links, prefix, device, next_name: AtomicU64::new(1), durable })
+        let prefix = choose_marks(staging.as_fd(), options.userxattr);
+        Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, writable: true })
+    }
+
+    /// Returns whether it was opened to be changed.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Returns whether nothing was ever changed.
+    pub(crate) fn is_empty(&self) -> Result<bool> {
+        let mut empty = true;
+        for_each_name(self.root(), &mut |_, _| {
+            empty = false;
+            Ok(())
+        })?;
+        Ok(empty)
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
@@ -257,6 +281,27 @@ pub(crate) fn for_each_name(dir: BorrowedFd<'_>, visit: &mut dyn FnMut(&[u8], Fi
 /// Opens a folder that the user named.
 fn open_directory(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Chooses the namespace of the marks: `trusted.` where we may set it, tried on `file`.
+fn choose_marks(file: BorrowedFd<'_>, userxattr: UserXattr) -> &'static [u8] {
+    let [trusted, user] = marks::PREFIXES;
+    match userxattr {
+        UserXattr::Off => trusted,
+        UserXattr::On => user,
+        UserXattr::Auto => {
+            let probe = [trusted, b"strata.probe"].concat();
+            match backing::set_xattr(file, &probe, b"", XattrFlags::empty()) {
+                Ok(()) => trusted,
+                Err(_) => user,
+            }
+        }
+    }
+}
+
+/// Returns a descriptor below which nothing can be found or made.
+fn nowhere() -> Result<OwnedFd> {
+    rustix::fs::memfd_create("strata-nowhere", rustix::fs::MemfdFlags::CLOEXEC)
 }
 
 /// Makes a folder of ours if it is not there, and opens it.
