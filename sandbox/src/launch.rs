@@ -29,6 +29,8 @@ pub struct Launch<'a> {
     pub seccomp: Seccomp,
     /// Whether landlock is put up as a second wall.
     pub landlock: Landlock,
+    /// What happens to the process when the thread that starts it ends.
+    pub orphan: Orphan,
 }
 
 impl<'a> Launch<'a> {
@@ -45,8 +47,20 @@ impl<'a> Launch<'a> {
             cgroup: None,
             seccomp: Seccomp::FromSpec,
             landlock: Landlock::Auto,
+            orphan: Orphan::GoesOn,
         }
     }
+}
+
+/// What happens to the process when the thread that started it ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Orphan {
+    /// Nothing.
+    #[default]
+    GoesOn,
+    /// The kernel kills it, and with it everything in its pid namespace. A program that gains privileges at its
+    /// `execve` escapes this, as the kernel has it.
+    IsKilled,
 }
 
 /// Where the root filesystem comes from.

@@ -27,6 +27,6 @@ pub mod user;
 pub mod userns;
 
 pub use error::SpawnError;
-pub use launch::{Landlock, Launch, Pipes, Root, Seccomp, Stdio, WindowSize};
+pub use launch::{Landlock, Launch, Orphan, Pipes, Root, Seccomp, Stdio, WindowSize};
 pub use running::{ExitStatus, Running};
 pub use spawn::spawn;

@@ -19,7 +19,7 @@ use crate::plan::process::ProcessPlan;
 use crate::plan::{MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
 use crate::running::ExitStatus;
 use crate::seccomp::Profile;
-use crate::{Landlock, Launch, Running, Seccomp, SpawnError, Stdio, describe, userns};
+use crate::{Landlock, Launch, Orphan, Running, Seccomp, SpawnError, Stdio, describe, userns};
 
 /// Starts a container and returns once its program has been executed.
 ///
@@ -63,6 +63,7 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
             Stdio::Terminal { .. } => StdioPlan::Terminal,
         },
         process,
+        dies_with_parent: launch.orphan == Orphan::IsKilled,
         landlock,
         seccomp,
     };

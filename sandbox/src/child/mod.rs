@@ -102,6 +102,10 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
         rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges, 0)?;
         wall(plan)?;
     }
+    if plan.dies_with_parent {
+        // Only now: every change of ids switches it off. A filter may forbid it, and that is not worth a failed start.
+        let _ = process::set_parent_death_signal(libc::SIGKILL);
+    }
     execute(plan)
 }
 

@@ -31,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) rootfs: RootfsPlan,
     pub(crate) stdio: StdioPlan,
     pub(crate) process: ProcessPlan,
+    /// Whether the process is to die with the thread that makes it.
+    pub(crate) dies_with_parent: bool,
     pub(crate) landlock: Option<LandlockPlan>,
     pub(crate) seccomp: Option<SeccompPlan>,
 }
