@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use strata_imagestore::{Image, ImageError, ImageId, Stack, StackError, StoreError, Timestamp};
 use strata_layer::index::{Index, NodeId};
-use strata_sandbox::{Landlock, Launch, Root, Running, SpawnError, Stdio, WindowSize};
+use strata_sandbox::{Landlock, Launch, Orphan, Root, Running, SpawnError, Stdio, WindowSize};
 use strata_unionfs::{MountSpec, Options, Upper};
 
 use crate::container::{Container, ContainerId, CreateError, Event, Locked, RecordError, State, Use, UserNamespace};
@@ -249,6 +249,7 @@ impl Engine {
         launch.cgroup = Some(self.cgroup_name(container).map_err(|error| failed(error.into()))?);
         launch.seccomp = spec::seccomp(config)?;
         launch.landlock = Landlock::Auto;
+        launch.orphan = Orphan::IsKilled;
         let running = strata_sandbox::spawn(launch).map_err(failed)?;
         Ok((running, pipes))
     }
