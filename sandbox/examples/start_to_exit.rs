@@ -111,7 +111,9 @@ fn write_bundle(bundle: &Path, root: &Path, spec: &Spec) -> Result<(), Box<dyn E
     spec.set_version("1.0.2".into());
     spec.set_root(Some(RootBuilder::default().path(root.canonicalize()?).readonly(false).build()?));
     if let Some(linux) = spec.linux_mut() {
-        linux.set_seccomp(Some(strata_sandbox::seccomp::Profile::docker_default().to_oci(CapabilitySet::DOCKER)));
+        linux.set_seccomp(Some(
+            strata_sandbox::seccomp::Profile::docker_default_portable().to_oci(CapabilitySet::DOCKER),
+        ));
     }
     std::fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
     Ok(())

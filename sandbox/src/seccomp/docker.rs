@@ -12,20 +12,35 @@ impl Profile {
     #[must_use]
     pub fn docker_default() -> &'static Self {
         static PROFILE: OnceLock<Profile> = OnceLock::new();
-        PROFILE.get_or_init(build)
+        PROFILE.get_or_init(|| build(&[family_denied(AF_ALG), family_denied(AF_VSOCK), allow("socket")]))
+    }
+
+    /// Returns the default profile in rules that any OCI runtime takes, for a bundle.
+    ///
+    /// The spec knows no order between rules, so that the address family is compared as a whole, as in Docker: a
+    /// process can get past that with bits that the kernel ignores.
+    #[must_use]
+    pub fn docker_default_portable() -> Self {
+        let family = |comparison, value| Rule {
+            conditions: vec![Condition { argument: 0, comparison, value }],
+            ..allow("socket")
+        };
+        build(&[family(Comparison::Less, AF_ALG), family(Comparison::Equal, 39), family(Comparison::Greater, AF_VSOCK)])
     }
 }
 
-fn build() -> Profile {
+/// AF_ALG reaches kernel code with a history of page cache overwrites, AF_VSOCK the hypervisor. The kernel looks at the
+/// low 32 bits of the family only, and so does this.
+fn family_denied(family: u64) -> Rule {
+    let low = Condition { argument: 0, comparison: Comparison::MaskedEqual(0xffff_ffff), value: family };
+    Rule { conditions: vec![low], ..Rule::new(["socket"], Action::Errno(EPERM)) }
+}
+
+fn build(sockets: &[Rule]) -> Profile {
     let mut rules = vec![allow(ALWAYS)];
     // Before 4.8 a tracer could get around the filter.
     rules.push(Rule { minimum_kernel: Some((4, 8)), ..allow("process_vm_readv process_vm_writev ptrace") });
-    // Any socket but two families: AF_ALG reaches kernel code with a history of page cache overwrites, AF_VSOCK the
-    // hypervisor. Ranges, because two conditions on one argument cannot be joined.
-    let family = |comparison, value| Condition { argument: 0, comparison, value };
-    for (comparison, value) in [(Comparison::Less, AF_ALG), (Comparison::Equal, 39), (Comparison::Greater, AF_VSOCK)] {
-        rules.push(Rule { conditions: vec![family(comparison, value)], ..allow("socket") });
-    }
+    rules.extend_from_slice(sockets);
     // Linux, Linux on 32 bits, each with UNAME26, and the question which it is.
     for persona in [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff] {
         let condition = Condition { argument: 0, comparison: Comparison::Equal, value: persona };
