@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use strata_layer::ingest::{IngestedLayer, LayerError, LayerIngest};
 use strata_layer::tar::Limits;
 use strata_layer::{DiffId, Digest};
+use strata_sys::writeback::start_writeback;
 
 use crate::decompress::{Bounded, Compression, Decompressor, read_start};
 use crate::disk::{DiskError, OnDisk, create_new, make_folder};
@@ -80,7 +81,8 @@ pub(crate) fn ingest_layer(
     let ingested = {
         let reader = Decompressor::new(&mut source, compression).map_err(IngestError::Decompress)?;
         let mut reader = Bounded { source: reader, left: max_size };
-        run_pipeline(&mut reader, compression, &tar, &tar_path)
+        let writer = TarWriter { file: tar, path: &tar_path, written: 0, started: 0 };
+        run_pipeline(&mut reader, compression, writer)
     };
     if let Some(error) = source.failed {
         return Err(IngestError::Source(error));
@@ -107,11 +109,8 @@ pub(crate) fn ingest_layer(
 fn run_pipeline(
     reader: &mut impl Read,
     compression: Compression,
-    tar: &File,
-    path: &Path,
+    mut tar: TarWriter<'_>,
 ) -> Result<IngestedLayer, IngestError> {
-    let decompressed = compression != Compression::None;
-    let write = |chunk: &[u8]| (&*tar).write_all(chunk).on_disk("write", path);
     let mut ingest = LayerIngest::new(Limits::default());
 
     let mut chunk = vec![0; CHUNK];
@@ -119,7 +118,7 @@ fn run_pipeline(
     if first < CHUNK {
         // A small layer is not worth a thread.
         ingest.push(&chunk[..first])?;
-        write(&chunk[..first])?;
+        tar.write(&chunk[..first])?;
         return Ok(ingest.finish()?);
     }
 
@@ -129,12 +128,16 @@ fn run_pipeline(
         // The receiver is alive, it is right here.
         let _ = empty_sender.send(vec![0; CHUNK]);
     }
+    let (mut tar_here, mut tar_there) = match compression {
+        Compression::None => (Some(tar), None),
+        Compression::Gzip | Compression::Zstd => (None, Some(tar)),
+    };
     thread::scope(|scope| {
         let worker = thread::Builder::new().name("layer".to_owned()).spawn_scoped(scope, move || {
             for chunk in full_receiver {
                 ingest.push(&chunk)?;
-                if decompressed {
-                    write(&chunk)?;
+                if let Some(tar) = &mut tar_there {
+                    tar.write(&chunk)?;
                 }
                 // The reader is gone only after an error of its own, which it reports.
                 let _ = empty_sender.send(chunk);
@@ -146,8 +149,8 @@ fn run_pipeline(
             let mut count = first;
             loop {
                 chunk.truncate(count);
-                if !decompressed {
-                    write(&chunk)?;
+                if let Some(tar) = &mut tar_here {
+                    tar.write(&chunk)?;
                 }
                 let is_last = count < CHUNK;
                 if full_sender.send(chunk).is_err() || is_last {
@@ -168,6 +171,29 @@ fn run_pipeline(
         // A source that broke off makes the tar look cut off, so its own error comes first.
         read.and(ingested)
     })
+}
+
+/// The tar on its way to the disk.
+struct TarWriter<'a> {
+    file: File,
+    path: &'a Path,
+    written: u64,
+    /// How much of it the kernel was asked to write.
+    started: u64,
+}
+
+impl TarWriter<'_> {
+    fn write(&mut self, chunk: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all(chunk).on_disk("write", self.path)?;
+        self.written += chunk.len() as u64;
+        let ready = self.written - self.started;
+        if ready >= WRITEBACK_STEP {
+            // Else the disk would idle now and we for it at the end. Where this does not work, that is what happens.
+            let _ = start_writeback(&self.file, self.started, ready);
+            self.started = self.written;
+        }
+        Ok(())
+    }
 }
 
 /// Reads until the buffer is full or the source ends.
@@ -220,5 +246,7 @@ const SNIFF: usize = 4;
 const CHUNK: usize = 1 << 20;
 /// How many buffers one layer has.
 const CHUNKS: usize = 8;
+/// How many bytes are given to the disk at once.
+const WRITEBACK_STEP: u64 = 8 << 20;
 /// How many bytes lie between two reports.
 const PROGRESS_STEP: u64 = 1 << 20;

@@ -12,3 +12,4 @@ pub mod network;
 pub mod pidfd;
 pub mod process;
 pub mod seccomp;
+pub mod writeback;
