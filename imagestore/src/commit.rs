@@ -12,10 +12,11 @@ use crate::image_id::ImageId;
 use crate::images::ImageError;
 use crate::ingest::{IngestError, NewLayer, ingest_layer};
 use crate::load::{Input, LoadError, open_stream};
-use crate::model::{HistoryEntry, ImageConfig, Platform, RootFs};
+use crate::model::{ContainerConfig, HistoryEntry, ImageConfig, Platform, RootFs};
 use crate::progress::{Event, Progress};
 use crate::publish::{NewImage, PublishError};
 use crate::reference::ImageRef;
+use crate::stack::StackError;
 use crate::store::{Store, StoreError};
 use crate::timestamp::Timestamp;
 use crate::work::WorkDir;
@@ -25,7 +26,9 @@ use crate::work::WorkDir;
 pub struct CommitOptions {
     /// Its name.
     pub reference: Option<ImageRef>,
-    /// Edits of the configuration.
+    /// What containers of the image start with; the base's if `None`.
+    pub config: Option<ContainerConfig>,
+    /// Edits of that.
     pub changes: Vec<Change>,
     /// A message.
     pub message: Option<String>,
@@ -152,6 +155,9 @@ impl Store {
     ) -> Result<ImageId, CommitError> {
         let created = options.created.unwrap_or_else(Timestamp::now).to_string();
         layers.push((layer.diff_id, layer.tar_size));
+        if let Some(replacement) = &options.config {
+            config.config = replacement.clone();
+        }
         apply_all(&options.changes, &mut config.config);
         config.created = Some(created.clone());
         config.author = options.author.clone().or(config.author);
@@ -172,7 +178,11 @@ impl Store {
         let names = options.reference.iter().cloned().collect();
         let image = NewImage::of_plain_layers(config.to_bytes(), &layers, names);
         let new = BTreeMap::from([(layer.diff_id, layer)]);
-        self.publish(work, &new, std::slice::from_ref(&image))?;
+        // A first layer is merged by itself, which shows whether it is whole. Over a base that would cost as much as the
+        // base is large, and what a container changed fits on what it was changed in.
+        let images = std::slice::from_ref(&image);
+        let stacks = if layers.len() == 1 { self.merge_new_stacks(work, &new, images)? } else { Vec::new() };
+        self.publish(work, &new, &stacks, images)?;
         Ok(image.id())
     }
 }
@@ -199,6 +209,9 @@ pub enum CommitError {
     /// The layer was not taken in.
     #[error(transparent)]
     Layer(#[from] IngestError),
+    /// The layer does not stand by itself.
+    #[error(transparent)]
+    Stack(#[from] StackError),
     /// The image could not be made visible.
     #[error(transparent)]
     Publish(#[from] PublishError),

@@ -1,6 +1,6 @@
 //! Looking at images: lists, details, history, and finding one by what people call it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use strata_layer::{ChainId, DiffId, Digest};
 
@@ -29,6 +29,8 @@ pub struct ImageSummary {
     pub size: u64,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Whether its configuration cannot be read, so that the image cannot be used and the above is not known.
+    pub damaged: bool,
 }
 
 /// Everything about one image.
@@ -80,25 +82,28 @@ pub struct HistoryLine {
 impl Store {
     /// Lists all images, the newest first.
     pub fn images(&self) -> Result<Vec<ImageSummary>, ImageError> {
-        let catalog = self.catalog().map_err(StoreError::from)?;
-        let mut list = Vec::with_capacity(catalog.images.len());
-        for (id, record) in &catalog.images {
-            let (config, _) = match self.config(*id) {
+        let Catalog { images, names } = self.catalog().map_err(StoreError::from)?;
+        let mut names_of: HashMap<ImageId, Vec<ImageRef>> = HashMap::new();
+        for (name, record) in names {
+            names_of.entry(record.image).or_default().push(name);
+        }
+        let mut list = Vec::with_capacity(images.len());
+        for (id, record) in images {
+            let (config, damaged) = match self.config(id) {
+                Ok((config, _)) => (config, false),
+                Err(ImageError::Store(error)) => return Err(error.into()),
                 // Removed since the catalog was read.
-                Err(ImageError::Missing { .. })
-                    if !self.catalog().map_err(StoreError::from)?.images.contains_key(id) =>
-                {
-                    continue;
-                }
-                result => result?,
+                Err(_) if !self.catalog().map_err(StoreError::from)?.images.contains_key(&id) => continue,
+                Err(_) => (ImageConfig::default(), true),
             };
             list.push(ImageSummary {
-                id: *id,
-                names: catalog.names_of(*id).cloned().collect(),
+                id,
+                names: names_of.remove(&id).unwrap_or_default(),
                 manifest: record.manifest,
                 created: created(config.created.as_deref()),
-                size: self.layer_sizes(record)?.iter().sum(),
+                size: self.layer_sizes(&record)?.iter().sum(),
                 labels: config.config.labels.unwrap_or_default(),
+                damaged,
             });
         }
         list.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.names.cmp(&b.names)));

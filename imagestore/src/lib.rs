@@ -37,6 +37,7 @@ mod layout;
 mod lease;
 mod load;
 pub mod model;
+mod new_stack;
 mod progress;
 mod publish;
 mod reference;

@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 
-use strata_layer::index::Index;
-use strata_layer::{DiffId, Digest, merge};
+use strata_layer::{DiffId, Digest};
 
 use crate::catalog::{CatalogError, CatalogGuard, ImageRecord};
 use crate::disk::{
@@ -18,10 +18,10 @@ use crate::disk::{
 use crate::gc::sweep_locked;
 use crate::image_id::ImageId;
 use crate::ingest::NewLayer;
-use crate::layout::{BLOB, INDEX};
+use crate::layout::{BLOB, INDEX, TAR};
 use crate::model::Manifest;
+use crate::new_stack::NewStack;
 use crate::reference::ImageRef;
-use crate::stack::{StackError, open_index};
 use crate::store::{Store, StoreError};
 use crate::timestamp::Timestamp;
 use crate::work::WorkDir;
@@ -60,12 +60,6 @@ pub enum PublishError {
         /// The layer.
         layer: DiffId,
     },
-    /// The layers do not fit on each other.
-    #[error("the layers do not fit on each other")]
-    Merge(#[source] merge::MergeError),
-    /// A layer that was present cannot be read.
-    #[error(transparent)]
-    Stack(Box<StackError>),
 }
 
 impl From<DiskError> for PublishError {
@@ -88,9 +82,9 @@ impl Store {
         &self,
         work: &WorkDir,
         layers: &BTreeMap<DiffId, NewLayer>,
+        stacks: &[NewStack],
         images: &[NewImage],
     ) -> Result<Vec<Vec<(ImageRef, ImageId)>>, PublishError> {
-        self.check_merges(layers, images)?;
         write_blobs(work, images)?;
         sync_file_system(work.path())?;
 
@@ -98,12 +92,15 @@ impl Store {
         let mut catalog = guard.read()?;
         let published = (|| {
             for (id, layer) in layers {
-                rename_unless_present(&layer.folder, &self.layout.layer(*id))?;
+                self.place_layer(work, *id, &layer.folder)?;
+            }
+            for stack in stacks {
+                self.place_stack(stack)?;
             }
             let now = Timestamp::now();
             let mut replaced = Vec::with_capacity(images.len());
             for image in images {
-                if let Some(layer) = image.layers.iter().find(|layer| !self.layout.layer(**layer).exists()) {
+                if let Some(layer) = image.layers.iter().find(|layer| !self.has_layer(**layer)) {
                     return Err(PublishError::LayerGone { layer: *layer });
                 }
                 self.place_blob(work, image.id().0)?;
@@ -134,21 +131,30 @@ impl Store {
         published
     }
 
-    /// Checks that the layers of each image fit on each other: a hard link to a file that no layer has is only found
-    /// here, and an image that cannot be mounted is refused while it is loaded.
-    fn check_merges(&self, new: &BTreeMap<DiffId, NewLayer>, images: &[NewImage]) -> Result<(), PublishError> {
-        for image in images {
-            let index = |layer: &DiffId| match new.get(layer) {
-                Some(new) => open_index(&new.folder.join(INDEX))
-                    .map_err(PublishError::from)?
-                    .ok_or(PublishError::LayerGone { layer: *layer }),
-                None => self.layer_index(*layer).map_err(|source| PublishError::Stack(Box::new(source))),
-            };
-            let indexes = image.layers.iter().map(index).collect::<Result<Vec<_>, _>>()?;
-            let references: Vec<&Index> = indexes.iter().collect();
-            merge::merge(&references).map_err(PublishError::Merge)?;
+    /// Moves a layer from the temporary folder to its place, unless it is there already.
+    fn place_layer(&self, work: &WorkDir, layer: DiffId, folder: &Path) -> Result<(), DiskError> {
+        let place = self.layout.layer(layer);
+        if !self.has_layer(layer) && place.exists() {
+            // What is left of a layer that has lost its tar is worth nothing.
+            let aside = work.path().join(format!("lost-{}", layer.0.hex()));
+            fs::rename(&place, &aside).on_disk("rename", &place)?;
         }
-        Ok(())
+        rename_unless_present(folder, &place).map(|_| ())
+    }
+
+    /// Returns whether a layer is in the store.
+    fn has_layer(&self, layer: DiffId) -> bool {
+        self.layout.layer(layer).join(TAR).exists()
+    }
+
+    /// Moves a merged index to its place. It is a cache, so what is there already is as good.
+    fn place_stack(&self, stack: &NewStack) -> Result<(), DiskError> {
+        let place = self.layout.chain(stack.chain);
+        if rename_unless_present(&stack.folder, &place)? {
+            return Ok(());
+        }
+        let index = place.join(INDEX);
+        if index.exists() { Ok(()) } else { fs::rename(stack.folder.join(INDEX), &index).on_disk("rename", &index) }
     }
 
     /// Moves a document from the temporary folder to its place, unless another image has moved it already.
@@ -176,7 +182,7 @@ impl Store {
     /// Returns those of `layers` that are in the store, and makes them stay while `work` exists.
     pub(crate) fn pin_present(&self, work: &WorkDir, layers: &[DiffId]) -> Result<Vec<DiffId>, StoreError> {
         let _shared = CatalogGuard::share(&self.layout)?;
-        let present: Vec<DiffId> = layers.iter().copied().filter(|id| self.layout.layer(*id).exists()).collect();
+        let present: Vec<DiffId> = layers.iter().copied().filter(|id| self.has_layer(*id)).collect();
         if !present.is_empty() {
             work.pin_locked(&present)?;
         }

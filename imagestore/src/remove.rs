@@ -80,7 +80,9 @@ fn remove_from(catalog: &mut Catalog, text: &str, options: &RemoveOptions) -> Re
     let names: Vec<ImageRef> = catalog.names_of(image).cloned().collect();
     let user = |running| options.containers.iter().find(|user| user.image == image && user.running == running);
 
-    if !image.has_prefix(text) {
+    // A name by a digest that is not in the catalog stands for the image, as its ID does.
+    let name = text.parse::<ImageRef>().ok().filter(|name| catalog.names.contains_key(name));
+    if let Some(name) = name.filter(|_| !image.has_prefix(text)) {
         if let (false, true, Some(user)) = (options.force, is_one_tag(&names), user(true).or(user(false))) {
             return Err(RemoveError::NameInUse {
                 name: text.to_owned(),
@@ -88,8 +90,6 @@ fn remove_from(catalog: &mut Catalog, text: &str, options: &RemoveOptions) -> Re
                 image: image.short(),
             });
         }
-        let name: ImageRef = text.parse().map_err(ImageError::from)?;
-        let name = named(catalog, &names, name)?;
         catalog.names.remove(&name);
         removed.push(Removed::Untagged(name.clone()));
         // With the last tag of a repository go the digests that it was pulled by.
@@ -129,15 +129,6 @@ fn remove_from(catalog: &mut Catalog, text: &str, options: &RemoveOptions) -> Re
     let layers = record.map(|record| record.layers).unwrap_or_default();
     removed.extend(freed_chains(catalog, &layers).into_iter().map(Removed::DeletedLayer));
     Ok(removed)
-}
-
-/// Returns the name in the catalog that the user means: the name itself, or any of the repository for a digest.
-fn named(catalog: &Catalog, names: &[ImageRef], name: ImageRef) -> Result<ImageRef, ImageError> {
-    if catalog.names.contains_key(&name) {
-        return Ok(name);
-    }
-    let other = names.iter().find(|other| other.same_repository(&name)).cloned();
-    other.ok_or_else(|| ImageError::NoSuchImage { name: name.familiar() })
 }
 
 /// Returns the stacks of `layers` that no image in the catalog has, the highest first.
@@ -349,5 +340,16 @@ mod tests {
         let steps = outcome(&mut catalog, "x:1", &RemoveOptions::default());
         assert_eq!(steps[..2], ["Untagged: x:1".to_owned(), format!("Untagged: {pulled}")]);
         assert_eq!(steps.len(), 3);
+    }
+
+    #[test]
+    fn the_digest_of_the_manifest_stands_for_the_image() {
+        let mut catalog = catalog(&[("a", &[], &["x:1", "x:2"])]);
+        let text = format!("x@{}", Digest::of(b"m"));
+        let refused = outcome(&mut catalog, &text, &RemoveOptions::default());
+        assert!(refused[0].ends_with("image is referenced in multiple repositories"), "{refused:?}");
+        assert_eq!(outcome(&mut catalog, "x:2", &RemoveOptions::default()), ["Untagged: x:2"]);
+        let steps = outcome(&mut catalog, &text, &RemoveOptions::default());
+        assert_eq!(steps, ["Untagged: x:1".to_owned(), format!("Deleted: {}", image("a"))]);
     }
 }

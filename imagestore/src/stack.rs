@@ -4,7 +4,7 @@
 //! digest is checked while it is read.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use strata_layer::ingest::{IngestedLayer, LayerIngest};
@@ -13,7 +13,8 @@ use strata_layer::{ChainId, DiffId, Digest, index, merge};
 
 use crate::catalog::CatalogGuard;
 use crate::disk::{
-    DiskError, Lock, OnDisk, Sharing, make_folder, open_if_present, rename_unless_present, sync_folder, write_durably,
+    DiskError, Lock, OnDisk, Sharing, create_new, make_folder, open_if_present, read_if_present, rename_unless_present,
+    sync_folder, write_durably,
 };
 use crate::image_id::ImageId;
 use crate::layout::{BUILD_LOCK, CHAIN_LAYERS, INDEX, OBJECTS, TAR};
@@ -94,12 +95,16 @@ impl Store {
     fn hold_locked(&self, layers: &[DiffId]) -> Result<Hold, StoreError> {
         let path = self.layout.chain(chain_of(layers));
         if open_if_present(&path)?.is_none() {
+            self.check_writable()?;
             let work = WorkDir::create(&self.layout)?;
             let aside = work.path().join("chain");
-            make_folder(&aside)?;
-            let list: String = layers.iter().map(|layer| format!("{layer}\n")).collect();
-            write_durably(&aside.join(CHAIN_LAYERS), list.as_bytes())?;
+            make_chain_folder(&aside, layers)?;
             rename_unless_present(&aside, &path)?;
+        }
+        // A collector goes by this list, so it must not be one that a power cut has damaged.
+        let list = path.join(CHAIN_LAYERS);
+        if read_if_present(&list)?.is_none_or(|bytes| bytes != list_of(layers).as_bytes()) {
+            self.replace_file(&list, list_of(layers).as_bytes())?;
         }
         // Only collectors lock this exclusively, and they are kept off by the catalog's lock.
         let folder = File::open(&path).on_disk("open", &path)?;
@@ -181,18 +186,30 @@ impl Store {
     }
 
     /// Writes a file aside and puts it in its place.
-    fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        self.check_writable()?;
         let work = WorkDir::create(&self.layout)?;
         let aside = work.path().join("file");
         write_durably(&aside, bytes)?;
         fs::rename(&aside, path).on_disk("rename", path)?;
-        sync_folder(path.parent().expect("files of the store lie in folders"))
+        Ok(sync_folder(path.parent().expect("files of the store lie in folders"))?)
     }
 }
 
 /// Returns the identity of a stack; one of no layers has the digest of no bytes.
 pub(crate) fn chain_of(layers: &[DiffId]) -> ChainId {
     ChainId::of(layers).unwrap_or_else(|| ChainId(Digest::of(b"")))
+}
+
+/// Makes the folder of a stack, with the list of its layers and no index. It is not on the disk yet.
+pub(crate) fn make_chain_folder(folder: &Path, layers: &[DiffId]) -> Result<(), DiskError> {
+    make_folder(folder)?;
+    let path = folder.join(CHAIN_LAYERS);
+    create_new(&path)?.write_all(list_of(layers).as_bytes()).on_disk("write", &path)
+}
+
+fn list_of(layers: &[DiffId]) -> String {
+    layers.iter().map(|layer| format!("{layer}\n")).collect()
 }
 
 fn is_valid_index(path: &Path) -> Result<bool, DiskError> {
@@ -245,7 +262,7 @@ pub enum StackError {
         layer: DiffId,
     },
     /// The layers do not fit on each other.
-    #[error("merge the layers")]
+    #[error("the layers do not fit on each other")]
     Merge {
         /// Why.
         source: merge::MergeError,

@@ -4,8 +4,10 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use crate::catalog::{Catalog, CatalogError};
-use crate::disk::{DiskError, OnDisk, make_folder};
+use crate::disk::{DiskError, OnDisk, make_folder, names_in};
 use crate::format::{Access, FormatError, establish};
 use crate::layout::Layout;
 use crate::{reserve, work};
@@ -25,7 +27,9 @@ impl Store {
         let root = layout.root();
         DirBuilder::new().recursive(true).mode(0o700).create(root).on_disk("create", root)?;
         let mode = fs::metadata(root).on_disk("examine", root)?.permissions().mode();
-        if mode & 0o077 != 0 {
+        // A folder that somebody else has filled keeps its mode; what is made in it is private by itself.
+        let is_ours = layout.format().exists() || names_in(root)?.is_empty();
+        if mode & 0o077 != 0 && is_ours {
             fs::set_permissions(root, fs::Permissions::from_mode(0o700)).on_disk("restrict", root)?;
         }
         let access = establish(&layout)?;
@@ -109,8 +113,8 @@ pub enum StoreError {
 impl StoreError {
     /// Returns whether the disk is full.
     pub fn is_full(&self) -> bool {
-        let full = rustix::io::Errno::NOSPC.raw_os_error();
         let (Self::Disk(disk) | Self::Catalog(CatalogError::Disk(disk))) = self else { return false };
-        disk.source.raw_os_error() == Some(full)
+        let is = |errno: Errno| disk.source.raw_os_error() == Some(errno.raw_os_error());
+        is(Errno::NOSPC) || is(Errno::DQUOT)
     }
 }

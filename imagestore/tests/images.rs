@@ -129,13 +129,12 @@ fn removing_an_image_frees_what_no_other_needs() {
     let layers = sample_layers();
     let (_folder, store, large) = loaded(&layers, &["large:1"]);
     let small = load_file(&store, &docker_old(&layers[..1], &["small:1"]).tar()).unwrap()[0].id;
-    drop(store.stack(&large).unwrap());
-    assert_eq!((count(&store, "layers"), count(&store, "blobs/sha256"), count(&store, "images")), (3, 4, 1));
+    assert_eq!((count(&store, "layers"), count(&store, "blobs/sha256"), count(&store, "images")), (3, 4, 2));
 
     let removed = store.remove("large:1", &RemoveOptions::default()).unwrap();
     assert_eq!(removed[..2], [Removed::Untagged("large:1".parse().unwrap()), Removed::Deleted(large)]);
     assert_eq!(removed.len(), 4, "{removed:?}");
-    assert_eq!((count(&store, "layers"), count(&store, "blobs/sha256"), count(&store, "images")), (1, 2, 0));
+    assert_eq!((count(&store, "layers"), count(&store, "blobs/sha256"), count(&store, "images")), (1, 2, 1));
     assert_eq!(store.images().unwrap()[0].id, small);
     assert!(store.verify().unwrap().is_empty());
 
@@ -236,6 +235,13 @@ fn indexes_are_made_again_from_the_tar() {
     fs::remove_file(&stack.index).unwrap();
     assert_eq!(merged_paths(&store, &id), expected);
     assert!(stack.layers[0].index.exists());
+
+    // The list that keeps the layers of a mount from being collected.
+    let list = stack.index.with_file_name("layers");
+    fs::write(&list, "").unwrap();
+    let stack = store.stack(&id).unwrap();
+    store.remove("debian:12", &RemoveOptions::default()).unwrap();
+    assert!(stack.layers.iter().all(|layer| layer.tar.exists()));
 }
 
 #[test]
@@ -290,6 +296,7 @@ fn verify_finds_damaged_documents() {
         let good = fs::read(&path).unwrap();
         fs::write(&path, &good[1..]).unwrap();
         assert_eq!(store.verify().unwrap().len(), 1);
+        assert_eq!(store.images().unwrap()[0].damaged, digest == id.0);
         assert!(store.image(&id).unwrap_err().to_string().contains("is damaged on disk"));
         fs::write(&path, good).unwrap();
     }
@@ -301,10 +308,25 @@ fn a_reload_brings_back_a_missing_layer() {
     let layers = sample_layers();
     let (_folder, store, id) = loaded(&layers, &["debian:12"]);
     let folder = store.root().join("layers").join(Digest::of(&layers[1]).hex());
-    fs::remove_dir_all(&folder).unwrap();
-    assert!(store.stack(&id).unwrap_err().to_string().contains("is missing from the store"));
-    load_file(&store, &docker_old(&layers, &["debian:12"]).tar()).unwrap();
-    assert_eq!(merged_paths(&store, &id), ["/bin/tool", "/etc/passwd", "/srv/app"]);
+    for lose in [|folder: &Path| fs::remove_dir_all(folder), |folder: &Path| fs::remove_file(folder.join("tar"))] {
+        lose(&folder).unwrap();
+        let _ = fs::remove_file(folder.join("index"));
+        assert!(store.stack(&id).unwrap_err().to_string().contains("is missing from the store"));
+        load_file(&store, &docker_old(&layers, &["debian:12"]).tar()).unwrap();
+        assert_eq!(merged_paths(&store, &id), ["/bin/tool", "/etc/passwd", "/srv/app"]);
+        fs::remove_dir_all(store.root().join("images")).unwrap();
+        fs::create_dir(store.root().join("images")).unwrap();
+    }
+}
+
+#[test]
+fn the_merged_index_is_there_after_the_load() {
+    let (_folder, store, id) = loaded(&sample_layers(), &["debian:12"]);
+    let index = store.root().join("images").join(store.image(&id).unwrap().chain.0.hex()).join("index");
+    let modified = fs::metadata(&index).unwrap().modified().unwrap();
+    let stack = store.stack(&id).unwrap();
+    assert_eq!(stack.index, index);
+    assert_eq!(fs::metadata(&index).unwrap().modified().unwrap(), modified, "it was made once");
 }
 
 #[test]
@@ -445,6 +467,17 @@ fn the_root_is_private() {
     fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
     Store::open(&root).unwrap();
     assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
+
+    // But a folder that is in use for something else is not taken from its users.
+    let shared = folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "").unwrap();
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o755)).unwrap();
+    Store::open(&shared).unwrap();
+    assert_eq!(fs::metadata(&shared).unwrap().permissions().mode() & 0o777, 0o755);
+    for private in ["blobs", "layers", "images", "refs", "leases", "tmp"] {
+        assert_eq!(fs::metadata(shared.join(private)).unwrap().permissions().mode() & 0o777, 0o700, "{private}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Archives that skopeo, podman and umoci write. Each test is skipped, and says so, where its tool is not installed.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
 mod support;
 

@@ -8,6 +8,7 @@ use crate::ingest::IngestError;
 use crate::model::{ConfigError, DocumentError};
 use crate::publish::PublishError;
 use crate::reference::InvalidReference;
+use crate::stack::StackError;
 use crate::store::StoreError;
 
 /// Why an archive was not loaded. The store is as it was before.
@@ -209,6 +210,9 @@ pub enum LoadError {
         /// The name.
         text: String,
     },
+    /// The layers of an image do not fit on each other, or a layer that is present cannot be read.
+    #[error(transparent)]
+    Stack(#[from] StackError),
     /// The images could not be made visible.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -218,7 +222,9 @@ impl LoadError {
     /// Returns whether the disk is full.
     pub fn is_full(&self) -> bool {
         match self {
-            LoadError::Store(error) | LoadError::Publish(PublishError::Store(error)) => error.is_full(),
+            LoadError::Store(error)
+            | LoadError::Stack(StackError::Store(error))
+            | LoadError::Publish(PublishError::Store(error)) => error.is_full(),
             _ => false,
         }
     }

@@ -110,7 +110,8 @@ impl Store {
 
         let images: Result<Vec<_>, _> = planned.into_iter().map(|image| new_image(self, image, &layers)).collect();
         let images = images?;
-        let replaced = self.publish(&work, &layers, &images)?;
+        let stacks = self.merge_new_stacks(&work, &layers, &images)?;
+        let replaced = self.publish(&work, &layers, &stacks, &images)?;
         Ok(images.iter().zip(replaced).flat_map(|(image, replaced)| report(image, &replaced)).collect())
     }
 

@@ -36,7 +36,8 @@ pub struct ImageConfig {
     pub config: ContainerConfig,
     /// The layers.
     pub rootfs: RootFs,
-    /// How the image came to be, oldest first.
+    /// How the image came to be, oldest first. Some tools write no history or one that does not fit the layers, which
+    /// does no harm.
     #[serde(default, deserialize_with = "null_as_default")]
     pub history: Vec<HistoryEntry>,
     /// Everything else that the document has.
@@ -122,11 +123,6 @@ impl ImageConfig {
         if layers > MAX_LAYERS {
             return Err(DocumentError::TooManyLayers { count: layers }.into());
         }
-        // Some tools write no history at all; what is written must agree with the layers.
-        let steps = config.history.iter().filter(|entry| !entry.empty_layer).count();
-        if steps != 0 && steps != layers {
-            return Err(ConfigError::History { steps, layers });
-        }
         Ok(config)
     }
 
@@ -152,14 +148,6 @@ pub enum ConfigError {
     RootFs {
         /// The type it has.
         kind: String,
-    },
-    /// Its history tells of another number of layers than it has.
-    #[error("history has {steps} entries with a layer, but there are {layers} layers")]
-    History {
-        /// Entries with a layer.
-        steps: usize,
-        /// Layers.
-        layers: usize,
     },
 }
 
@@ -215,7 +203,6 @@ mod tests {
         let id = Digest::of(b"1").to_string();
         for (value, message) in [
             (json!({"rootfs": {"type": "squash", "diff_ids": []}}), "unknown type \"squash\""),
-            (json!({"rootfs": {"type": "layers", "diff_ids": [id]}, "history": [{}, {}]}), "history has 2 entries"),
             (json!({"rootfs": {"type": "layers", "diff_ids": vec![id.clone(); 513]}}), "513 layers"),
         ] {
             let error = ImageConfig::parse(value.to_string().as_bytes()).unwrap_err().to_string();
