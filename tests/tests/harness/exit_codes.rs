@@ -1,11 +1,14 @@
 //! Exit codes and the words that clients and scripts look for, as Docker has them.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use strata_tests::image::archive::{Form, Image, Layer};
 use strata_tests::image::busybox;
 use strata_tests::image::layer::{LayerWriter, Meta};
-use strata_tests::strata::{Strata, User};
+use strata_tests::plain_user;
+use strata_tests::strata::{Strata, User, finish};
 use strata_tests::tier::{Need, Suite};
 
 pub(crate) fn register(suite: &mut Suite) {
@@ -14,6 +17,8 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("exit_codes::rootless_run_table", run, || run_table(User::Plain));
     suite.add("exit_codes::privileged_image_settings_are_used", run, || image_settings(User::Caller));
     suite.add("exit_codes::rootless_image_settings_are_used", run, || image_settings(User::Plain));
+    suite.add("exit_codes::privileged_terminal", run, || terminal(User::Caller));
+    suite.add("exit_codes::rootless_terminal", run, || terminal(User::Plain));
     suite.add("exit_codes::unprivileged_refusals", &[Need::Busybox], refusals);
     suite.add("exit_codes::privileged_used_images_are_not_removed", run, used_images);
     suite.add("exit_codes::unprivileged_image_without_command", &[], image_without_command);
@@ -92,6 +97,26 @@ fn image_settings(user: User) -> Result<()> {
     std::io::Write::write_all(&mut child.stdin.take().context("a pipe")?, b"a line\n")?;
     let output = child.wait_with_output()?;
     ensure!(output.status.code() == Some(3) && output.stdout == b"got a line\n", "{output:?}");
+    Ok(())
+}
+
+/// A terminal of its own with the size of ours, and the code of the process; `script` gives us a terminal to start from.
+fn terminal(user: User) -> Result<()> {
+    let strata = Strata::of(user)?;
+    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let inside = strata.command(["run", "--rm", "-it", busybox::REFERENCE, "sh", "-c", "tty; stty size; exit 5"]);
+    // `timeout` would take the terminal away.
+    let words = inside.get_args().skip(2).map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>();
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &format!("stty rows 33 cols 77; exec {}", words.join(" "))]);
+    command.arg("/dev/null").current_dir(strata.folder()).stdin(std::process::Stdio::null());
+    if user == User::Plain {
+        plain_user::demote(&mut command);
+        command.env("HOME", strata.folder());
+    }
+    let finished = finish(&mut command)?;
+    ensure!(finished.code() == 5, "{finished}");
+    ensure!(finished.stdout.contains("/dev/pts/0") && finished.stdout.contains("33 77"), "{finished}");
     Ok(())
 }
 

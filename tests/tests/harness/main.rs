@@ -4,6 +4,7 @@ mod bad_images;
 mod debian_image;
 mod debian_work;
 mod exit_codes;
+mod folders;
 mod interrupted;
 mod isolation;
 mod oracles;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     debian_image::register(&mut suite);
     debian_work::register(&mut suite);
     exit_codes::register(&mut suite);
+    folders::register(&mut suite);
     interrupted::register(&mut suite);
     isolation::register(&mut suite);
     oracles::register(&mut suite);
