@@ -31,7 +31,7 @@ pub struct Attached<'a> {
     pipes: Option<Pipes>,
     warnings: Vec<String>,
     /// Keeps the layers; given up last.
-    _stack: Stack,
+    stack: Stack,
 }
 
 /// A container that did not start.
@@ -267,7 +267,7 @@ impl Engine {
         let init = Process::with_pid(pid).unwrap_or(Process { pid, start: 0, boot: String::new() });
         let warnings = running.warnings().to_vec();
         let recorded = locked.apply(Event::Started { init, at: Timestamp::now() }, durability);
-        let attached = Attached { engine: self, locked, running, filesystem, pipes, warnings, _stack: stack };
+        let attached = Attached { engine: self, locked, running, filesystem, pipes, warnings, stack };
         if let Err(error) = recorded {
             // Nobody would know of the process: it must not go on.
             let _ = attached.running.signal(9);
@@ -359,7 +359,7 @@ impl Attached<'_> {
 
     /// Waits for the process, records its end, and removes the container if it was created so. Returns the exit code.
     pub fn finish(self) -> Result<u8, FinishError> {
-        let Attached { engine, mut locked, running, filesystem, pipes, .. } = self;
+        let Attached { engine, mut locked, running, filesystem, pipes, stack, .. } = self;
         let status = running.wait().map_err(FinishError::Wait)?;
         drop((running, pipes));
         if locked.config.auto_remove {
@@ -370,9 +370,22 @@ impl Attached<'_> {
             if !filesystem.wait(Duration::from_secs(30)) {
                 tracing::warn!(id = %locked.config.id, "the filesystem process does not end");
             }
+            tidy_upper(&locked, &stack);
             locked.apply(Event::Ended { code: i32::from(status.code()), at: Timestamp::now() }, Durability::Synced)?;
         }
         Ok(status.code())
+    }
+}
+
+/// Takes away the mount points that every container needs, where the image has none: they are no change of the
+/// container's. Docker keeps them in a layer of their own.
+pub(crate) fn tidy_upper(container: &Container, stack: &Stack) {
+    let Some(index) = std::fs::File::open(&stack.index).ok().and_then(|file| Index::open(&file).ok()) else { return };
+    for name in ["dev", "proc", "sys"] {
+        if index.lookup(NodeId::ROOT, name.as_bytes()).is_none() {
+            // A folder with something in it is the container's own, and so it stays.
+            let _ = std::fs::remove_dir(container.upper().join(name));
+        }
     }
 }
 

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod commit;
 mod container;
 mod creation;
 mod durable;
@@ -34,6 +35,7 @@ mod spec;
 mod timestamp;
 
 pub use bench::{BenchError, LookupReport, Machine, Measure};
+pub use commit::{ChangesError, CommitError, ContainerCommit};
 pub use container::{
     Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, Event, FindError, InvalidContainerId,
     InvalidName, Limits, Mount, Network, RecordError, Refused, RemoveError, Rlimit, SeccompChoice, State, Tmpfs,
@@ -58,4 +60,4 @@ pub use strata_imagestore::{
     LoadOptions, Progress, Removed, Timestamp,
 };
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
-pub use strata_unionfs::Upper;
+pub use strata_unionfs::{Change as FileChange, ChangeKind, Upper};
