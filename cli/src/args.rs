@@ -59,6 +59,9 @@ pub(crate) enum Verb {
     Run(Box<command::run::Run>),
     Ps(command::ps::Ps),
     Rm(command::rm::Rm),
+    Diff(command::diff::Diff),
+    Commit(command::commit::Commit),
+    Export(command::export::Export),
     Images(command::images::Images),
     Load(command::load::Load),
     Import(command::import::Import),
@@ -104,6 +107,9 @@ pub(crate) enum ContainerVerb {
     Inspect(command::inspect::InspectContainer),
     #[command(visible_alias = "remove")]
     Rm(command::rm::Rm),
+    Diff(command::diff::Diff),
+    Commit(command::commit::Commit),
+    Export(command::export::Export),
 }
 
 /// What to measure.

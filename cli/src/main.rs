@@ -69,9 +69,18 @@ fn run(cli: Cli) -> Outcome {
 /// Whether a verb touches writable layers, whose files a plain user owns only inside a user namespace.
 fn needs_ids(verb: &Verb) -> bool {
     match verb {
-        Verb::Run(_) | Verb::Ps(_) | Verb::Rm(_) | Verb::Rmi(_) | Verb::Container(_) => true,
-        Verb::Inspect(_)
-        | Verb::Images(_)
+        Verb::Run(_)
+        | Verb::Ps(_)
+        | Verb::Rm(_)
+        | Verb::Diff(_)
+        | Verb::Commit(_)
+        | Verb::Export(_)
+        | Verb::Rmi(_)
+        | Verb::Inspect(_)
+        | Verb::Container(_)
+        | Verb::Image(ImageVerb::Rm(_))
+        | Verb::Bench(_) => true,
+        Verb::Images(_)
         | Verb::Load(_)
         | Verb::Import(_)
         | Verb::Tag(_)
@@ -79,8 +88,7 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Image(_)
         | Verb::Mount(_)
         | Verb::Umount(_)
-        | Verb::Info(_)
-        | Verb::Bench(_) => false,
+        | Verb::Info(_) => false,
     }
 }
 
@@ -89,6 +97,9 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Run(verb) | Verb::Container(ContainerVerb::Run(verb)) => command::run::run(context, verb),
         Verb::Ps(verb) | Verb::Container(ContainerVerb::Ls(verb)) => command::ps::run(context, verb, out),
         Verb::Rm(verb) | Verb::Container(ContainerVerb::Rm(verb)) => command::rm::run(context, verb, out),
+        Verb::Diff(verb) | Verb::Container(ContainerVerb::Diff(verb)) => command::diff::run(context, verb, out),
+        Verb::Commit(verb) | Verb::Container(ContainerVerb::Commit(verb)) => command::commit::run(context, verb, out),
+        Verb::Export(verb) | Verb::Container(ContainerVerb::Export(verb)) => command::export::run(context, verb),
         Verb::Images(verb) | Verb::Image(ImageVerb::Ls(verb)) => command::images::run(context, verb, out),
         Verb::Load(verb) | Verb::Image(ImageVerb::Load(verb)) => command::load::run(context, verb, out),
         Verb::Import(verb) | Verb::Image(ImageVerb::Import(verb)) => command::import::run(context, verb, out),

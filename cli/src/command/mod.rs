@@ -1,6 +1,9 @@
 //! One file per verb: its options, the call, the rendering.
 
 pub(crate) mod bench;
+pub(crate) mod commit;
+pub(crate) mod diff;
+pub(crate) mod export;
 mod filter;
 pub(crate) mod history;
 pub(crate) mod images;

@@ -1,0 +1,39 @@
+//! `strata commit`
+
+use std::io::Write;
+
+use clap::Args;
+use strata_engine::{Change, ContainerCommit, ImageRef};
+
+use super::{Context, Outcome};
+
+/// Create a new image from a container's changes
+#[derive(Debug, Args)]
+pub(crate) struct Commit {
+    /// Say who made the image
+    #[arg(short, long, value_name = "TEXT")]
+    author: Option<String>,
+    /// Say what was changed
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
+    /// Apply a Dockerfile instruction, such as 'CMD ["sh"]'
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    change: Vec<Change>,
+    #[arg(value_name = "CONTAINER")]
+    container: String,
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    reference: Option<ImageRef>,
+}
+
+/// Commits a container and prints the new image's identifier.
+pub(crate) fn run(context: &Context, commit: &Commit, out: &mut impl Write) -> Outcome {
+    let options = ContainerCommit {
+        reference: commit.reference.clone(),
+        author: commit.author.clone(),
+        message: commit.message.clone(),
+        changes: commit.change.clone(),
+    };
+    let id = context.engine()?.commit(&commit.container, &options)?;
+    writeln!(out, "{id}")?;
+    Ok(0)
+}
