@@ -59,27 +59,23 @@ impl Tree {
         let source = self.name(&from, name)?;
         let target = self.name(&to, new_name)?;
         let moved = source.found.as_ref().ok_or(Errno::NOENT)?;
+        match (mode, &target.found) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST),
+            (RenameMode::Exchange, None) => return Err(Errno::NOENT),
+            // Two names of one file: nothing happens, as POSIX has it.
+            (_, Some(other)) if other.ino == moved.ino => return Ok(None),
+            _ => {}
+        }
         let (moved_object, pending) = self.ready_to_move(upper, &from, name, &source)?;
         if pending {
             return Ok(Some(moved.ino));
         }
-        match (mode, &target.found) {
-            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST),
-            (RenameMode::Exchange, None) => return Err(Errno::NOENT),
-            (RenameMode::Exchange, Some(other)) => {
-                let (other_object, pending) = self.ready_to_move(upper, &to, new_name, &target)?;
-                if pending {
-                    return Ok(Some(other.ino));
-                }
-                if moved.ino != other.ino {
-                    self.exchange(upper, (&from, name, &moved_object), (&to, new_name, &other_object))?;
-                }
-                return Ok(None);
+        if let (RenameMode::Exchange, Some(other)) = (mode, &target.found) {
+            let (other_object, pending) = self.ready_to_move(upper, &to, new_name, &target)?;
+            if pending {
+                return Ok(Some(other.ino));
             }
-            _ => {}
-        }
-        if target.found.as_ref().is_some_and(|other| other.ino == moved.ino) {
-            // Two names of one file: nothing happens, as POSIX has it.
+            self.exchange(upper, (&from, name, &moved_object), (&to, new_name, &other_object))?;
             return Ok(None);
         }
         let replaced = self.ready_to_replace(upper, &to, new_name, moved, &target)?;

@@ -1,4 +1,5 @@
 //! Mounting in tests: the server runs in a thread of the test process.
+#![allow(dead_code, reason = "not every test needs everything")]
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
