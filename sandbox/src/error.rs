@@ -139,7 +139,8 @@ impl SpawnError {
             Self::ExecutableNotFound { .. } | Self::NoSuchExecutable { .. } => 127,
             Self::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             // Docker reads "permission denied" and friends out of the text and answers 126.
-            Self::Exec { .. } | Self::WorkingDirectory { .. } => 126,
+            Self::Exec { .. } => 126,
+            Self::WorkingDirectory { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 126,
             _ => 125,
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -114,7 +114,16 @@ impl Running {
         if let Some(status) = self.ended.get() {
             return Ok(Some(*status));
         }
-        let _one_at_a_time = self.reaping.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one_at_a_time = if options.contains(WaitIdOptions::NOHANG) {
+            match self.reaping.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                // Another thread waits and will say.
+                Err(TryLockError::WouldBlock) => return Ok(None),
+            }
+        } else {
+            self.reaping.lock().unwrap_or_else(PoisonError::into_inner)
+        };
         if let Some(status) = self.ended.get() {
             return Ok(Some(*status)); // another thread was faster
         }

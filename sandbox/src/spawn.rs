@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock};
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -121,15 +122,36 @@ impl Starting {
         born_in_unified: bool,
         warnings: &mut Vec<String>,
     ) -> Result<Option<OwnedFd>, SpawnError> {
-        // A child that failed early closes its end; the reason is in what it reported, not in our failed write.
-        let go = |what| match send_go(self.socket.as_fd()) {
-            Ok(()) | Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Ok(()),
-            Err(errno) => Err(SpawnError::Parent { what, source: errno.into() }),
+        let helped = self.help(plan, spec, cgroup, root_is_folder, born_in_unified, warnings);
+        // When the child failed meanwhile, its reason comes before what that made fail here.
+        if let Err(error) = helped {
+            let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
+            let told = poll(&mut ready, Some(&Timespec::default())).is_ok_and(|count| count > 0);
+            return Err(match told.then(|| self.listen(plan)) {
+                Some(Err(reason)) => reason,
+                Some(Ok(_)) | None => error,
+            });
+        }
+        self.listen(plan)
+    }
+
+    fn help(
+        &self,
+        plan: Told<'_>,
+        spec: &Spec,
+        cgroup: Option<&Cgroup>,
+        root_is_folder: bool,
+        born_in_unified: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), SpawnError> {
+        let go = || {
+            send_go(self.socket.as_fd())
+                .map_err(|errno| SpawnError::Parent { what: "release the child", source: errno.into() })
         };
         if plan.namespaces.has_new(LinuxNamespaceType::User) {
             self.write_id_maps(spec)?;
             self.map_owners(plan.rootfs, root_is_folder, warnings)?;
-            go("release the child")?;
+            go()?;
         }
         if let Some(cgroup) = cgroup {
             cgroup.attach(self.pid, born_in_unified)?;
@@ -138,8 +160,10 @@ impl Starting {
             std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())
                 .map_err(|source| SpawnError::Parent { what: "set the OOM score", source })?;
         }
-        go("release the child")?;
+        go()
+    }
 
+    fn listen(&self, plan: Told<'_>) -> Result<Option<OwnedFd>, SpawnError> {
         let mut console = None;
         let mut executing = false;
         loop {

@@ -202,7 +202,9 @@ fn commands_that_cannot_be_executed_say_so_as_docker() {
     fs::write(root.path().join("bin/plain"), "text").unwrap();
     fs::write(root.path().join("script"), "#!/no/such/interpreter\n").unwrap();
     fs::write(root.path().join("garbage"), [0x7f, b'E', b'L', b'F', 0, 0]).unwrap();
-    for name in ["script", "garbage"] {
+    // Our own program, which landlock keeps the container from.
+    fs::write(root.path().join("itself"), "#!/proc/self/exe\n").unwrap();
+    for name in ["script", "garbage", "itself"] {
         fs::set_permissions(root.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
     let cases = [
@@ -212,6 +214,7 @@ fn commands_that_cannot_be_executed_say_so_as_docker() {
         ("plain", 127, r#"exec: "plain": executable file not found in $PATH: unknown"#),
         ("/etc", 126, r#"exec: "/etc": is a directory: unknown"#),
         ("/script", 127, r#"exec: "/script": no such file or directory: unknown"#),
+        ("/itself", 126, r#"exec: "/itself": permission denied: unknown"#),
         ("/garbage", 126, r#"exec: "/garbage": exec format error: unknown"#),
     ];
     for (name, code, text) in cases {

@@ -108,6 +108,15 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Hides this process from others of the same user (`/proc/PID/exe`, `ptrace`) until its next exec.
+///
+/// # Errors
+/// None that the kernel documents.
+pub fn set_not_dumpable() -> io::Result<()> {
+    // SAFETY: takes numbers and touches no memory.
+    if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes the kernel send `signal` to this process when the thread that made it ends; 0 switches that off.
 ///
 /// # Errors

@@ -325,7 +325,7 @@ fn enable_controllers(parent: &Path, offered: &[String], wanted: &[&str]) -> Res
     let file = parent.join("cgroup.subtree_control");
     let enabled = fs::read_to_string(&file).unwrap_or_default();
     for controller in offered {
-        let useful = USEFUL.contains(&controller.as_str());
+        let useful = USEFUL.contains(&controller.as_str()) || wanted.contains(&controller.as_str());
         if !useful || enabled.split_whitespace().any(|name| name == controller) {
             continue;
         }
@@ -422,8 +422,8 @@ fn is_denied(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS))
 }
 
-/// What limits and statistics use.
-const USEFUL: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
+/// What statistics use, or `update` may later.
+const USEFUL: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// How long killed processes may take to leave.
 const PATIENCE: Duration = Duration::from_secs(2);

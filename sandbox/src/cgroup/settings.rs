@@ -48,6 +48,7 @@ pub(super) fn wanted(resources: &LinuxResources) -> Vec<Wanted> {
         want(cpu.mems().as_ref().is_some_and(|mems| !mems.is_empty()), "cpuset", "a memory node set");
     }
     want(resources.pids().as_ref().is_some_and(|pids| is_limit(pids.limit())), "pids", "a process limit");
+    want(resources.hugepage_limits().iter().flatten().next().is_some(), "hugetlb", "a huge page limit");
     wanted
 }
 
@@ -67,7 +68,7 @@ pub(super) fn settings(resources: &LinuxResources, version: Version) -> Vec<Sett
             }
             if let Some(swap) = swap {
                 // The spec counts memory plus swap, v2 counts swap alone.
-                let swap_only = if swap < 0 { -1 } else { swap - limit.unwrap_or(0).max(0) };
+                let swap_only = if swap < 0 { -1 } else { (swap - limit.unwrap_or(0).max(0)).max(0) };
                 set("memory", "memory.swap.max", max(swap_only), "a swap limit");
             }
             if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {

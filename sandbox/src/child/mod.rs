@@ -150,6 +150,9 @@ fn enter_time_namespace(plan: &Plan) -> Result<(), Failure> {
 /// Waits until the parent has moved us into the cgroup, then makes that the root of what we see.
 pub(super) fn enter_cgroup(plan: &Plan) -> Result<(), Failure> {
     receive_go(plan.parent.as_fd()).at(Step::Parent, 2)?;
+    // From here the parent needs nothing below our /proc entry, and soon we are no stranger to a container whose pid
+    // namespace we joined: it must not get hold of our program through it.
+    process::set_not_dumpable().at(Step::Parent, 4)?;
     if plan.namespaces.has_new(LinuxNamespaceType::Cgroup) {
         unshare(LinuxNamespaceType::Cgroup as u64).at(Step::CgroupNamespace, 0)?;
     }

@@ -1,6 +1,5 @@
 //! Architectures and their system call numbers.
 
-use std::collections::HashMap;
 use std::sync::OnceLock;
 
 /// An architecture whose calls a filter can tell apart.
@@ -135,26 +134,37 @@ impl Architecture {
     /// Returns the number of a call as filters see it, bit 30 included for x32.
     #[must_use]
     pub fn number(self, name: &str) -> Option<u32> {
-        let row = table().get(name)?;
-        let number = row[self as usize]?;
+        self.number_in(numbers(name)?)
+    }
+
+    /// As [`number`](Self::number), for a call that was looked up before.
+    pub(super) fn number_in(self, numbers: &Numbers) -> Option<u32> {
+        let number = numbers[self as usize]?;
         Some(if self == Self::X32 { number | X32_BIT } else { number })
     }
 
-    /// Returns the highest number of the numbers in a row that start at 0: private ranges, such as those of 32-bit
-    /// ARM, are apart.
+    /// Tells whether a number belongs to the list that grows from 0: private ranges, as on 32-bit ARM, are apart.
     pub(super) fn is_ordinary(self, number: u32) -> bool {
         let number = if self == Self::X32 { number & !X32_BIT } else { number };
         number < 0x1_0000
     }
 }
 
-type Row = [Option<u32>; Architecture::ALL.len()];
+/// One call's number on each architecture.
+pub(super) type Numbers = [Option<u32>; Architecture::ALL.len()];
 
-/// The data file, parsed once: 500 short lines.
-fn table() -> &'static HashMap<&'static str, Row> {
-    static TABLE: OnceLock<HashMap<&'static str, Row>> = OnceLock::new();
+/// Looks a name up.
+pub(super) fn numbers(name: &str) -> Option<&'static Numbers> {
+    let table = table();
+    let position = table.binary_search_by_key(&name, |(known, _)| known).ok()?;
+    Some(&table[position].1)
+}
+
+/// The data file, parsed once: 500 short lines, sorted by name.
+fn table() -> &'static [(&'static str, Numbers)] {
+    static TABLE: OnceLock<Vec<(&'static str, Numbers)>> = OnceLock::new();
     TABLE.get_or_init(|| {
-        let mut table = HashMap::with_capacity(512);
+        let mut table = Vec::with_capacity(512);
         for line in SYSCALLS.lines().filter(|line| !line.starts_with('#')).skip(1) {
             let mut words = line.split(' ');
             let Some(name) = words.next() else { continue };
@@ -162,7 +172,7 @@ fn table() -> &'static HashMap<&'static str, Row> {
             for (entry, word) in row.iter_mut().zip(words) {
                 *entry = word.parse().ok();
             }
-            table.insert(name, row);
+            table.push((name, row));
         }
         table
     })
@@ -211,9 +221,14 @@ mod tests {
     }
 
     #[test]
+    fn the_file_is_sorted() {
+        assert!(table().is_sorted_by(|one, other| one.0 < other.0));
+    }
+
+    #[test]
     fn no_number_is_given_twice_except_for_one_renamed_call() {
         for (column, architecture) in Architecture::ALL.into_iter().enumerate() {
-            let mut numbers: Vec<u32> = table().values().filter_map(|row| row[column]).collect();
+            let mut numbers: Vec<u32> = table().iter().filter_map(|(_, row)| row[column]).collect();
             numbers.sort_unstable();
             let doubled: Vec<u32> = numbers.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
             let expected: &[u32] = if architecture == Architecture::Arm { &[341] } else { &[] };

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use strata_sys::seccomp::Instruction;
 
-use super::architecture::X32_BIT;
+use super::architecture::{self, Numbers, X32_BIT};
 use super::{Action, Architecture, Comparison, Condition, Profile, ProfileError, Rule};
 use crate::capabilities::CapabilitySet;
 
@@ -45,17 +45,17 @@ impl Profile {
         capabilities: CapabilitySet,
         kernel: (u32, u32),
     ) -> Result<Program, ProfileError> {
-        let rules: Vec<&Rule> = self.rules.iter().filter(|rule| rule.counts(native, capabilities, kernel)).collect();
+        let calls = self.calls(native, capabilities, kernel);
         let mut code = vec![load(ARCHITECTURE)];
         // x32 lives inside x86_64's numbers and is emitted there.
         let separate = self.architectures.iter().filter(|architecture| **architecture != Architecture::X32);
         for architecture in separate {
             let mut body = vec![load(NUMBER)];
-            let mut ranges = self.ranges(*architecture, &rules);
+            let mut ranges = self.ranges(*architecture, &calls);
             if *architecture == Architecture::X86_64 {
                 ranges.retain(|range| range.start < X32_BIT);
                 if self.architectures.contains(&Architecture::X32) {
-                    let x32 = self.ranges(Architecture::X32, &rules).into_iter();
+                    let x32 = self.ranges(Architecture::X32, &calls).into_iter();
                     ranges.extend(x32.map(|range| Range { start: range.start.max(X32_BIT), ..range }));
                 } else {
                     ranges.push(Range { start: X32_BIT, outcome: Outcome::plain(Action::KillProcess) });
@@ -78,13 +78,12 @@ impl Profile {
     }
 
     /// Splits the numbers of an architecture into ranges of equal outcome, in order, the first at 0.
-    fn ranges(&self, architecture: Architecture, rules: &[&Rule]) -> Vec<Range> {
-        let mut hits: Vec<(u32, usize)> = Vec::with_capacity(512);
-        for (position, rule) in rules.iter().enumerate() {
-            hits.extend(rule.names.iter().filter_map(|name| Some((architecture.number(name)?, position))));
-        }
+    fn ranges(&self, architecture: Architecture, calls: &[Call]) -> Vec<Range> {
+        let counted = calls.iter().filter(|call| call.counts);
+        let mut hits: Vec<(u32, usize)> =
+            counted.filter_map(|call| Some((architecture.number_in(call.numbers)?, call.rule))).collect();
         hits.sort_unstable();
-        let newest = self.newest(architecture);
+        let newest = self.newest(architecture, calls);
         // What no rule decides: the default, or "no such call" for what is newer than all that the profile knows.
         let unnamed = |number: u32| {
             let unknown = newest.is_some_and(|newest| number > newest);
@@ -99,7 +98,7 @@ impl Profile {
             if let Some(first_unknown) = boundary.take_if(|first_unknown| number >= *first_unknown) {
                 push(&mut ranges, first_unknown, unnamed(first_unknown));
             }
-            push(&mut ranges, number, self.outcome(group.iter().map(|(_, position)| rules[*position])));
+            push(&mut ranges, number, self.outcome(group.iter().map(|(_, rule)| &self.rules[*rule])));
             push(&mut ranges, number.saturating_add(1), unnamed(number.saturating_add(1)));
         }
         if let Some(first_unknown) = boundary {
@@ -124,14 +123,35 @@ impl Profile {
     }
 
     /// The highest number that the profile knows, if what is above is to be taken for unknown.
-    fn newest(&self, architecture: Architecture) -> Option<u32> {
+    fn newest(&self, architecture: Architecture, calls: &[Call]) -> Option<u32> {
         match self.default_action {
             Action::Errno(errno) if errno != ENOSYS => {}
             _ => return None,
         }
-        let names = self.rules.iter().flat_map(|rule| &rule.names);
-        names.filter_map(|name| architecture.number(name)).filter(|number| architecture.is_ordinary(*number)).max()
+        let numbers = calls.iter().filter_map(|call| architecture.number_in(call.numbers));
+        numbers.filter(|number| architecture.is_ordinary(*number)).max()
     }
+
+    /// Looks every name up, once for all architectures.
+    fn calls(&self, native: Architecture, capabilities: CapabilitySet, kernel: (u32, u32)) -> Vec<Call> {
+        let mut calls = Vec::with_capacity(512);
+        for (position, rule) in self.rules.iter().enumerate() {
+            let counts = rule.counts(native, capabilities, kernel);
+            let known = rule.names.iter().filter_map(|name| architecture::numbers(name));
+            calls.extend(known.map(|numbers| Call { numbers, rule: position, counts }));
+        }
+        calls
+    }
+}
+
+/// One name of one rule.
+#[derive(Clone, Copy)]
+struct Call {
+    numbers: &'static Numbers,
+    /// Its position in the profile.
+    rule: usize,
+    /// Whether the rule counts here; if not, the name is still one that the profile knows.
+    counts: bool,
 }
 
 impl Rule {

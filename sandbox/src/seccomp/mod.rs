@@ -1,7 +1,7 @@
 //! System call filters: profiles, their compiler, and Docker's default.
 //!
 //! A [`Profile`] is a list of rules in order. For one architecture and one system call the first rule that matches
-//! decides: rules with argument conditions before those without, as libseccomp has it. What no rule names gets the
+//! decides: rules with argument conditions before those without. What no rule names gets the
 //! default action, except that calls newer than every call the profile names get `ENOSYS` where the default is an
 //! errno: a libc that tries something new then falls back instead of failing.
 

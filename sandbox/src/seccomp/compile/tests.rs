@@ -51,7 +51,9 @@ fn meaning(
     if let Some(rule) = rules.iter().find(holds).or_else(|| rules.iter().find(|rule| rule.conditions.is_empty())) {
         return rule.action;
     }
-    let unknown = profile.newest(architecture).is_some_and(|newest| number > newest);
+    let unknown = profile
+        .newest(architecture, &profile.calls(native, capabilities, (6, 1)))
+        .is_some_and(|newest| number > newest);
     let named_by_any = profile.rules.iter().any(|rule| named(&rule));
     if unknown && !named_by_any { Action::Errno(ENOSYS) } else { profile.default_action }
 }
