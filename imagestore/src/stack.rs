@@ -4,7 +4,7 @@
 //! digest is checked while it is read.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use strata_layer::ingest::{IngestedLayer, LayerIngest};
@@ -115,18 +115,33 @@ impl Store {
         let chain_id = chain_of(layers);
         let folder = self.layout.chain(chain_id);
         let index = folder.join(INDEX);
-        if !is_valid_index(&index)? {
-            let _building = Lock::wait_on_file(&folder.join(BUILD_LOCK), Sharing::Exclusive)?;
-            // Raced with another process that has built it meanwhile.
-            if !is_valid_index(&index)? {
-                self.build_merged_index(layers, &index)?;
+        let merged = match open_merged(&index, layers)? {
+            Some(merged) => merged,
+            None => {
+                let _building = Lock::wait_on_file(&folder.join(BUILD_LOCK), Sharing::Exclusive)?;
+                // Raced with another process that has built it meanwhile.
+                match open_merged(&index, layers)? {
+                    Some(merged) => merged,
+                    None => {
+                        self.build_merged_index(layers, &index)?;
+                        open_merged(&index, layers)?.ok_or(StackError::MergedIndexNotReadable { chain_id })?
+                    }
+                }
             }
-        }
+        };
         let layers: Vec<LayerPaths> = layers.iter().map(|layer| self.layer_paths(*layer)).collect();
-        for layer in &layers {
-            let both_there = [&layer.tar, &layer.index].into_iter().all(|path| path.exists());
-            if !both_there {
-                self.layer_index(layer.diff_id)?;
+        for (paths, expected) in layers.iter().zip((0..).map_while(|number| merged.layer(number))) {
+            let layer = paths.diff_id;
+            match fs::metadata(&paths.tar) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(StackError::NoSuchLayer { layer }),
+                result if result.as_ref().is_ok_and(|tar| tar.len() == expected.tar_size) => {}
+                result => {
+                    result.on_disk("examine", &paths.tar)?;
+                    return Err(StackError::DamagedLayer { layer, found: None });
+                }
+            }
+            if !paths.index.exists() {
+                self.layer_index(layer)?;
             }
         }
         Ok(Stack { chain_id, index, layers, hold })
@@ -139,10 +154,10 @@ impl Store {
         Ok(self.replace_file(path, &bytes)?)
     }
 
-    /// Returns the index of a layer, made again from the tar if it is missing or not usable.
+    /// Returns the index of a layer, checked as a whole, and made again from the tar if it is missing or not right.
     pub fn layer_index(&self, layer: DiffId) -> Result<index::Index, StackError> {
         let paths = self.layer_paths(layer);
-        if let Some(index) = open_index(&paths.index)? {
+        if let Some(index) = open_sound(&paths.index)? {
             return Ok(index);
         }
         let folder = self.layout.layer(layer);
@@ -150,7 +165,7 @@ impl Store {
             return Err(StackError::NoSuchLayer { layer });
         }
         let _building = Lock::wait_on_file(&folder.join(BUILD_LOCK), Sharing::Exclusive)?;
-        if let Some(index) = open_index(&paths.index)? {
+        if let Some(index) = open_sound(&paths.index)? {
             return Ok(index);
         }
         let ingested = self.read_layer_again(layer)?;
@@ -212,8 +227,18 @@ fn list_of(layers: &[DiffId]) -> String {
     layers.iter().map(|layer| format!("{layer}\n")).collect()
 }
 
-fn is_valid_index(path: &Path) -> Result<bool, DiskError> {
-    Ok(open_index(path)?.is_some())
+/// Opens a merged index; `None` if it is absent, not usable, or of other layers.
+fn open_merged(path: &Path, layers: &[DiffId]) -> Result<Option<index::Index>, DiskError> {
+    let fits = |index: &index::Index| {
+        let found = (0..).map_while(|number| index.layer(number)).map(|layer| layer.diff_id);
+        found.eq(layers.iter().copied())
+    };
+    Ok(open_index(path)?.filter(fits))
+}
+
+/// Opens an index and checks all of it; `None` if it is absent or not right.
+fn open_sound(path: &Path) -> Result<Option<index::Index>, DiskError> {
+    Ok(open_index(path)?.filter(|index| index.verify().is_ok()))
 }
 
 /// Opens an index; `None` if it is absent or not usable.
@@ -260,6 +285,12 @@ pub enum StackError {
     IndexNotReadable {
         /// The layer.
         layer: DiffId,
+    },
+    /// A merged index that was just written cannot be read.
+    #[error("the new index of the stack {chain_id} cannot be read back")]
+    MergedIndexNotReadable {
+        /// The stack.
+        chain_id: ChainId,
     },
     /// The layers do not fit on each other.
     #[error("the layers do not fit on each other")]
