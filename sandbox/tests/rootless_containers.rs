@@ -2,6 +2,9 @@
 //!
 //! It has a main of its own, because a user namespace can only be entered by a process with one thread.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is its own test harness")]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt;

@@ -71,7 +71,7 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
     }
 
     for (index, (resource, limit)) in plan.process.rlimits.iter().enumerate() {
-        rustix::process::setrlimit(*resource, limit.clone()).at(Step::Rlimit, index)?;
+        rustix::process::setrlimit(*resource, *limit).at(Step::Rlimit, index)?;
     }
     if let Some(persona) = plan.process.personality {
         process::personality(persona).at(Step::Personality, 0)?;

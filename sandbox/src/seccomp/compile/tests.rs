@@ -9,7 +9,8 @@ fn run(program: &Program, architecture: u32, number: u32, arguments: [u64; 6]) -
         ARCHITECTURE => architecture,
         _ => {
             let argument = arguments[usize::try_from((offset - 16) / 8).unwrap()];
-            u32::try_from(if (offset - 16) % 8 == 0 { argument & 0xffff_ffff } else { argument >> 32 }).unwrap()
+            u32::try_from(if (offset - 16).is_multiple_of(8) { argument & 0xffff_ffff } else { argument >> 32 })
+                .unwrap()
         }
     };
     let mut accumulator = 0;
