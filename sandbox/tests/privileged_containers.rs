@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResourcesBuilder, Mount,
-    MountBuilder, PosixRlimitBuilder, PosixRlimitType,
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
+    LinuxResourcesBuilder, LinuxTimeOffset, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType,
 };
 use strata_sandbox::capabilities::CapabilitySet;
 use strata_sandbox::spec_default::Network;
@@ -39,6 +39,8 @@ fn main() {
         }
     };
     let trials = vec![
+        trial("clocks_of_its_own", clocks_of_its_own, &None),
+        trial("owners_of_a_volume_are_mapped_when_asked", owners_of_a_volume_are_mapped_when_asked, &None),
         trial("exit_codes_and_output_arrive", exit_codes_and_output_arrive, &None),
         trial("signals_reach_the_process_and_show_in_the_code", signals_reach_the_process_and_show_in_the_code, &None),
         trial("the_container_sees_only_itself", the_container_sees_only_itself, &None),
@@ -629,6 +631,41 @@ fn a_detached_mount_is_the_root_and_ends_with_the_container() {
     let running = strata_sandbox::spawn(Launch::new(&spec, Root::Mount(mount))).unwrap();
     assert_eq!(running.wait().unwrap().code(), 6);
     assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+}
+
+fn clocks_of_its_own() {
+    let root = rootfs();
+    let container = Container::shell(root.path(), "cut -d. -f1 /proc/uptime");
+    let mut spec = strata_sandbox::spec_default::spec_default(container.defaults).unwrap();
+    let linux = spec.linux_mut().as_mut().unwrap();
+    let time = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Time).build().unwrap();
+    linux.namespaces_mut().as_mut().unwrap().push(time);
+    let offset: LinuxTimeOffset = serde_json::from_str(r#"{"secs": 1000000, "nanosecs": 0}"#).unwrap();
+    linux.set_time_offsets(Some([("boottime".to_owned(), offset)].into()));
+    let (stdio, pipes) = Stdio::pipes().unwrap();
+    let launch = Launch { stdio, ..Launch::new(&spec, Root::Path(root.path().to_owned())) };
+    let running = strata_sandbox::spawn(launch).unwrap();
+    let mut text = String::new();
+    fs::File::from(pipes.stdout).read_to_string(&mut text).unwrap();
+    assert_eq!(running.wait().unwrap().code(), 0);
+    assert!(text.trim().parse::<u64>().unwrap() >= 1_000_000, "{text}");
+}
+
+fn owners_of_a_volume_are_mapped_when_asked() {
+    let (root, volume) = (rootfs(), tempfile::tempdir().unwrap());
+    fs::set_permissions(volume.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let owner = |options: &[&str]| {
+        let mut container =
+            Container::shell(root.path(), "stat -c %u /volume; echo x > /volume/file; stat -c %u /volume/file");
+        container.defaults.user_namespace = Some(IdMaps::block(1_100_000_000, 65_536));
+        container.defaults.mounts = vec![bind(volume.path().to_str().unwrap(), "/volume", options)];
+        container.run().unwrap()
+    };
+    assert_eq!(owner(&["rbind", "idmap"]).stdout, "0\n0\n");
+    assert_eq!(fs::metadata(volume.path().join("file")).unwrap().uid(), 0);
+    // Without, root of the container is nobody to the host's files.
+    let plain = owner(&["rbind"]);
+    assert!(plain.stdout.starts_with("65534\n") && plain.stderr.contains("ermission denied"), "{plain:?}");
 }
 
 /// Runs Python of this machine in a container whose root is this machine's, read-only.
