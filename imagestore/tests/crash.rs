@@ -1,49 +1,16 @@
-//! Kills, full disks and many processes at once.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
+//! Kills, and many processes at once.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use strata_imagestore::{
-    CommitOptions, ImageError, ImageId, Input, OpenError, RemoveError, RemoveOptions, StackError, Store,
-};
+use strata_imagestore::{CommitOptions, ImageError, Input, RemoveError, RemoveOptions, StackError, Store};
 use support::*;
-
-/// A folder in memory where there is one: these tests are about order and not about disks.
-fn fast_folder() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
-}
-
-fn names(store: &Store) -> BTreeSet<(String, ImageId)> {
-    let images = store.images().unwrap();
-    images.iter().flat_map(|image| image.names.iter().map(|name| (name.familiar(), image.id))).collect()
-}
-
-/// Checks that a store is whole and, after a collection, has nothing that no image needs.
-fn check_whole(store: &Store) {
-    assert!(store.verify().unwrap().iter().all(strata_imagestore::Finding::is_repaired));
-    store.gc().unwrap();
-    let mut needed = BTreeSet::new();
-    let mut blobs = BTreeSet::new();
-    for summary in store.images().unwrap() {
-        let image = store.image(&summary.id).unwrap();
-        needed.extend(image.layers.iter().map(|layer| layer.0.hex()));
-        blobs.extend([image.id.0.hex(), image.manifest.hex()]);
-    }
-    let list = |folder: &str| -> BTreeSet<String> {
-        let entries = fs::read_dir(store.root().join(folder)).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-    };
-    assert_eq!(list("layers"), needed);
-    assert_eq!(list("blobs/sha256"), blobs);
-    assert_eq!(list("tmp"), BTreeSet::new());
-}
 
 fn spawn(test: &str, store: &Path, archive: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
@@ -217,111 +184,4 @@ fn many_at_once_never_lose_what_is_used() {
         }
     });
     check_whole(&Store::open(&root).unwrap());
-}
-
-/// A small file system in memory, unmounted on drop.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(size: usize) -> Option<SmallDisk> {
-        let folder = tempfile::tempdir().unwrap();
-        let data = std::ffi::CString::new(format!("size={size}")).unwrap();
-        let flags = rustix::mount::MountFlags::empty();
-        match rustix::mount::mount("tmpfs", folder.path(), "tmpfs", flags, Some(data.as_c_str())) {
-            Ok(()) => Some(SmallDisk(folder)),
-            Err(error) => {
-                eprintln!("skipped: a tmpfs cannot be mounted here: {error}");
-                None
-            }
-        }
-    }
-
-    fn free(&self) -> u64 {
-        let stat = rustix::fs::statvfs(self.0.path()).unwrap();
-        stat.f_bavail * stat.f_frsize
-    }
-
-    /// Fills the disk until `left` bytes are free.
-    fn fill(&self, left: u64) {
-        let path = self.0.path().join("ballast");
-        let _ = fs::remove_file(&path);
-        let size = self.free() - left;
-        fs::write(&path, vec![1; usize::try_from(size).unwrap()]).unwrap();
-    }
-
-    fn empty(&self) {
-        fs::remove_file(self.0.path().join("ballast")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
-#[test]
-fn privileged_full_disk_leaves_the_store_as_it_was() {
-    let Some(disk) = SmallDisk::mount(8 << 20) else { return };
-    let store = Store::open(&disk.0.path().join("store")).unwrap();
-    load_file(&store, &docker_old(&sample_layers(), &["kept:1"]).tar()).unwrap();
-    let layers = [large_layer("big", 700_000), large_layer("more", 300_000), layer(&[("small", "x")])];
-    for (form, archive) in
-        [("docker", docker_old(&layers, &["new:1"]).tar()), ("oci gzip", oci(&layers, "gzip", "new:1").tar())]
-    {
-        let before = snapshot(&store);
-        let (mut failed, mut loaded) = (0, 0);
-        for left in (0..1_400_000_u64).step_by(13_000) {
-            disk.fill(left);
-            let free = disk.free();
-            let load = if left % 2 == 0 { load_file } else { load_stream };
-            match load(&store, &archive) {
-                Err(error) => {
-                    assert!(chain(&error).contains("No space left on device"), "{form} {left}: {}", chain(&error));
-                    assert!(error.is_full());
-                    assert_eq!(disk.free(), free, "{form} {left}");
-                    assert_eq!(names(&store).len(), 1);
-                    failed += 1;
-                    disk.empty();
-                }
-                Ok(_) => {
-                    loaded += 1;
-                    assert!(store.verify().unwrap().is_empty());
-                    disk.empty();
-                    store.remove("new:1", &RemoveOptions::default()).unwrap();
-                }
-            }
-            if failed == 1 {
-                assert_eq!(snapshot(&store), before);
-            }
-        }
-        assert!(failed > 20 && loaded > 2, "{form}: {failed} failed, {loaded} loaded");
-        check_whole(&store);
-    }
-}
-
-#[test]
-fn privileged_images_can_be_removed_from_a_full_disk() {
-    let Some(disk) = SmallDisk::mount(4 << 20) else { return };
-    let store = Store::open(&disk.0.path().join("store")).unwrap();
-    load_file(&store, &docker_old(&sample_layers(), &["a:1"]).tar()).unwrap();
-    load_file(&store, &docker_old(&[large_layer("big", 500_000)], &["b:1"]).tar()).unwrap();
-    disk.fill(0);
-    assert_eq!(disk.free(), 0);
-    assert!(store.tag("a:1", &"c:1".parse().unwrap()).is_err());
-    store.remove("b:1", &RemoveOptions::default()).unwrap();
-    assert!(disk.free() > 200_000);
-    check_whole(&store);
-    disk.fill(0);
-    store.remove("a:1", &RemoveOptions::default()).unwrap();
-    assert_eq!(store.images().unwrap().len(), 0);
-}
-
-#[test]
-fn privileged_a_full_disk_is_named_when_a_store_is_made() {
-    let Some(disk) = SmallDisk::mount(1 << 20) else { return };
-    disk.fill(0);
-    let error = Store::open(&disk.0.path().join("store")).unwrap_err();
-    assert!(matches!(error, OpenError::Format(_) | OpenError::Disk(_)));
-    assert!(chain(&error).contains("No space left on device"), "{}", chain(&error));
 }

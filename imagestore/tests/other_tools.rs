@@ -1,5 +1,6 @@
-//! Archives that skopeo, podman and umoci write. Each test is skipped, and says so, where its tool is not installed.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
+//! Archives that skopeo, podman and umoci write. Where a tool is not installed, its test is reported as ignored, with the
+//! reason.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
@@ -8,21 +9,39 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
+use libtest_mimic::{Arguments, Trial};
 use strata_imagestore::{ImageId, Input, Store};
 use support::*;
 
-/// Runs a program; `None` if it is not installed.
-fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Option<String> {
-    let output = match Command::new(program).args(arguments).output() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("skipped: {program} is not installed");
-            return None;
+fn main() {
+    let trial = |name, test: fn(), programs: &[&str]| {
+        let missing = programs.iter().find(|program| !is_installed(program));
+        let trial = Trial::test(name, move || {
+            test();
+            Ok(())
+        });
+        match missing {
+            Some(program) => trial.with_ignored_flag(true).with_kind(format!("needs {program}")),
+            None => trial,
         }
-        result => result.unwrap(),
     };
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program}: {errors}");
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    let trials = vec![
+        trial("what_skopeo_writes_is_loaded", what_skopeo_writes_is_loaded, &["skopeo"]),
+        trial("what_podman_saves_is_loaded", what_podman_saves_is_loaded, &["podman"]),
+        trial("what_umoci_repacks_is_loaded", what_umoci_repacks_is_loaded, &["skopeo", "umoci"]),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// Whether a program is here and works at all: podman, for one, needs more than to be installed.
+fn is_installed(program: &str) -> bool {
+    let arguments: &[&str] = if program == "podman" { &["info"] } else { &["--version"] };
+    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+}
+
+fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Layers as they occur: a replaced file, a deletion, an opaque folder, one that repeats.
@@ -66,7 +85,6 @@ fn source(folder: &Path) -> ImageId {
     load_file(&store, &archive).unwrap()[0].id
 }
 
-#[test]
 fn what_skopeo_writes_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let id = source(folder.path());
@@ -82,9 +100,7 @@ fn what_skopeo_writes_is_loaded() {
     ] {
         let to = format!("{kind}:{}{suffix}", path(name).display());
         let arguments = [vec!["copy", "--insecure-policy", "--quiet"], extra, vec![&from, &to]].concat();
-        if run("skopeo", &arguments).is_none() {
-            return;
-        }
+        run("skopeo", &arguments);
         // Docker's configuration is kept; on the way to OCI's it is written anew, the same whatever the compression.
         let found = load_both(&path(name));
         let expected = if kind == "docker-archive" { id } else { *rewritten.get_or_insert(found[0].1) };
@@ -92,7 +108,6 @@ fn what_skopeo_writes_is_loaded() {
     }
 }
 
-#[test]
 fn what_podman_saves_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let id = source(folder.path());
@@ -103,18 +118,10 @@ fn what_podman_saves_is_loaded() {
             ["--root", &root, "--runroot", &runroot, "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"];
         run("podman", &[&storage[..], arguments].concat())
     };
-    // Where podman cannot even list images there is nothing to test.
-    match Command::new("podman")
-        .args(["--root", &root, "--runroot", &runroot, "--storage-driver", "vfs", "images"])
-        .output()
-    {
-        Ok(output) if output.status.success() => {}
-        result => return eprintln!("skipped: podman does not work here: {result:?}"),
-    }
-    podman(&["load", "--quiet", "--input", &path("source.tar")]).unwrap();
+    podman(&["load", "--quiet", "--input", &path("source.tar")]);
     podman(&["tag", "localhost/test/x:1", "localhost/test/y:2"]);
     for (format, name) in [("docker-archive", "docker.tar"), ("oci-archive", "oci.tar"), ("oci-dir", "oci")] {
-        podman(&["save", "--quiet", "--format", format, "--output", &path(name), "localhost/test/x:1"]).unwrap();
+        podman(&["save", "--quiet", "--format", format, "--output", &path(name), "localhost/test/x:1"]);
         let loaded = load_both(&folder.path().join(name));
         assert_eq!(loaded.len(), 1, "{name}");
         assert!(format != "docker-archive" || loaded[0].1 == id);
@@ -128,33 +135,28 @@ fn what_podman_saves_is_loaded() {
         "localhost/test/x:1",
         "localhost/test/y:2",
     ];
-    podman(&several).unwrap();
+    podman(&several);
     let mut lines: Vec<String> =
         load_both(&folder.path().join("several.tar")).into_iter().map(|(line, _)| line).collect();
     lines.sort();
     assert_eq!(lines, ["Loaded image: localhost/test/x:1", "Loaded image: localhost/test/y:2"]);
 }
 
-#[test]
 fn what_umoci_repacks_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     source(folder.path());
     let from = format!("docker-archive:{}", folder.path().join("source.tar").display());
     let layout = folder.path().join("layout");
     let to = format!("oci:{}:1", layout.display());
-    if run("skopeo", &["copy", "--insecure-policy", "--quiet", &from, &to]).is_none() {
-        return;
-    }
+    run("skopeo", &["copy", "--insecure-policy", "--quiet", &from, &to]);
     let image = format!("{}:1", layout.display());
     let new = format!("{}/etc/new", folder.path().join("bundle/rootfs").display());
     let bundle = folder.path().join("bundle").display().to_string();
     let rootless = if rustix::process::geteuid().is_root() { vec![] } else { vec!["--rootless"] };
-    if run("umoci", &[vec!["unpack", "--image", &image], rootless, vec![&bundle]].concat()).is_none() {
-        return;
-    }
+    run("umoci", &[vec!["unpack", "--image", &image], rootless, vec![&bundle]].concat());
     fs::write(new, "changed by umoci").unwrap();
-    run("umoci", &["repack", "--image", &image, &bundle]).unwrap();
-    run("umoci", &["config", "--config.user", "daemon", "--image", &image]).unwrap();
+    run("umoci", &["repack", "--image", &image, &bundle]);
+    run("umoci", &["config", "--config.user", "daemon", "--image", &image]);
 
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder);

@@ -1,12 +1,12 @@
 //! Images made on the spot, as every kind of archive.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Write};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use strata_imagestore::{Input, LoadError, LoadOptions, Loaded, Store};
+use strata_imagestore::{ImageId, Input, LoadError, LoadOptions, Loaded, Store};
 use strata_layer::Digest;
 
 /// An archive in memory: names and contents in the order in which they are written.
@@ -277,4 +277,34 @@ pub fn merged_paths(store: &Store, image: &strata_imagestore::ImageId) -> Vec<St
     }
     paths.sort();
     paths
+}
+
+/// A folder in memory where there is one: these tests are about order and not about disks.
+pub fn fast_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+pub fn names(store: &Store) -> BTreeSet<(String, ImageId)> {
+    let images = store.images().unwrap();
+    images.iter().flat_map(|image| image.names.iter().map(|name| (name.familiar(), image.id))).collect()
+}
+
+/// Checks that a store is whole and, after a collection, has nothing that no image needs.
+pub fn check_whole(store: &Store) {
+    assert!(store.verify().unwrap().iter().all(strata_imagestore::Finding::is_repaired));
+    store.gc().unwrap();
+    let mut needed = BTreeSet::new();
+    let mut blobs = BTreeSet::new();
+    for summary in store.images().unwrap() {
+        let image = store.image(&summary.id).unwrap();
+        needed.extend(image.layers.iter().map(|layer| layer.0.hex()));
+        blobs.extend([image.id.0.hex(), image.manifest.hex()]);
+    }
+    let list = |folder: &str| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(store.root().join(folder)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(list("layers"), needed);
+    assert_eq!(list("blobs/sha256"), blobs);
+    assert_eq!(list("tmp"), BTreeSet::new());
 }
