@@ -110,6 +110,7 @@ impl RunError {
                 let path = path.display();
                 Some(format!("create it, or use '-v {path}:TARGET', which creates a directory"))
             }
+            RunError::Filesystem(FilesystemError::Mount(reason)) => crate::filesystem::hint(reason),
             _ => None,
         }
     }

@@ -18,20 +18,20 @@ pub(crate) struct Commit {
     message: Option<String>,
     /// Apply a Dockerfile instruction, such as 'CMD ["sh"]'
     #[arg(short, long, value_name = "INSTRUCTION")]
-    change: Vec<Change>,
+    change: Vec<String>,
     #[arg(value_name = "CONTAINER")]
     container: String,
     #[arg(value_name = "REPOSITORY[:TAG]")]
-    reference: Option<ImageRef>,
+    reference: Option<String>,
 }
 
 /// Commits a container and prints the new image's identifier.
 pub(crate) fn run(context: &Context, commit: &Commit, out: &mut impl Write) -> Outcome {
     let options = ContainerCommit {
-        reference: commit.reference.clone(),
+        reference: commit.reference.as_deref().map(str::parse::<ImageRef>).transpose()?,
         author: commit.author.clone(),
         message: commit.message.clone(),
-        changes: commit.change.clone(),
+        changes: commit.change.iter().map(|change| change.parse::<Change>()).collect::<Result<_, _>>()?,
     };
     let id = context.engine()?.commit(&commit.container, &options)?;
     writeln!(out, "{id}")?;

@@ -18,7 +18,7 @@ use crate::progress::Bars;
 pub(crate) struct Import {
     /// Apply a Dockerfile instruction, such as 'CMD ["sh"]'
     #[arg(short, long, value_name = "INSTRUCTION")]
-    change: Vec<Change>,
+    change: Vec<String>,
     /// Set the message of the image's history
     #[arg(short, long, value_name = "TEXT")]
     message: Option<String>,
@@ -26,7 +26,7 @@ pub(crate) struct Import {
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
     #[arg(value_name = "REPOSITORY[:TAG]")]
-    reference: Option<ImageRef>,
+    reference: Option<String>,
 }
 
 /// Imports an archive and prints the new image's identifier.
@@ -42,9 +42,9 @@ pub(crate) fn run(context: &Context, import: &Import, out: &mut impl Write) -> O
         Input::Path(import.file.clone())
     };
     let options = CommitOptions {
-        reference: import.reference.clone(),
+        reference: import.reference.as_deref().map(str::parse::<ImageRef>).transpose()?,
         message: import.message.clone(),
-        changes: import.change.clone(),
+        changes: import.change.iter().map(|change| change.parse::<Change>()).collect::<Result<_, _>>()?,
         ..CommitOptions::default()
     };
     let progress = Bars::new(false);

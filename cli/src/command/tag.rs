@@ -11,11 +11,13 @@ pub(crate) struct Tag {
     #[arg(value_name = "SOURCE_IMAGE[:TAG]")]
     source: String,
     #[arg(value_name = "TARGET_IMAGE[:TAG]")]
-    target: ImageRef,
+    target: String,
 }
 
 /// Tags an image.
 pub(crate) fn run(context: &Context, tag: &Tag) -> Outcome {
-    context.engine()?.images().tag(&tag.source, &tag.target)?;
+    // Not while the command line is read: a name that is none is a failure of the verb, with its exit code.
+    let target: ImageRef = tag.target.parse()?;
+    context.engine()?.images().tag(&tag.source, &target)?;
     Ok(0)
 }

@@ -26,6 +26,12 @@ use strata_unionfs::MountSpec;
 /// The hidden verb of the executable that becomes a filesystem process.
 pub const VERB: &str = "fs";
 
+/// What the user can do about a mount that failed for this reason, where that is known.
+pub fn hint(reason: &str) -> Option<String> {
+    let closed = reason.contains("/dev/fuse") && reason.contains("Permission denied");
+    closed.then(|| "let everybody use FUSE, as udev does: 'chmod 0666 /dev/fuse' as root".to_owned())
+}
+
 /// What the fs process is to do.
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {

@@ -178,7 +178,11 @@ impl Engine {
         directory: &Path,
     ) -> Result<MountMade, MountError> {
         let place = check_place(directory)?;
-        let options = Options { read_only: writable == Writable::No, ..options.clone() };
+        let mut options = Options { read_only: writable == Writable::No, ..options.clone() };
+        if options.source == Options::default().source {
+            // So that the list of mounts says what is where.
+            options.source = name.to_owned();
+        }
         let prepared = self.prepare(name, writable)?;
         let lease = prepared.made.as_ref().map(|made| lease_name(made));
         match mount_prepared(&prepared, &options, &place) {
