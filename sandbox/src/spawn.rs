@@ -79,7 +79,8 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
     };
     let group = cgroup.as_ref().and_then(|guard| guard.0.as_ref());
     let unified = group.and_then(Cgroup::unified);
-    let (pid, pidfd) = clone_child(&plan, unified).map_err(|source| SpawnError::Clone { source })?;
+    let (pid, pidfd) = clone_child(Start { plan: &plan, other_end: parent_end.as_fd() }, unified)
+        .map_err(|source| SpawnError::Clone { source })?;
     // The child has its own copy; ours would hide its death from us.
     drop(plan.parent);
     let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
@@ -268,12 +269,27 @@ impl Drop for CgroupGuard {
     }
 }
 
+/// What the child begins with.
+#[derive(Clone, Copy)]
+struct Start<'a> {
+    plan: &'a Plan,
+    /// The parent's end of the socket.
+    other_end: BorrowedFd<'a>,
+}
+
 /// Makes the child, from a thread that has joined namespaces if some are to be joined.
-fn clone_child(plan: &Plan, unified: Option<BorrowedFd<'_>>) -> io::Result<(u32, OwnedFd)> {
+fn clone_child(start: Start<'_>, unified: Option<BorrowedFd<'_>>) -> io::Result<(u32, OwnedFd)> {
     // The child makes these itself: the first when it is in its cgroup, the second because it is entered at exec.
     let later = LinuxNamespaceType::Cgroup as u64 | LinuxNamespaceType::Time as u64;
+    let plan = start.plan;
     let flags = plan.namespaces.new & !later;
-    let clone = || clone_process(flags, unified, plan, |plan| child::run(plan));
+    let clone = || {
+        clone_process(flags, unified, &start, |start| {
+            // Our own copy of the other end would keep us waiting for ever if the parent died.
+            strata_sys::process::close_fd(start.other_end);
+            child::run(start.plan)
+        })
+    };
     if plan.namespaces.joined.is_empty() {
         return clone();
     }

@@ -105,8 +105,19 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
     if plan.dies_with_parent {
         // Only now: every change of ids switches it off. A filter may forbid it, and that is not worth a failed start.
         let _ = process::set_parent_death_signal(libc::SIGKILL);
+        if is_gone(parent) {
+            process::exit_now(125);
+        }
     }
     execute(plan)
+}
+
+/// Tells whether the parent has ended: it keeps its end of the socket until the program runs.
+fn is_gone(parent: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(parent, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 /// Tries the candidates in order. What exists and is refused stops a search only at its end, as in Go's `LookPath`.
