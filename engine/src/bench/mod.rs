@@ -175,7 +175,15 @@ fn private_mounts() -> Result<(), BenchError> {
     let new_mounts = u64::from(rustix::thread::UnshareFlags::NEWNS.bits());
     strata_sys::clone::unshare(new_mounts).map_err(BenchError::Namespace)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|error| BenchError::Namespace(error.into()))
+        .map_err(|error| BenchError::Namespace(error.into()))?;
+    // A copy of a mount here would keep its server alive after it is unmounted on the host.
+    for mount in crate::mount::table::read().map_err(BenchError::Namespace)? {
+        if mount.kind == crate::mount::FILESYSTEM_TYPE {
+            // Gone meanwhile, or below another that is.
+            let _ = rustix::mount::unmount(&mount.directory, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+    Ok(())
 }
 
 /// The machine in words.

@@ -156,7 +156,7 @@ pub fn unmount(directory: &Path) -> Result<(), UnmountError> {
 }
 
 /// The type that our mounts have in the kernel's list.
-const FILESYSTEM_TYPE: &str = "fuse.strata";
+pub(crate) const FILESYSTEM_TYPE: &str = "fuse.strata";
 
 /// What is mounted, and what must stay locked as long.
 struct Prepared {
