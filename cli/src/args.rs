@@ -12,6 +12,7 @@ use crate::command;
     name = "strata",
     version,
     disable_help_subcommand = true,
+    arg_required_else_help = true,
     max_term_width = 100,
     after_help = "Run 'strata COMMAND --help' for more on a command"
 )]

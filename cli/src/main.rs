@@ -27,6 +27,9 @@ use crate::failure::Failure;
 use crate::mount_helper::Role;
 
 fn main() -> ExitCode {
+    // What a careless caller left open must not live on in a filesystem process or a container. Kernels before 5.11
+    // cannot, and then nothing is lost but that.
+    let _ = strata_sys::process::close_on_exec_from(3);
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
@@ -127,7 +130,10 @@ fn finish(outcome: Outcome) -> ExitCode {
 
 /// Shows help and version, or what is wrong with the command line.
 fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
+    use clap::error::ErrorKind;
+    // Without a verb, as docker does: the help, and no complaint.
+    let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && std::env::args_os().len() < 2;
+    if help || !error.use_stderr() {
         // A closed pipe has no reader to tell.
         let _ = error.print();
         return ExitCode::SUCCESS;

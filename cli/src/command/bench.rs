@@ -25,6 +25,7 @@ pub(crate) struct Lookup {
     /// Choose the form of the result
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Shape,
+    /// The image, by name or id
     #[arg(value_name = "IMAGE")]
     image: String,
 }

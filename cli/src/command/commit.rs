@@ -19,8 +19,10 @@ pub(crate) struct Commit {
     /// Apply a Dockerfile instruction, such as 'CMD ["sh"]'
     #[arg(short, long, value_name = "INSTRUCTION")]
     change: Vec<String>,
+    /// The container, by name, id or the beginning of an id
     #[arg(value_name = "CONTAINER")]
     container: String,
+    /// The name of the new image
     #[arg(value_name = "REPOSITORY[:TAG]")]
     reference: Option<String>,
 }

@@ -10,6 +10,7 @@ use super::{Context, Outcome};
 /// Show what a container changed in its filesystem
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
+    /// The container, by name, id or the beginning of an id
     #[arg(value_name = "CONTAINER")]
     container: String,
 }

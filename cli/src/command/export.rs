@@ -16,6 +16,7 @@ pub(crate) struct Export {
     /// Write to FILE instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// The container, by name, id or the beginning of an id
     #[arg(value_name = "CONTAINER")]
     container: String,
 }

@@ -26,6 +26,7 @@ pub(crate) struct History {
     /// Use 'table', 'table TEMPLATE', 'json' or a Go template
     #[arg(long, value_name = "FORMAT", value_parser = Format::parse)]
     format: Option<Arc<Format>>,
+    /// The image, by name or id
     #[arg(value_name = "IMAGE")]
     image: String,
 }

@@ -32,6 +32,7 @@ pub(crate) struct Images {
     /// Use 'table', 'table TEMPLATE', 'json' or a Go template
     #[arg(long, value_name = "FORMAT", value_parser = Format::parse)]
     format: Option<Arc<Format>>,
+    /// Show only images with this name
     #[arg(value_name = "REPOSITORY[:TAG]")]
     reference: Option<String>,
 }

@@ -25,6 +25,7 @@ pub(crate) struct Import {
     /// The archive; '-' is standard input
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
+    /// The name of the new image
     #[arg(value_name = "REPOSITORY[:TAG]")]
     reference: Option<String>,
 }

@@ -39,6 +39,7 @@ struct What {
     /// Use 'json' or a Go template
     #[arg(short, long, value_name = "FORMAT", value_parser = Shape::parse)]
     format: Option<Shape>,
+    /// The objects, by name, id or the beginning of an id
     #[arg(required = true, value_name = "NAME|ID")]
     names: Vec<String>,
 }

@@ -41,6 +41,7 @@ pub(crate) struct Mount {
     /// Set mount options, as for overlayfs
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<OsString>,
+    /// What to mount, unless folders are given, and where
     #[arg(required = true, num_args = 1..=2, value_name = "IMAGE|CONTAINER DIR")]
     operands: Vec<PathBuf>,
 }

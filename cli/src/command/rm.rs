@@ -15,6 +15,7 @@ pub(crate) struct Rm {
     /// Accepted for compatibility: anonymous volumes always go with their container
     #[arg(short, long)]
     volumes: bool,
+    /// The containers, by name, id or the beginning of an id
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }

@@ -13,6 +13,7 @@ pub(crate) struct Rmi {
     /// Remove even if stopped containers or several names use it
     #[arg(short, long)]
     force: bool,
+    /// The images, by name, id or the beginning of an id
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
 }

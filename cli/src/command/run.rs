@@ -27,7 +27,7 @@ found, 128+n when signal n ended it
 Examples:
   strata run --rm -it debian:12 bash
   strata run --rm -v ./src:/src:ro -w /src gcc:latest make
-  strata run --rm --memory 512m --cpus 1.5 --read-only --tmpfs /tmp python:3 python3 -c 'print(6 * 7)'"
+  strata run --rm -m 512m --cpus 1.5 --read-only --tmpfs /tmp python:3 python3 app.py"
 )]
 pub(crate) struct Run {
     /// Remove the container when it exits
@@ -130,7 +130,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
     /// Set a label
-    #[arg(long, value_name = "NAME[=VALUE]")]
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
     /// Write the container's id to a file
     #[arg(long, value_name = "FILE")]

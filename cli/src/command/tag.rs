@@ -8,8 +8,10 @@ use super::{Context, Outcome};
 /// Give an image another name
 #[derive(Debug, Args)]
 pub(crate) struct Tag {
+    /// The image, by name or id
     #[arg(value_name = "SOURCE_IMAGE[:TAG]")]
     source: String,
+    /// The name it gets
     #[arg(value_name = "TARGET_IMAGE[:TAG]")]
     target: String,
 }

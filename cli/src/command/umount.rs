@@ -9,6 +9,7 @@ use super::{Context, Outcome, for_each};
 /// Unmount what 'strata mount' mounted
 #[derive(Debug, Args)]
 pub(crate) struct Umount {
+    /// Where it was mounted
     #[arg(required = true, value_name = "DIR")]
     directories: Vec<PathBuf>,
 }
