@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 use strata_engine::{Input, LoadOptions};
 
@@ -45,7 +45,12 @@ pub(crate) fn run(context: &Context, load: &Load, out: &mut impl Write) -> Outco
         // The file itself, as a redirected one can be read at any position.
         None => Input::File(File::from(stdin.as_fd().try_clone_to_owned()?)),
     };
-    let loaded = engine.images().load(input, &LoadOptions::default(), &progress)?;
+    let loaded = engine.images().load(input, &LoadOptions::default(), &progress);
+    // The library names members and entries; which archive they are of only we know.
+    let loaded = match &load.input {
+        Some(path) => loaded.with_context(|| path.display().to_string())?,
+        None => loaded?,
+    };
     drop(progress);
     for image in loaded {
         writeln!(out, "{image}")?;
