@@ -58,7 +58,15 @@ fn apply(layer: &Path, root: &Path) -> Result<()> {
         }
     }
     let status = Command::new("tar")
-        .args(["--extract", "--preserve-permissions", "--same-owner", "--numeric-owner", "--xattrs"])
+        // Without delaying, an entry between a folder and its children makes tar set the folder's time too early.
+        .args([
+            "--extract",
+            "--delay-directory-restore",
+            "--preserve-permissions",
+            "--same-owner",
+            "--numeric-owner",
+            "--xattrs",
+        ])
         .args(["--xattrs-include=*", "--warning=no-timestamp", "--wildcards", "--exclude=.wh.*"])
         .args([OsStr::new("--directory"), root.as_os_str(), OsStr::new("--file"), layer.as_os_str()])
         .env("LC_ALL", "C")

@@ -23,6 +23,7 @@ pub fn enter_private_mounts() -> Result<()> {
         command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe()?);
         return Err(command.args(std::env::args_os().skip(1)).env(INSIDE, "1").exec()).context("start unshare");
     }
+    open_fuse_to_all().context("a private /dev/fuse")?;
     let folder =
         tempfile::Builder::new().prefix("strata-users-").tempdir_in("/run").or_else(|_| tempfile::tempdir())?;
     for (file, line) in [
@@ -39,6 +40,27 @@ pub fn enter_private_mounts() -> Result<()> {
         fs::write(&copy, fs::read_to_string(&original)? + &line)?;
         rustix::mount::mount_bind(&copy, &original).with_context(|| format!("bind over {original:?}"))?;
     }
+    Ok(())
+}
+
+/// Systems with udev let everybody open /dev/fuse; where only root may, these mounts get a node of their own.
+fn open_fuse_to_all() -> Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let Ok(metadata) = Path::new("/dev/fuse").metadata() else { return Ok(()) };
+    if metadata.mode() & 0o666 == 0o666 {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    // Not below /run or the like, which may be mounted without devices.
+    let status =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "dev", "strata-tests"]).arg(folder.path()).status()?;
+    anyhow::ensure!(status.success(), "mount: {status}");
+    let node = folder.path().join("fuse");
+    let kind = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(rustix::fs::CWD, &node, kind, rustix::fs::Mode::from_raw_mode(0o666), metadata.rdev())?;
+    fs::set_permissions(&node, fs::Permissions::from_mode(0o666))?;
+    rustix::mount::mount_bind(&node, "/dev/fuse")?;
+    rustix::mount::unmount(folder.path(), rustix::mount::UnmountFlags::DETACH)?;
     Ok(())
 }
 

@@ -211,7 +211,7 @@ fn packed_by_tar(folder: &Path, number: usize, root: &Path, form: &str, paths: O
     Layer::of(&tar, "base")
 }
 
-const NAME: &str = "debian-2";
+const NAME: &str = "debian-3";
 const LAYERS: usize = 6;
 
 /// apt runs outside, so that it has this machine's configuration; dpkg runs inside.

@@ -193,7 +193,7 @@ const LIES: &[Lie] = &[
     ("root that is a file", ".", |out| out.file(".", &PLAIN(), b"x")),
     ("root that is a symbolic link", ".", |out| out.symlink("./", "/etc", &PLAIN())),
     ("entry of no known kind", "strange", |out| out.raw(&strange_header()?, b"")),
-    ("header with a wrong checksum", "tampered", |out| out.raw(&tampered_header()?, b"")),
+    ("header with a wrong checksum", "checksum", |out| out.raw(&tampered_header()?, b"")),
 ];
 
 #[expect(non_snake_case, reason = "reads as the constant it would be if it could")]

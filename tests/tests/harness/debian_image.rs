@@ -33,22 +33,23 @@ fn expected() -> Result<Listing> {
 fn mounted_tree() -> Result<()> {
     let strata = Strata::new()?;
     strata.load(&archive(Form::DockerNew)?)?;
-    compare_mount(&strata, &["mount"])
+    compare_mount(&strata, &["mount"], DirectoryLinks::Reported)
 }
 
 fn writable_mount() -> Result<()> {
     let strata = Strata::new()?;
     strata.load(&archive(Form::OciZstd)?)?;
-    compare_mount(&strata, &["mount", "--rw"])
+    // As on overlayfs, a folder that can change has a link count of 1, which says nothing about its subfolders.
+    compare_mount(&strata, &["mount", "--rw"], DirectoryLinks::Counted)
 }
 
-fn compare_mount(strata: &Strata, verb: &[&str]) -> Result<()> {
+fn compare_mount(strata: &Strata, verb: &[&str], links: DirectoryLinks) -> Result<()> {
     let point = strata.make_folder("point")?;
     let point_text = point.to_string_lossy();
     strata.ok(verb.iter().copied().chain([debian::REFERENCE, &point_text]))?;
-    expected()?.expect_same(&Listing::of(&point, DirectoryLinks::Reported)?)?;
+    expected()?.expect_same(&Listing::of(&point, links)?)?;
     // Once more, now that the kernel and the server have seen every name.
-    expected()?.expect_same(&Listing::of(&point, DirectoryLinks::Reported)?)?;
+    expected()?.expect_same(&Listing::of(&point, links)?)?;
     strata.ok(["umount", &point_text])?;
     Ok(())
 }

@@ -32,7 +32,7 @@ const RUN: &[(i32, &str, &[&str])] = &[
     (127, "executable file not found in $PATH", &["nosuchprogram"]),
     (127, "no such file or directory", &["/no/such/program"]),
     (126, "permission denied", &["/home/not-executable"]),
-    (126, "permission denied", &["/etc"]),
+    (126, "is a directory", &["/etc"]),
     // The CPU limit ends the container's first process, which no signal from inside can.
     (137, "", &["sh", "-c", "ulimit -t 1; while :; do :; done"]),
 ];

@@ -26,8 +26,13 @@ fn two_roots(user: User) -> Result<()> {
     second.load(&archive)?;
 
     // The same name, at the same time, with the same limits.
-    let arguments = ["run", "--name", "same", "--pids-limit", "50", busybox::REFERENCE, "sleep", "3"];
-    let (mut one, mut two) = (first.start(arguments)?, second.start(arguments)?);
+    // A plain user has no cgroup here to be limited in.
+    let limits: &[&str] = if user == User::Caller { &["--pids-limit", "50", "--memory", "64m"] } else { &[] };
+    let arguments = || {
+        let image = [busybox::REFERENCE, "sleep", "3"];
+        ["run", "--name", "same"].into_iter().chain(limits.iter().copied()).chain(image)
+    };
+    let (mut one, mut two) = (first.start(arguments())?, second.start(arguments())?);
     let (one, two) = (one.wait()?, two.wait()?);
     let logs = |strata: &Strata| fs::read_to_string(strata.folder().join("started.log")).unwrap_or_default();
     ensure!(one.success() && two.success(), "{one} {two}\n{}\n{}", logs(&first), logs(&second));
