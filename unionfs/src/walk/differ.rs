@@ -209,10 +209,12 @@ impl Differ<'_> {
         Ok(Some(Frame { stat: *stat, path_length: path.len(), told, names }))
     }
 
-    /// Returns whether a node was changed. Directories that only got other contents were not.
+    /// Returns whether a node was changed.
     ///
-    /// Without layers this is what Docker says, which looks at file capabilities alone among the attributes and trusts
-    /// size and time; a layer must not miss anything.
+    /// Without layers this is what Docker says: directories that only got other contents were not, and it looks at file
+    /// capabilities alone among the attributes and trusts size and time. A layer must not miss anything, so there a
+    /// directory counts whose time moved, be it that an entry came and went. The root does not: its time is that of the
+    /// upper folder, whoever made that.
     fn differs(&self, ino: Ino, before: &Stat, now: &Stat) -> Result<bool> {
         if before.kind != now.kind
             || before.permissions != now.permissions
@@ -221,7 +223,11 @@ impl Differ<'_> {
         {
             return Ok(true);
         }
-        if now.kind != Kind::Directory && (before.size != now.size || !same_time(before.mtime, now.mtime)) {
+        let directory = now.kind == Kind::Directory;
+        if !directory && before.size != now.size {
+            return Ok(true);
+        }
+        if (!directory || self.layered && ino != Ino::ROOT) && !same_time(before.mtime, now.mtime) {
             return Ok(true);
         }
         if !self.tree.is_in_upper(ino) {
