@@ -22,7 +22,9 @@ use strata_sandbox::{Landlock, Launch, Root, Seccomp, SpawnError, Stdio, WindowS
 use support::{Container, rootfs};
 
 fn main() {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // One of them counts descriptors.
+    arguments.test_threads = Some(1);
     let unprivileged = (!support::is_root()).then(|| "needs root".to_owned());
     let landlock = (strata_sys::landlock::abi().unwrap_or(0) < 3).then(|| "needs landlock ABI 3".to_owned());
     let no_python = (!Path::new("/usr/bin/python3").exists() || !cfg!(target_arch = "x86_64"))
@@ -39,6 +41,7 @@ fn main() {
         }
     };
     let trials = vec![
+        trial("nothing_is_mounted_over_proc", nothing_is_mounted_over_proc, &None),
         trial("clocks_of_its_own", clocks_of_its_own, &None),
         trial("owners_of_a_volume_are_mapped_when_asked", owners_of_a_volume_are_mapped_when_asked, &None),
         trial("exit_codes_and_output_arrive", exit_codes_and_output_arrive, &None),
@@ -666,6 +669,21 @@ fn owners_of_a_volume_are_mapped_when_asked() {
     // Without, root of the container is nobody to the host's files.
     let plain = owner(&["rbind"]);
     assert!(plain.stdout.starts_with("65534\n") && plain.stderr.contains("ermission denied"), "{plain:?}");
+}
+
+fn nothing_is_mounted_over_proc() {
+    let root = rootfs();
+    let source = root.path().join("tmp");
+    let run = |target: &str| {
+        let mut container = Container::new(root.path(), &["true"]);
+        container.defaults.mounts = vec![bind(source.to_str().unwrap(), target, &["rbind"])];
+        container.run()
+    };
+    for target in ["/proc", "/proc/sys", "/proc/self/attr", "//proc/../proc/1"] {
+        let error = run(target).unwrap_err().to_string();
+        assert!(error.ends_with("cannot be mounted because it is inside /proc"), "{target}: {error}");
+    }
+    assert_eq!(run("/process").unwrap().code(), 0);
 }
 
 /// Runs Python of this machine in a container whose root is this machine's, read-only.

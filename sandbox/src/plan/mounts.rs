@@ -25,6 +25,7 @@ impl RootfsPlan {
         let view = View { namespaces, restricted: new_user || !userns::is_initial(), gid_mappings };
         let mut mounts = Vec::new();
         for mount in spec.mounts().iter().flatten() {
+            refuse_cover_of_proc(mount)?;
             mounts.push(view.mount(mount)?);
         }
         let dev_is_bound = spec.mounts().iter().flatten().any(|mount| {
@@ -310,6 +311,28 @@ impl View<'_> {
     }
 }
 
+/// Whoever may put something over `/proc` or into it decides what programs, and masks, see there. An image may declare
+/// volumes: they must not be that somebody.
+fn refuse_cover_of_proc(mount: &Mount) -> Result<(), SpawnError> {
+    let path = target(mount.destination(), false)?.path;
+    let path = path.to_string_lossy();
+    let covers = match path.strip_prefix("proc") {
+        Some("") => mount.typ().as_deref() != Some("proc") && !is_procfs(mount.source().as_deref()),
+        Some(below) => below.starts_with('/') && !MAY_COVER.contains(&below),
+        None => false,
+    };
+    if covers {
+        return Err(SpawnError::Invalid(format!("\"/{path}\" cannot be mounted because it is inside /proc")));
+    }
+    Ok(())
+}
+
+fn is_procfs(source: Option<&Path>) -> bool {
+    const PROC_MAGIC: u64 = 0x9fa0;
+    let found = source.and_then(|source| rustix::fs::statfs(source).ok());
+    found.is_some_and(|found| u64::try_from(found.f_type).is_ok_and(|kind| kind == PROC_MAGIC))
+}
+
 /// Checks that each sysctl belongs to a namespace of the container's own: the others would change the host.
 fn sysctls(spec: &Spec, namespaces: &Namespaces) -> Result<Vec<(CString, Vec<u8>)>, SpawnError> {
     let listed = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref());
@@ -349,6 +372,20 @@ const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
     ("/dev/random", 1, 8),
     ("/dev/urandom", 1, 9),
     ("/dev/tty", 5, 0),
+];
+
+/// Files below `/proc` that programs such as lxcfs replace by ones that know the container's limits.
+const MAY_COVER: [&str; 10] = [
+    "/cpuinfo",
+    "/diskstats",
+    "/loadavg",
+    "/meminfo",
+    "/net/dev",
+    "/slabinfo",
+    "/stat",
+    "/swaps",
+    "/sys/kernel/ns_last_pid",
+    "/uptime",
 ];
 
 /// `tty` on every distribution.
