@@ -39,6 +39,7 @@ impl Adapter {
         match result {
             Ok(stat) => {
                 let (attributes, ttl) = self.entry(&stat);
+                self.shared.nodes.remember(attributes.ino.0);
                 reply.entry_with_ttls(&ttl, &FOREVER, &attributes, GENERATION);
             }
             Err(error) => reply.error(errno(error)),
@@ -94,7 +95,7 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _request: &Request, node: INodeNo, count: u64) {
         self.shared.tree.forget(self.ino(node), count);
-        self.shared.nodes.forget(node.0);
+        self.shared.nodes.forget(node.0, count);
     }
 
     fn getattr(&self, _request: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -319,7 +320,11 @@ impl Filesystem for Adapter {
             let Some(stat) = &entry.stat else { return ControlFlow::Break(()) };
             let name = OsStr::from_bytes(entry.name);
             let (attributes, ttl) = self.entry(stat);
-            flow(reply.add(attributes.ino, entry.cookie, name, &ttl, &attributes, GENERATION))
+            let full = reply.add(attributes.ino, entry.cookie, name, &ttl, &attributes, GENERATION);
+            if !full && entry.name != b"." && entry.name != b".." {
+                self.shared.nodes.remember(attributes.ino.0);
+            }
+            flow(full)
         });
         match result {
             Ok(()) => reply.ok(),

@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use fuser::BackingId;
 
@@ -57,9 +57,17 @@ pub(super) enum Mode {
 
 #[derive(Debug, Default)]
 struct Aliases {
-    inos: HashMap<NodeNumber, Ino>,
+    known: HashMap<NodeNumber, Alias>,
     current: HashMap<Ino, NodeNumber>,
     next: NodeNumber,
+}
+
+/// A node that superseded another.
+#[derive(Clone, Copy, Debug)]
+struct Alias {
+    ino: Ino,
+    /// How often the kernel was told about it.
+    references: u64,
 }
 
 impl Nodes {
@@ -77,8 +85,7 @@ impl Nodes {
         if node < FIRST_ALIAS {
             return Ino(node);
         }
-        let aliases = self.aliases.read().unwrap_or_else(PoisonError::into_inner);
-        aliases.inos.get(&node).copied().unwrap_or(Ino(node))
+        self.read_aliases().known.get(&node).map_or(Ino(node), |alias| alias.ino)
     }
 
     /// Returns the node that stands for an inode number at present.
@@ -86,8 +93,16 @@ impl Nodes {
         if !self.any_alias.load(Ordering::Acquire) {
             return ino.0;
         }
-        let aliases = self.aliases.read().unwrap_or_else(PoisonError::into_inner);
-        aliases.current.get(&ino).copied().unwrap_or(ino.0)
+        self.read_aliases().current.get(&ino).copied().unwrap_or(ino.0)
+    }
+
+    /// Notes that the kernel is told about a node once more.
+    pub(super) fn remember(&self, node: NodeNumber) {
+        if node >= FIRST_ALIAS
+            && let Some(alias) = self.write_aliases().known.get_mut(&node)
+        {
+            alias.references += 1;
+        }
     }
 
     /// Returns the shard that holds a node's state.
@@ -98,10 +113,10 @@ impl Nodes {
 
     /// Lets a further node stand for an inode number.
     pub(super) fn supersede(&self, ino: Ino) {
-        let mut aliases = self.aliases.write().unwrap_or_else(PoisonError::into_inner);
+        let mut aliases = self.write_aliases();
         let number = aliases.next;
         aliases.next += 1;
-        aliases.inos.insert(number, ino);
+        aliases.known.insert(number, Alias { ino, references: 0 });
         aliases.current.insert(ino, number);
         self.any_alias.store(true, Ordering::Release);
     }
@@ -121,18 +136,34 @@ impl Nodes {
         node < FIRST_ALIAS && self.lock(node).get(&node).is_none_or(|state| !state.mapped && state.superseded.is_none())
     }
 
-    /// Forgets a node that the kernel has forgotten.
-    pub(super) fn forget(&self, node: NodeNumber) {
-        let removed = self.lock(node).remove(&node);
+    /// Takes back `count` references of the kernel to a node.
+    pub(super) fn forget(&self, node: NodeNumber, count: u64) {
+        let removed = {
+            let mut shard = self.lock(node);
+            // The kernel also takes back single references to nodes that it keeps; those that are open it keeps.
+            if shard.get(&node).is_some_and(|state| state.opens == 0) { shard.remove(&node) } else { None }
+        };
         if removed.is_some_and(|node| node.backing.is_some()) {
             self.idle.fetch_sub(1, Ordering::Relaxed);
         }
+        if !self.any_alias.load(Ordering::Acquire) {
+            return;
+        }
+        // It stands for the number as long as somebody may hold the node that it superseded.
+        let ino = self.ino(node);
+        let held = node >= FIRST_ALIAS && self.lock(ino.0).contains_key(&ino.0);
+        let mut aliases = self.write_aliases();
+        let number = if node < FIRST_ALIAS { aliases.current.get(&ino).copied() } else { Some(node) };
+        let Some(number) = number else { return };
+        let Some(alias) = aliases.known.get_mut(&number) else { return };
         if node >= FIRST_ALIAS {
-            let mut aliases = self.aliases.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(ino) = aliases.inos.remove(&node)
-                && aliases.current.get(&ino) == Some(&node)
-            {
-                aliases.current.remove(&ino);
+            alias.references = alias.references.saturating_sub(count);
+        }
+        let alias = *alias;
+        if alias.references == 0 && !held {
+            aliases.known.remove(&number);
+            if aliases.current.get(&alias.ino) == Some(&number) {
+                aliases.current.remove(&alias.ino);
             }
         }
     }
@@ -151,6 +182,17 @@ impl Nodes {
             }
             self.idle.fetch_sub(dropped.len() as u64, Ordering::Relaxed);
         }
+    }
+}
+
+impl Nodes {
+    fn read_aliases(&self) -> RwLockReadGuard<'_, Aliases> {
+        self.aliases.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Taken after a shard.
+    fn write_aliases(&self) -> RwLockWriteGuard<'_, Aliases> {
+        self.aliases.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,7 +245,11 @@ mod tests {
         assert_ne!(node, 7);
         assert_eq!(nodes.ino(node), Ino(7));
         assert!(!nodes.attributes_stay(node));
-        nodes.forget(node);
+        nodes.remember(node);
+        nodes.remember(node);
+        nodes.forget(node, 1);
+        assert_eq!(nodes.current(Ino(7)), node);
+        nodes.forget(node, 1);
         assert_eq!(nodes.current(Ino(7)), 7);
     }
 }
