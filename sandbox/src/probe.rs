@@ -1,4 +1,4 @@
-//! What this machine allows, with reasons, for `strata info`.
+//! What this machine allows a sandbox to do, with reasons.
 //!
 //! Each question is answered by asking the kernel where that has no effect, else by what the kernel says about itself.
 
@@ -77,8 +77,6 @@ impl Host {
 }
 
 fn features(version: (u32, u32), hierarchies: &Hierarchies) -> Vec<Feature> {
-    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let filesystem = |kind: &str| filesystems.lines().any(|line| line.split_whitespace().last() == Some(kind));
     let since = |major, minor| version >= (major, minor);
     let privileged = userns::is_initial() && has_effective(SYS_ADMIN);
     let feature = |name, result: Result<String, String>| match result {
@@ -89,14 +87,6 @@ fn features(version: (u32, u32), hierarchies: &Hierarchies) -> Vec<Feature> {
         if since(major, minor) { Ok(String::new()) } else { Err(format!("needs Linux {major}.{minor}")) }
     };
     let root = || if privileged { Ok(()) } else { Err("needs root of the initial user namespace".to_owned()) };
-    let module = |kind: &str| {
-        // A filesystem that is a module shows up only once it is loaded.
-        if filesystem(kind) {
-            Ok(String::new())
-        } else {
-            Err("not in /proc/filesystems (module not loaded?)".to_owned())
-        }
-    };
     vec![
         feature("mount-api", kernel(5, 12)),
         feature("clone-into-cgroup", kernel(5, 7)),
@@ -107,13 +97,6 @@ fn features(version: (u32, u32), hierarchies: &Hierarchies) -> Vec<Feature> {
         feature("landlock", landlock_state()),
         feature("cgroup-writable", cgroup_state(hierarchies)),
         feature("swap-limit", swap_limit(hierarchies)),
-        feature("fuse", fuse_device()),
-        feature("fuse-passthrough", kernel(6, 9).and_then(|detail| root().map(|()| detail))),
-        feature("fuse-uring", fuse_uring(since(6, 14))),
-        feature("fusermount", program("fusermount3")),
-        feature("erofs", module("erofs").and_then(|detail| root().map(|()| detail))),
-        feature("erofs-file-backed", kernel(6, 12).and_then(|detail| module("erofs").map(|_| detail))),
-        feature("overlay", module("overlay")),
         feature("apparmor", security_module("apparmor")),
         feature("selinux", security_module("selinux")),
     ]
@@ -182,24 +165,6 @@ fn swap_limit(hierarchies: &Hierarchies) -> Result<String, String> {
         crate::cgroup::Version::V2 => Ok(String::new()),
         crate::cgroup::Version::V1 if memory.mount.join("memory.memsw.limit_in_bytes").exists() => Ok(String::new()),
         crate::cgroup::Version::V1 => Err("the kernel does not account swap (boot with swapaccount=1)".into()),
-    }
-}
-
-fn fuse_device() -> Result<String, String> {
-    match fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Ok(String::new()),
-        Err(error) => Err(format!("/dev/fuse: {error}")),
-    }
-}
-
-fn fuse_uring(recent: bool) -> Result<String, String> {
-    if !recent {
-        return Err("needs Linux 6.14".into());
-    }
-    match fs::read_to_string("/sys/module/fuse/parameters/enable_uring") {
-        Ok(text) if text.trim() == "Y" => Ok(String::new()),
-        Ok(_) => Err("fuse.enable_uring is off".into()),
-        Err(_) => Err("the kernel's FUSE has no io_uring".into()),
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Defaults {
     pub read_only_root: bool,
     /// All capability sets but the inheritable and ambient ones, which stay empty.
     pub capabilities: CapabilitySet,
-    /// No masks, writable `/sys` and cgroups, every device.
+    /// All capabilities, no masks, writable `/sys` and cgroups, no device list. The filter is the caller's to leave out.
     pub privileged: bool,
     /// `--security-opt no-new-privileges`.
     pub no_new_privileges: bool,

@@ -60,13 +60,9 @@ impl Cgroup {
     pub fn open(name: &CgroupName) -> Result<Self, CgroupError> {
         let hierarchies = Hierarchies::detect()?;
         let groups = hierarchies.iter().filter_map(|hierarchy| {
-            let path = hierarchy.mount.join(name.as_str());
-            path.is_dir().then(|| Group {
-                version: hierarchy.version,
-                directory: None,
-                path,
-                controllers: hierarchy.controllers.clone(),
-            })
+            let path = hierarchy.bases().into_iter().map(|base| base.join(name.as_str())).find(|path| path.is_dir())?;
+            let controllers = hierarchy.controllers.clone();
+            Some(Group { version: hierarchy.version, directory: None, path, controllers })
         });
         Ok(Self { groups: groups.collect() })
     }
@@ -187,7 +183,18 @@ impl Cgroup {
             return Err(CgroupError::NoController { controller, setting });
         }
         for hierarchy in hierarchies.iter() {
-            match make(hierarchy, name, &wanted.iter().map(|limit| limit.controller).collect::<Vec<_>>()) {
+            let controllers: Vec<_> = wanted.iter().map(|limit| limit.controller).collect();
+            let denied = |made: &Result<Group, CgroupError>| match made {
+                Err(CgroupError::Create { source, .. } | CgroupError::NotDelegated { source, .. }) => is_denied(source),
+                _ => false,
+            };
+            let mut made = make(hierarchy, &hierarchy.mount, name, &controllers);
+            for base in hierarchy.bases().into_iter().skip(1) {
+                if denied(&made) {
+                    made = make(hierarchy, &base, name, &controllers);
+                }
+            }
+            match made {
                 Ok(group) => self.groups.push(group),
                 Err(CgroupError::Create { source, path }) if is_denied(&source) => {
                     let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
@@ -266,13 +273,13 @@ fn attach_device_rules(directory: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::R
 }
 
 /// Makes the directory in one hierarchy, with the parents it needs.
-fn make(hierarchy: &Hierarchy, name: &CgroupName, wanted: &[&str]) -> Result<Group, CgroupError> {
-    let path = hierarchy.mount.join(name.as_str());
+fn make(hierarchy: &Hierarchy, base: &Path, name: &CgroupName, wanted: &[&str]) -> Result<Group, CgroupError> {
+    let path = base.join(name.as_str());
     let create_error = |path: &Path, source| CgroupError::Create { path: path.to_owned(), source };
     let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
     let cpuset = hierarchy.version == Version::V1 && has("cpuset");
 
-    let mut parent = hierarchy.mount.clone();
+    let mut parent = base.to_owned();
     let mut parts = name.as_str().split('/').peekable();
     while let Some(part) = parts.next() {
         if hierarchy.version == Version::V2 {

@@ -119,6 +119,21 @@ impl Hierarchies {
 }
 
 impl Hierarchy {
+    /// Returns the directories below which cgroups can be made, best first: the root, and on v2 the parent of this
+    /// process's own cgroup, which systemd hands to a user who has one delegated.
+    pub(super) fn bases(&self) -> Vec<PathBuf> {
+        let mut bases = vec![self.mount.clone()];
+        let parent = Path::new(&self.own).parent().map(|parent| parent.strip_prefix("/").unwrap_or(parent));
+        // Above the namespace's root there is nothing of ours.
+        let below = parent.filter(|parent| !parent.as_os_str().is_empty() && !self.own.starts_with("/.."));
+        if self.version == Version::V2
+            && let Some(parent) = below
+        {
+            bases.push(self.mount.join(parent));
+        }
+        bases
+    }
+
     /// Returns the last part of the mount point: the name under which containers see the hierarchy.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
@@ -203,6 +218,18 @@ mod tests {
         let unified = found.iter().find(|hierarchy| hierarchy.version == Version::V2).unwrap();
         assert_eq!((unified.mount.to_str(), unified.own.as_str()), (Some("/sys/fs/cgroup/unified x"), "/c"));
         assert!(found.with_controller("memory").is_none());
+    }
+
+    #[test]
+    fn a_delegated_parent_is_tried_after_the_root() {
+        let bases = |own: &str| {
+            let found = Hierarchies::parse("1 1 0:1 / /cg rw - cgroup2 cgroup2 rw\n", &format!("0::{own}\n"));
+            found.all[0].bases().iter().map(|base| base.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(bases("/user.slice/app.slice/x.scope"), ["/cg", "/cg/user.slice/app.slice"]);
+        for own in ["/", "/x", "/../y/z"] {
+            assert_eq!(bases(own), ["/cg"], "{own}");
+        }
     }
 
     #[test]
