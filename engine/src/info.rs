@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
-use strata_sandbox::cgroup::{Hierarchies, Layout};
-use strata_sandbox::userns;
+use strata_sandbox::cgroup::Layout;
+use strata_sandbox::probe::Host;
 
 use crate::engine::Engine;
 
-/// Everything that `strata info` shows.
+/// Everything that `strata info` shows. Names are Docker's where Docker has the field.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Info {
@@ -38,8 +38,28 @@ pub struct Info {
     pub mem_total: u64,
     /// `1` or `2`.
     pub cgroup_version: String,
+    /// How the hierarchies are mounted: `v1`, `hybrid`, `v2` or `absent`.
+    pub cgroup_layout: String,
+    /// Who makes cgroups.
+    pub cgroup_driver: String,
+    /// What can be limited.
+    pub cgroup_controllers: Vec<String>,
+    /// What was chosen for this machine, and why.
+    pub choices: Vec<Choice>,
     /// What this machine allows, one by one.
     pub features: Vec<Feature>,
+}
+
+/// Something that is done in one of several ways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Choice {
+    /// What.
+    pub what: String,
+    /// The way that was chosen.
+    pub chosen: String,
+    /// The reason.
+    pub why: String,
 }
 
 /// One thing the machine may allow.
@@ -50,10 +70,8 @@ pub struct Feature {
     pub name: String,
     /// Whether it can be used here.
     pub available: bool,
-    /// What was found.
-    pub found: String,
-    /// What follows for strata.
-    pub chosen: String,
+    /// A version, or why not.
+    pub detail: String,
 }
 
 impl Engine {
@@ -61,8 +79,13 @@ impl Engine {
     pub fn info(&self) -> Info {
         let containers = self.registry().list().unwrap_or_default();
         let running = containers.iter().filter(|container| container.state.is_running()).count();
-        let machine = crate::bench::machine();
-        let layout = Hierarchies::detect().map(|found| found.layout()).unwrap_or(Layout::Absent);
+        let host = Host::probe();
+        let layout = match host.cgroup_layout {
+            Layout::V1 => "v1",
+            Layout::Hybrid => "hybrid",
+            Layout::V2 => "v2",
+            Layout::Absent => "absent",
+        };
         Info {
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
             docker_root_dir: self.root().display().to_string(),
@@ -70,181 +93,91 @@ impl Engine {
             containers_running: running,
             containers_stopped: containers.len() - running,
             images: self.images().images().map(|images| images.len()).unwrap_or(0),
-            kernel_version: machine.kernel.clone(),
             operating_system: operating_system(),
-            architecture: std::env::consts::ARCH.to_owned(),
-            cpus: machine.cpus,
+            cpus: crate::bench::machine().cpus,
             mem_total: memory(),
-            cgroup_version: if layout == Layout::V2 { "2" } else { "1" }.to_owned(),
-            features: features(&machine.kernel, layout, self.root()),
+            cgroup_version: if host.cgroup_layout == Layout::V2 { "2" } else { "1" }.to_owned(),
+            cgroup_layout: layout.to_owned(),
+            cgroup_driver: "cgroupfs".to_owned(),
+            cgroup_controllers: host.cgroup_controllers.iter().map(|(name, _)| name.clone()).collect(),
+            choices: choices(&host, filesystem_of(self.root())),
+            features: host
+                .features
+                .iter()
+                .map(|feature| Feature {
+                    name: feature.name.to_owned(),
+                    available: feature.available,
+                    detail: feature.detail.clone(),
+                })
+                .collect(),
+            kernel_version: host.kernel,
+            architecture: host.architecture,
         }
     }
 }
 
-fn features(kernel: &str, layout: Layout, root: &Path) -> Vec<Feature> {
-    let version = kernel_version(kernel);
+fn choices(host: &Host, store: Option<&str>) -> Vec<Choice> {
+    let choice =
+        |what: &str, (chosen, why): (&str, String)| Choice { what: what.to_owned(), chosen: chosen.to_owned(), why };
+    // The first thing that is missing is the reason.
+    let lacks = |names: &[&str]| {
+        names.iter().find(|name| !host.has(name)).map(|name| {
+            let detail = host.features.iter().find(|feature| feature.name == *name).map(|feature| &feature.detail);
+            format!("{name}: {}", detail.map_or("not there", String::as_str))
+        })
+    };
+    let passthrough = lacks(&["fuse", "fuse-passthrough"]);
+    let objects = passthrough.clone().or_else(|| lacks(&["erofs", "erofs-file-backed"]));
+    let objects = objects.or_else(|| match store {
+        Some(kind @ ("tmpfs" | "overlayfs")) => Some(format!("the state folder is on {kind}")),
+        _ => None,
+    });
     vec![
-        privileges(),
-        fuse(),
-        fuse_passthrough(version),
-        fuse_over_io_uring(version),
-        erofs(version, root),
-        overlayfs(),
-        cgroups(layout),
-        user_namespaces(),
-        landlock(),
-        seccomp(),
-        network(),
+        choice(
+            "union filesystem",
+            match lacks(&["fuse", "mount-api"]) {
+                None => ("FUSE", "fuse and mount-api are available".to_owned()),
+                Some(why) => ("none: nothing can be mounted or run", why),
+            },
+        ),
+        choice("requests", ("read from /dev/fuse", "requests over io_uring are not implemented".to_owned())),
+        choice(
+            "data of image files",
+            match objects {
+                None => (
+                    "read by the kernel from the layer's tar",
+                    "passthrough and EROFS from files are available".to_owned(),
+                ),
+                Some(why) => ("read by the filesystem process from the layer's tar", why),
+            },
+        ),
+        choice(
+            "data of changed files",
+            match passthrough {
+                None => ("read and written by the kernel", "passthrough is available".to_owned()),
+                Some(why) => ("read and written by the filesystem process", why),
+            },
+        ),
+        choice(
+            "user namespace of containers",
+            match host.initial_user_namespace && host.has("fuse-passthrough") {
+                true => ("none, or one of its own with --userns auto", "strata runs as root".to_owned()),
+                false => match lacks(&["user-namespaces", "subordinate-ids"]) {
+                    None => ("the user's, with subordinate ids", "newuidmap and ranges are there".to_owned()),
+                    Some(why) if host.has("user-namespaces") => ("the user's, with one id", why),
+                    Some(why) => ("none: containers cannot be run", why),
+                },
+            },
+        ),
+        choice(
+            "second wall",
+            match lacks(&["landlock"]) {
+                None => ("landlock, unless the container may mount", "landlock is available".to_owned()),
+                Some(why) => ("none", why),
+            },
+        ),
+        choice("default network", ("none", "bridges are not there yet; --network host is the other".to_owned())),
     ]
-}
-
-fn feature(name: &str, available: bool, found: impl Into<String>, chosen: impl Into<String>) -> Feature {
-    Feature { name: name.to_owned(), available, found: found.into(), chosen: chosen.into() }
-}
-
-/// Whether we may mount: root, or root of a user namespace.
-fn is_initial_root() -> bool {
-    userns::is_initial() && strata_sandbox::capabilities::has_effective(strata_sandbox::capabilities::SYS_ADMIN)
-}
-
-fn privileges() -> Feature {
-    match is_initial_root() {
-        true => feature("privileges", true, "CAP_SYS_ADMIN", "mounts are made directly"),
-        false => feature(
-            "privileges",
-            false,
-            "no CAP_SYS_ADMIN",
-            "containers run in a user namespace; 'strata mount' uses fusermount3",
-        ),
-    }
-}
-
-fn fuse() -> Feature {
-    let device = Path::new("/dev/fuse");
-    match fs::File::options().read(true).write(true).open(device) {
-        Ok(_) => feature("FUSE", true, "/dev/fuse can be opened", "the union filesystem is served by FUSE"),
-        Err(error) => {
-            let found = format!("/dev/fuse: {}", crate::error_chain(&error));
-            feature("FUSE", false, found, "nothing can be mounted or run; udev gives /dev/fuse the mode 0666")
-        }
-    }
-}
-
-fn fuse_passthrough(version: (u32, u32)) -> Feature {
-    const NAME: &str = "FUSE passthrough";
-    if version < (6, 9) {
-        return feature(NAME, false, "needs Linux 6.9", "file data goes through the filesystem process");
-    }
-    match is_initial_root() {
-        true => feature(NAME, true, "the kernel has it and we are root", "file data bypasses the filesystem process"),
-        false => feature(
-            NAME,
-            false,
-            "only for CAP_SYS_ADMIN of the initial user namespace",
-            "file data goes through the filesystem process",
-        ),
-    }
-}
-
-fn fuse_over_io_uring(version: (u32, u32)) -> Feature {
-    const NAME: &str = "FUSE over io_uring";
-    let chosen = "requests are read from /dev/fuse";
-    match fs::read_to_string("/sys/module/fuse/parameters/enable_uring") {
-        Ok(text) if text.trim() == "Y" => feature(NAME, true, "enabled", chosen),
-        Ok(_) => feature(NAME, false, "switched off: /sys/module/fuse/parameters/enable_uring is N", chosen),
-        Err(_) if version >= (6, 14) => feature(NAME, false, "not built into this kernel", chosen),
-        Err(_) => feature(NAME, false, "needs Linux 6.14", chosen),
-    }
-}
-
-fn erofs(version: (u32, u32), root: &Path) -> Feature {
-    const NAME: &str = "EROFS from files";
-    let otherwise = "image files are read from their layer's tar";
-    if !has_filesystem("erofs") {
-        return feature(NAME, false, "the kernel lists no erofs", otherwise);
-    }
-    if version < (6, 12) {
-        return feature(NAME, false, "needs Linux 6.12", otherwise);
-    }
-    if !is_initial_root() {
-        return feature(NAME, false, "only for CAP_SYS_ADMIN of the initial user namespace", otherwise);
-    }
-    // Neither can hold the metadata of a mount that is made from a file.
-    match filesystem_of(root) {
-        Some(kind @ ("tmpfs" | "overlayfs")) => {
-            feature(NAME, false, format!("the state folder is on {kind}"), otherwise)
-        }
-        _ => feature(NAME, true, "the kernel has it", "the kernel opens image files out of their layer's tar"),
-    }
-}
-
-fn overlayfs() -> Feature {
-    match has_filesystem("overlay") {
-        true => feature("overlayfs", true, "the kernel has it", "not used; 'strata bench lookup' compares with it"),
-        false => feature("overlayfs", false, "the kernel lists no overlay", "not used"),
-    }
-}
-
-fn cgroups(layout: Layout) -> Feature {
-    let (found, chosen) = match layout {
-        Layout::V1 => ("version 1", "driver cgroupfs"),
-        Layout::V2 => ("version 2", "driver cgroupfs"),
-        Layout::Hybrid => ("hybrid: version 1 controllers beside a version 2 tree", "driver cgroupfs"),
-        Layout::Absent => ("none are mounted", "containers run without limits; asking for one is an error"),
-    };
-    feature("cgroups", layout != Layout::Absent, found, chosen)
-}
-
-fn user_namespaces() -> Feature {
-    const NAME: &str = "user namespaces";
-    let read = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    if read("/proc/sys/user/max_user_namespaces").unwrap_or(0) == 0 {
-        return feature(NAME, false, "user.max_user_namespaces is 0", "plain users cannot run containers");
-    }
-    let helpers = ["newuidmap", "newgidmap"].iter().all(|name| Path::new("/usr/bin").join(name).is_file());
-    let for_all = read("/proc/sys/kernel/unprivileged_userns_clone") != Some(0)
-        && read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") != Some(1);
-    let found = match (for_all, helpers) {
-        (true, true) => "for everybody, with newuidmap and newgidmap",
-        (true, false) => "for everybody; newuidmap and newgidmap are not in /usr/bin",
-        (false, _) => "for root only",
-    };
-    let chosen = match (for_all, helpers) {
-        (true, true) => "plain users get their ranges of /etc/subuid and /etc/subgid",
-        (true, false) => "plain users run containers in which only one user exists",
-        (false, _) => "plain users cannot run containers",
-    };
-    feature(NAME, for_all, found, chosen)
-}
-
-fn landlock() -> Feature {
-    match strata_sys::landlock::abi().ok() {
-        Some(version) => feature(
-            "landlock",
-            true,
-            format!("version {version}"),
-            "a second wall around containers that may not mount",
-        ),
-        None => feature("landlock", false, "not in this kernel, or not switched on", "containers run without it"),
-    }
-}
-
-fn seccomp() -> Feature {
-    match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
-        Ok(actions) => feature("seccomp", true, actions.trim().to_owned(), "Docker's default profile"),
-        Err(_) => {
-            feature("seccomp", false, "not in this kernel", "containers do not start, except with seccomp=unconfined")
-        }
-    }
-}
-
-fn network() -> Feature {
-    feature("networks", true, "none, host", "none unless --network host is given: bridges are not there yet")
-}
-
-fn has_filesystem(name: &str) -> bool {
-    let listed = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    listed.lines().any(|line| line.split_whitespace().next_back() == Some(name))
 }
 
 fn filesystem_of(path: &Path) -> Option<&'static str> {
@@ -255,11 +188,6 @@ fn filesystem_of(path: &Path) -> Option<&'static str> {
         OVERLAYFS => Some("overlayfs"),
         _ => None,
     }
-}
-
-fn kernel_version(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(|text| text.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn operating_system() -> String {
@@ -279,9 +207,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernel_releases() {
-        assert_eq!(kernel_version("6.18.44-fc-v657"), (6, 18));
-        assert_eq!(kernel_version("5.10"), (5, 10));
-        assert_eq!(kernel_version("odd"), (0, 0));
+    fn what_is_missing_is_the_reason() {
+        let mut host = Host::probe();
+        for feature in &mut host.features {
+            feature.available = feature.name != "erofs-file-backed";
+            feature.detail = if feature.available { String::new() } else { "needs Linux 6.12".to_owned() };
+        }
+        let chosen = |host: &Host, store, what: &str| {
+            let choices = choices(host, store);
+            let choice = choices.into_iter().find(|choice| choice.what == what).unwrap();
+            format!("{}: {}", choice.chosen, choice.why)
+        };
+        assert_eq!(
+            chosen(&host, None, "data of image files"),
+            "read by the filesystem process from the layer's tar: erofs-file-backed: needs Linux 6.12"
+        );
+        assert_eq!(
+            chosen(&host, None, "data of changed files"),
+            "read and written by the kernel: passthrough is available"
+        );
+        for feature in &mut host.features {
+            feature.available = true;
+        }
+        assert_eq!(
+            chosen(&host, Some("tmpfs"), "data of image files"),
+            "read by the filesystem process from the layer's tar: the state folder is on tmpfs"
+        );
     }
 }

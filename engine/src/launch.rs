@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use strata_imagestore::{Image, ImageError, ImageId, Stack, StackError, StoreError, Timestamp};
 use strata_layer::index::{Index, NodeId};
+use strata_sandbox::capabilities::{CHOWN, has_effective};
 use strata_sandbox::{Landlock, Launch, Orphan, Root, Running, SpawnError, Stdio, WindowSize};
 use strata_unionfs::{MountSpec, Options, Upper};
 
@@ -395,7 +396,11 @@ pub(crate) fn prepare_upper(container: &Container, stack: &Stack) -> io::Result<
     let upper = container.upper();
     let index = Index::open(&std::fs::File::open(&stack.index)?).map_err(io::Error::other)?;
     let Some(root) = index.attributes(NodeId::ROOT) else { return Ok(()) };
-    std::os::unix::fs::chown(&upper, Some(root.uid), Some(root.gid))?;
+    match std::os::unix::fs::chown(&upper, Some(root.uid), Some(root.gid)) {
+        // A plain user outside of his user namespace, for a mount of his own: then the root is his.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !has_effective(CHOWN) => {}
+        result => result?,
+    }
     let mode = std::os::unix::fs::PermissionsExt::from_mode(u32::from(root.permissions));
     std::fs::set_permissions(&upper, mode)
 }

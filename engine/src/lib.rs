@@ -47,7 +47,7 @@ pub use error_text::error_chain;
 pub use filesystem::{
     FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, serve as serve_filesystem,
 };
-pub use info::{Feature, Info};
+pub use info::{Choice, Feature, Info};
 pub use inspect::InspectError;
 pub use launch::{Attached, FinishError, RunError};
 pub use mount::{

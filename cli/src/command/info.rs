@@ -48,7 +48,7 @@ pub(crate) fn run(context: &Context, info: &Info, out: &mut impl Write) -> Outco
 fn text(info: &Machine) -> String {
     let mut text = format!(
         "Version: {}\nRoot: {}\nContainers: {} ({} running)\nImages: {}\nKernel: {}\nSystem: {}\n\
-         Architecture: {}\nCPUs: {}\nMemory: {}\n\n",
+         Architecture: {}\nCPUs: {}\nMemory: {}\nCgroups: {}, driver {}, controllers {}\n",
         info.server_version,
         info.docker_root_dir,
         info.containers,
@@ -59,10 +59,19 @@ fn text(info: &Machine) -> String {
         info.architecture,
         info.cpus,
         human::size(info.mem_total),
+        info.cgroup_layout,
+        info.cgroup_driver,
+        info.cgroup_controllers.join(" "),
     );
+    text.push_str("\nChosen:\n");
+    for choice in &info.choices {
+        text.push_str(&format!("  {}: {}\n    ({})\n", choice.what, choice.chosen, choice.why));
+    }
+    text.push_str("\nThis machine:\n");
     for feature in &info.features {
-        let mark = if feature.available { "yes" } else { "no" };
-        text.push_str(&format!("{}: {mark}, {}\n  {}\n", feature.name, feature.found, feature.chosen));
+        let state = if feature.available { "yes" } else { "no" };
+        let detail = if feature.detail.is_empty() { String::new() } else { format!(", {}", feature.detail) };
+        text.push_str(&format!("  {}: {state}{detail}\n", feature.name));
     }
     text
 }
