@@ -23,7 +23,7 @@ mod walk;
 
 pub use idmap::{IdMap, IdRange, OVERFLOW_ID};
 pub use lower::{FolderError, ImageError};
-pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, mount, unmount};
+pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, adopt, mount, unmount};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use spec::{ImageLayer, Lower, MountSpec, Options, Passthrough, Upper, UserXattr};
 pub use tree::{Access, Caller, DirEntry, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage};

@@ -127,6 +127,16 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
     }
 }
 
+/// Takes over a filesystem that somebody else has mounted and nobody serves yet: `device` is its connection.
+pub fn adopt(spec: &MountSpec, device: OwnedFd) -> Result<Mounted, MountError> {
+    let tree = Arc::new(Tree::open(spec)?);
+    let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
+    let connection = Connection::from_device(tree, device, &spec.options, threads)
+        .map_err(|source| MountError::Handshake { source })?;
+    let report = MountReport { by_helper: true, threads, passthrough: connection.has_passthrough() };
+    Ok(Mounted { connection, detached: None, report })
+}
+
 impl Mounted {
     /// Returns the mount itself, for a [`Target::Detached`] one.
     pub fn mount_fd(&self) -> Option<BorrowedFd<'_>> {
