@@ -10,10 +10,14 @@
 //!      | <----- Reply { report | error } + mount fd   |  stdin = /dev/null, serve until unmounted
 //! ```
 //!
+//! A plain user's writable mount takes one step more: the process enters the user's own namespace, where his layers
+//! belong to him, says so, and gets the connection of a mount that fusermount3 makes meanwhile outside.
+//!
 //! If the command is gone before the reply arrives, the fs process undoes the mount and ends; a detached mount ends
 //! with its last descriptor in any case.
 
 mod channel;
+mod helper;
 mod process;
 mod server;
 
@@ -38,11 +42,21 @@ struct Request {
     spec: MountSpec,
     /// The folder to mount on; `None` for a detached mount whose descriptor comes back.
     directory: Option<std::path::PathBuf>,
+    /// Whether the layers are to be used inside of the user's own namespace, where he owns what his containers made,
+    /// while the mount is seen outside.
+    inside: bool,
 }
 
 /// What came of it.
 #[derive(Debug, Serialize, Deserialize)]
 enum Reply {
-    Mounted { report: serde_json::Value },
-    Failed { error: String },
+    /// The process is inside its own namespaces and needs the connection of a mount made outside. Only now: a mount
+    /// namespace made later would hold a copy of that mount, and the mount would never end.
+    Inside,
+    Mounted {
+        report: serde_json::Value,
+    },
+    Failed {
+        error: String,
+    },
 }

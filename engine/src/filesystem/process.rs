@@ -9,9 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags};
+use strata_sandbox::capabilities::{SYS_ADMIN, has_effective};
 use strata_unionfs::MountSpec;
 
-use super::{Reply, Request, VERB, channel};
+use super::{Reply, Request, VERB, channel, helper};
 use crate::process::wait_for_end;
 
 /// A running filesystem process.
@@ -49,6 +50,22 @@ impl FilesystemProcess {
         directory: Option<&Path>,
         held: &[BorrowedFd<'_>],
     ) -> Result<FilesystemProcess, FilesystemError> {
+        // A plain user's writable layer belongs to his namespace, and his mounts are made by a helper outside of it.
+        let inside = directory.is_some() && spec.upper.is_some() && !has_effective(SYS_ADMIN);
+        let started = Self::spawn(spec, directory, inside, held);
+        if let (Err(_), true, Some(directory)) = (&started, inside, directory) {
+            // Inside, it cannot take away what the helper mounted. If that was not even reached, nothing is there.
+            let _ = strata_unionfs::unmount(directory);
+        }
+        started
+    }
+
+    fn spawn(
+        spec: &MountSpec,
+        directory: Option<&Path>,
+        inside: bool,
+        held: &[BorrowedFd<'_>],
+    ) -> Result<FilesystemProcess, FilesystemError> {
         let (ours, theirs) = UnixStream::pair().map_err(FilesystemError::Start)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("strata").arg(VERB).current_dir("/").env_clear();
@@ -60,7 +77,8 @@ impl FilesystemProcess {
         let mut child = command.spawn().map_err(FilesystemError::Start)?;
         // The command holds the other end of the socket as long as it lives, and an end of the stream is a message.
         drop(command);
-        match converse(&ours, spec, directory, held, &child) {
+        let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from), inside };
+        match converse(&ours, &request, held, &child) {
             Ok((report, mount, pidfd)) => Ok(FilesystemProcess { child, pidfd, report, mount }),
             Err(FilesystemError::Talk(error)) if is_end(&error) => {
                 Err(FilesystemError::Died(child.wait().map_err(FilesystemError::Talk)?))
@@ -120,20 +138,28 @@ type Conversation = (serde_json::Value, Option<OwnedFd>, OwnedFd);
 
 fn converse(
     socket: &UnixStream,
-    spec: &MountSpec,
-    directory: Option<&Path>,
+    request: &Request,
     held: &[BorrowedFd<'_>],
     child: &Child,
 ) -> Result<Conversation, FilesystemError> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a process number");
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|error| FilesystemError::Start(error.into()))?;
-    let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from) };
-    channel::send(socket.as_fd(), &request, held).map_err(FilesystemError::Talk)?;
+    channel::send(socket.as_fd(), request, held).map_err(FilesystemError::Talk)?;
+    if let (true, Some(directory)) = (request.inside, &request.directory) {
+        match channel::receive::<Reply>(socket.as_fd()).map_err(FilesystemError::Talk)? {
+            (Reply::Failed { error }, _) => return Err(FilesystemError::Mount(error)),
+            (Reply::Inside | Reply::Mounted { .. }, _) => {}
+        }
+        let device = helper::mount(directory, &request.spec.options)
+            .map_err(|error| FilesystemError::Mount(crate::error_chain(&error)))?;
+        channel::send(socket.as_fd(), &Reply::Inside, &[device.as_fd()]).map_err(FilesystemError::Talk)?;
+    }
     let (reply, descriptors) = channel::receive::<Reply>(socket.as_fd()).map_err(FilesystemError::Talk)?;
     match reply {
         Reply::Mounted { report } => Ok((report, descriptors.into_iter().next(), pidfd)),
         Reply::Failed { error } => Err(FilesystemError::Mount(error)),
+        Reply::Inside => Err(FilesystemError::Talk(io::ErrorKind::InvalidData.into())),
     }
 }
 

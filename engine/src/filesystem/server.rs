@@ -1,10 +1,10 @@
 //! The filesystem process itself.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use strata_unionfs::Target;
+use strata_unionfs::{IdMap, IdRange, MountSpec, Mounted, Options, Target};
 
 use super::{Reply, Request, channel};
 
@@ -34,14 +34,9 @@ pub fn serve() -> Result<(), ServeError> {
     let (request, held) = channel::receive::<Request>(control.as_fd()).map_err(ServeError::NotStarted)?;
     close_stdin().map_err(ServeError::NotStarted)?;
 
-    let target = match &request.directory {
-        Some(directory) => Target::Directory(directory.clone()),
-        None => Target::Detached,
-    };
-    let mounted = match strata_unionfs::mount(&request.spec, &target) {
+    let mounted = match mount(&request, control.as_fd()) {
         Ok(mounted) => mounted,
         Err(error) => {
-            let error = crate::error_chain(&error);
             channel::send(control.as_fd(), &Reply::Failed { error: error.clone() }, &[])
                 .map_err(ServeError::Orphaned)?;
             return Err(ServeError::Mount(error));
@@ -62,6 +57,37 @@ pub fn serve() -> Result<(), ServeError> {
     let result = mounted.serve();
     drop(held);
     Ok(result?)
+}
+
+fn mount(request: &Request, control: BorrowedFd<'_>) -> Result<Mounted, String> {
+    let text = |error: &dyn std::error::Error| crate::error_chain(error);
+    match &request.directory {
+        Some(_) if request.inside => {
+            strata_sandbox::userns::enter_rootless().map_err(|error| text(&error))?;
+            channel::send(control, &Reply::Inside, &[]).map_err(|error| text(&error))?;
+            let (_, devices) = channel::receive::<Reply>(control).map_err(|error| text(&error))?;
+            let device = devices.into_iter().next().ok_or("no connection came with the answer")?;
+            let options = &request.spec.options;
+            // What is on the disk is seen with the ids of the namespace, what is shown are those outside.
+            let options = Options { uid_map: own_map("uid_map"), gid_map: own_map("gid_map"), ..options.clone() };
+            let spec = MountSpec { options, ..request.spec.clone() };
+            strata_unionfs::adopt(&spec, device).map_err(|error| text(&error))
+        }
+        Some(directory) => {
+            strata_unionfs::mount(&request.spec, &Target::Directory(directory.clone())).map_err(|error| text(&error))
+        }
+        None => strata_unionfs::mount(&request.spec, &Target::Detached).map_err(|error| text(&error)),
+    }
+}
+
+/// Reads how the ids of this namespace are seen outside.
+fn own_map(file: &str) -> Option<IdMap> {
+    let text = std::fs::read_to_string(format!("/proc/self/{file}")).ok()?;
+    let ranges = text.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().ok());
+        Some(IdRange { container: numbers.next()??, host: numbers.next()??, count: numbers.next()?? })
+    });
+    Some(IdMap(ranges.collect()))
 }
 
 /// Puts `/dev/null` in the place of standard input, so that the socket is not kept open.
