@@ -35,6 +35,8 @@ fn main() -> ExitCode {
     let rest: Vec<OsString> = arguments.collect();
     // Before anything else: this runs once per mount and must cost nothing.
     if rest.first().map(OsString::as_os_str) == Some(OsStr::new(strata_engine::FILESYSTEM_VERB)) {
+        // The command that starts this collects signals, and a blocked one stays blocked over an exec.
+        let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
         return finish(strata_engine::serve_filesystem().map(|()| 0).map_err(Failure::from));
     }
     match Role::of(&program) {
