@@ -42,6 +42,8 @@ fn main() {
     };
     let trials = vec![
         trial("nothing_is_mounted_over_proc", nothing_is_mounted_over_proc, &None),
+        trial("a_swapped_folder_leads_no_mount_point_outside", a_swapped_folder_leads_no_mount_point_outside, &None),
+        trial("many_threads_start_containers_at_once", many_threads_start_containers_at_once, &None),
         trial("clocks_of_its_own", clocks_of_its_own, &None),
         trial("owners_of_a_volume_are_mapped_when_asked", owners_of_a_volume_are_mapped_when_asked, &None),
         trial("exit_codes_and_output_arrive", exit_codes_and_output_arrive, &None),
@@ -686,6 +688,54 @@ fn nothing_is_mounted_over_proc() {
         assert!(error.ends_with("cannot be mounted because it is inside /proc"), "{target}: {error}");
     }
     assert_eq!(run("/process").unwrap().code(), 0);
+}
+
+/// Somebody swaps a folder on the way to a mount point for a link while containers start (CVE-2021-30465,
+/// CVE-2024-45310): mount points are never made outside, whoever wins.
+fn a_swapped_folder_leads_no_mount_point_outside() {
+    let (root, canary) = (rootfs(), tempfile::tempdir().unwrap());
+    fs::create_dir_all(root.path().join("race/real")).unwrap();
+    fs::create_dir_all(canary.path().join("inner")).unwrap();
+    symlink(canary.path(), root.path().join("link")).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            let (one, other) = (root.path().join("race"), root.path().join("link"));
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &other, flags).unwrap();
+            }
+        });
+        let mut started = 0;
+        for number in 0..150 {
+            let mut container = Container::new(root.path(), &["true"]);
+            container.cgroup = false;
+            container.defaults.mounts = vec![bind("/tmp", &format!("/race/{number}/deep"), &["rbind"])];
+            if let Ok(output) = container.run() {
+                started += u32::from(output.code() == 0);
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_ne!(started, 0);
+    });
+    let left: Vec<_> = fs::read_dir(canary.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["inner"]);
+}
+
+fn many_threads_start_containers_at_once() {
+    let root = rootfs();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let root = root.path();
+            scope.spawn(move || {
+                for number in 0..10 {
+                    let output =
+                        Container::shell(root, &format!("echo {thread}-{number}; exit {number}")).run().unwrap();
+                    assert_eq!((output.code(), output.stdout), (number, format!("{thread}-{number}\n")));
+                }
+            });
+        }
+    });
 }
 
 /// Runs Python of this machine in a container whose root is this machine's, read-only.
