@@ -24,11 +24,14 @@ use crate::{Landlock, Launch, Orphan, Running, Seccomp, SpawnError, Stdio, descr
 
 /// Starts a container and returns once its program has been executed.
 ///
+/// A process that ignores `SIGCHLD` could not learn how the container ended: its default action is put back.
+///
 /// # Errors
 /// [`SpawnError`]; nothing of the container is left then, neither process nor cgroup nor mount.
 pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
     let spec = launch.spec;
     refuse_what_is_not_done(spec)?;
+    strata_sys::process::keep_exit_codes_of_children();
     let mut warnings = Vec::new();
     let namespaces = Namespaces::from_spec(spec)?;
     let (root, root_is_folder) = mounts::open_root(launch.root)?;

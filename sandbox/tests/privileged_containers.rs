@@ -44,6 +44,11 @@ fn main() {
         trial("nothing_is_mounted_over_proc", nothing_is_mounted_over_proc, &None),
         trial("a_swapped_folder_leads_no_mount_point_outside", a_swapped_folder_leads_no_mount_point_outside, &None),
         trial("many_threads_start_containers_at_once", many_threads_start_containers_at_once, &None),
+        trial(
+            "exit_codes_arrive_though_the_signal_for_them_is_ignored",
+            exit_codes_arrive_though_the_signal_for_them_is_ignored,
+            &None,
+        ),
         trial("clocks_of_its_own", clocks_of_its_own, &None),
         trial("owners_of_a_volume_are_mapped_when_asked", owners_of_a_volume_are_mapped_when_asked, &None),
         trial("exit_codes_and_output_arrive", exit_codes_and_output_arrive, &None),
@@ -688,6 +693,16 @@ fn nothing_is_mounted_over_proc() {
         assert!(error.ends_with("cannot be mounted because it is inside /proc"), "{target}: {error}");
     }
     assert_eq!(run("/process").unwrap().code(), 0);
+}
+
+/// As below a shell that has `trap '' CHLD`.
+fn exit_codes_arrive_though_the_signal_for_them_is_ignored() {
+    let program = std::env::current_exe().unwrap();
+    let name = "exit_codes_and_output_arrive";
+    let script = format!("trap '' CHLD; {} --exact {name}; echo ended $?", program.display());
+    let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("1 passed"), "{text} {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Somebody swaps a folder on the way to a mount point for a link while containers start (CVE-2021-30465,

@@ -83,6 +83,25 @@ pub fn reset_signals() {
     }
 }
 
+/// Gives `SIGCHLD` its default action if it is ignored; tells whether it was.
+///
+/// The kernel throws the exit codes of children away for a process that ignores the signal. The default does nothing
+/// visible either, but keeps them. A parent may have left it ignored, since that survives exec.
+pub fn keep_exit_codes_of_children() -> bool {
+    // SAFETY: `sigaction` is plain data; the first call only reads the present action, and the second replaces "ignore"
+    // by the default, so that no handler of anybody is lost.
+    unsafe {
+        let mut present: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGCHLD, std::ptr::null(), &raw mut present) != 0
+            || present.sa_sigaction != libc::SIG_IGN
+        {
+            return false;
+        }
+        let default: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGCHLD, &raw const default, std::ptr::null_mut()) == 0
+    }
+}
+
 /// Sets the execution domain (`PER_*`).
 ///
 /// # Errors
