@@ -178,6 +178,7 @@ pub fn enter_rootless() -> Result<Rootless, UserNamespaceError> {
     if capabilities::has_effective(capabilities::SYS_ADMIN) {
         return Ok(Rootless::NotNeeded);
     }
+    strata_sys::process::keep_exit_codes_of_children();
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
     let helpers = Helpers::start(uid, gid)?;
     let unshared = strata_sys::clone::unshare(NEW_USER_AND_MOUNT);
@@ -187,6 +188,10 @@ pub fn enter_rootless() -> Result<Rootless, UserNamespaceError> {
     };
     unshared.map_err(|source| UserNamespaceError::Unshare { hint: unshare_hint(&source), source })?;
     if !mapped {
+        // One of two maps cannot be completed by hand.
+        if std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.trim().is_empty()) {
+            return Err(UserNamespaceError::HalfMapped);
+        }
         let write = |file: &'static str, text: &str| {
             std::fs::write(format!("/proc/self/{file}"), text)
                 .map_err(|source| UserNamespaceError::Map { file, source })
@@ -340,6 +345,9 @@ pub enum UserNamespaceError {
         /// Why.
         source: io::Error,
     },
+    /// `newuidmap` succeeded and `newgidmap` did not.
+    #[error("newgidmap failed; see /etc/subgid")]
+    HalfMapped,
     /// A map of one id.
     #[error("write /proc/self/{file}")]
     Map {
