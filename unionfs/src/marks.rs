@@ -10,25 +10,43 @@ use crate::backing::{self, RawStat};
 /// The namespaces of the marks.
 pub(crate) const PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
-/// Returns whether layers below are hidden under this directory.
-pub(crate) fn is_opaque(fd: BorrowedFd<'_>) -> Result<bool> {
-    Ok(mark(fd, b"opaque")?.is_some_and(|value| value == b"y"))
+/// The marks of a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DirectoryMarks {
+    /// Layers below are hidden under this directory.
+    pub(crate) opaque: bool,
+    /// It may hold regular files that stand for whiteouts.
+    pub(crate) whiteout_files: bool,
+    /// Where in the layers below it came from: a name beside it, or a path from the root.
+    pub(crate) redirect: Option<Vec<u8>>,
 }
 
-/// Returns whether the directory may hold regular files that stand for whiteouts.
-pub(crate) fn may_hold_whiteout_files(fd: BorrowedFd<'_>) -> Result<bool> {
-    Ok(mark(fd, b"opaque")?.is_some_and(|value| value == b"x"))
+/// Reads the marks of a directory. Nearly all have none, which one call tells.
+pub(crate) fn of_directory(fd: BorrowedFd<'_>) -> Result<DirectoryMarks> {
+    let mut marks = DirectoryMarks::default();
+    for name in backing::list_xattrs(fd)?.split(|byte| *byte == 0) {
+        match without_prefix(name) {
+            Some(b"opaque") => {
+                let value = backing::xattr(fd, name)?.unwrap_or_default();
+                marks.opaque |= value == b"y";
+                marks.whiteout_files |= value == b"x";
+            }
+            Some(b"redirect") => marks.redirect = backing::xattr(fd, name)?.filter(|target| is_usable_redirect(target)),
+            _ => {}
+        }
+    }
+    Ok(marks)
 }
 
 /// Returns whether the file is a whiteout in its form as a regular file.
 pub(crate) fn is_whiteout_file(fd: BorrowedFd<'_>, raw: &RawStat) -> Result<bool> {
     let candidate = raw.st_mode & libc::S_IFMT == libc::S_IFREG && raw.st_size == 0;
-    Ok(candidate && mark(fd, b"whiteout")?.is_some())
+    Ok(candidate && has_mark(fd, b"whiteout")?)
 }
 
-/// Returns the place in the layers below where the directory came from: a name beside it, or a path from the root.
-pub(crate) fn redirect(fd: BorrowedFd<'_>) -> Result<Option<Vec<u8>>> {
-    Ok(mark(fd, b"redirect")?.filter(|target| is_usable_redirect(target)))
+/// Returns whether a file has only its attributes in this layer, and its data in one below.
+pub(crate) fn is_metadata_only(fd: BorrowedFd<'_>) -> Result<bool> {
+    has_mark(fd, b"metacopy")
 }
 
 /// Returns whether a redirect is a path from the root or a single name.
@@ -38,16 +56,10 @@ pub(crate) fn is_usable_redirect(target: &[u8]) -> bool {
     !target.is_empty() && !target.contains(&0) && (absolute || name)
 }
 
-/// Returns whether a file has only its attributes in this layer, and its data in one below.
-pub(crate) fn is_metadata_only(fd: BorrowedFd<'_>) -> Result<bool> {
-    Ok(mark(fd, b"metacopy")?.is_some())
+fn has_mark(fd: BorrowedFd<'_>, mark: &[u8]) -> Result<bool> {
+    Ok(backing::list_xattrs(fd)?.split(|byte| *byte == 0).any(|name| without_prefix(name) == Some(mark)))
 }
 
-fn mark(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
-    for prefix in PREFIXES {
-        if let Some(value) = backing::xattr(fd, &[prefix, name].concat())? {
-            return Ok(Some(value));
-        }
-    }
-    Ok(None)
+fn without_prefix(name: &[u8]) -> Option<&[u8]> {
+    PREFIXES.iter().find_map(|prefix| name.strip_prefix(*prefix))
 }

@@ -37,6 +37,8 @@ pub(super) struct Node {
     pub(super) backing: Option<Arc<BackingId>>,
     /// Its pages in the kernel may be older than the file.
     pub(super) stale_cache: bool,
+    /// Whether the lower's file is one to pass through, once that was found out.
+    pub(super) suits: Option<bool>,
     /// Stores through a mapping may change it without the kernel telling, so attributes must not be kept.
     pub(super) mapped: bool,
     /// Set when a further node took over; holds the threads that have been told so.

@@ -172,7 +172,7 @@ impl Shared {
         }
         let mode = match opened {
             Opened::Upper => Mode::Upper,
-            Opened::Lower if self.suits(ino) => Mode::Lower,
+            Opened::Lower if *state.suits.get_or_insert_with(|| self.suits(ino)) => Mode::Lower,
             Opened::Lower => Mode::Cached,
         };
         state.opens = 1;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use rustix::fs::{Dir, FileType, OFlags};
+use rustix::fs::{AtFlags, Dir, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -48,9 +48,10 @@ pub struct FolderError {
 /// One merged object that somebody knows of.
 #[derive(Debug)]
 struct Node {
-    kind: Kind,
+    /// As in the topmost layer; nothing can change it.
+    stat: Stat,
     /// Where it lies: a directory in each layer that takes part in it, topmost first, anything else in one.
-    sources: Vec<Source>,
+    sources: Box<[Source]>,
     /// The directory it was found in and its name there; several for a file with hard links.
     places: Mutex<Vec<(Ino, Box<[u8]>)>>,
     children: OnceLock<Arc<[Child]>>,
@@ -69,12 +70,13 @@ struct Child {
     name: Box<[u8]>,
     ino: Ino,
     kind: Kind,
+    /// The topmost layer that has it.
+    layer: u16,
 }
 
 /// What a search found, before anybody holds it.
 struct Found {
-    ino: Ino,
-    kind: Kind,
+    stat: Stat,
     sources: Vec<Source>,
 }
 
@@ -90,9 +92,14 @@ impl FolderLower {
             nodes: RwLock::default(),
             handles: Handles::new(capacity),
         };
-        let sources = (0..).zip(&lower.layers).map(|(layer, _)| Source { layer, path: Box::default() }).collect();
-        let found = Found { ino: Ino::ROOT, kind: Kind::Directory, sources };
-        let root = lower.insert(found, None);
+        let sources: Vec<Source> =
+            (0..).zip(&lower.layers).map(|(layer, _)| Source { layer, path: Box::default() }).collect();
+        let (Some(top), Some(path)) = (lower.layers.first(), folders.first()) else {
+            return Err(FolderError { path: PathBuf::new(), source: io::ErrorKind::NotFound.into() });
+        };
+        let stat = backing::stat(top.as_fd()).and_then(|raw| backing::to_stat(&raw, Ino::ROOT));
+        let stat = stat.map_err(|error| FolderError { path: path.clone(), source: error.into() })?;
+        let root = lower.insert(Found { stat: merged_stat(stat, &sources), sources }, None);
         root.references.store(1, Ordering::Relaxed);
         Ok(lower)
     }
@@ -120,30 +127,29 @@ impl FolderLower {
             let place = children.binary_search_by(|child| (*child.name).cmp(name));
             return Ok(place.ok().map(|place| (children[place].ino, children[place].kind)));
         }
-        Ok(self.search(dir, &node, name)?.map(|found| (found.ino, found.kind)))
+        Ok(self.search(dir, &node, name)?.map(|found| (found.stat.ino, found.stat.kind)))
     }
 
     pub(crate) fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let node = self.node(dir)?;
-        if let Some(children) = node.children.get()
-            && children.binary_search_by(|child| (*child.name).cmp(name)).is_err()
-        {
-            return Ok(None);
-        }
-        let Some(found) = self.search(dir, &node, name)? else { return Ok(None) };
-        let ino = found.ino;
+        let listed = node.children.get().map(|children| {
+            let place = children.binary_search_by(|child| (*child.name).cmp(name));
+            place.ok().map(|place| (children[place].kind, children[place].layer))
+        });
+        let found = match listed {
+            Some(None) => return Ok(None),
+            // The listing has found out where it lies; a directory's layers have to be looked at all the same.
+            Some(Some((kind, layer))) if kind != Kind::Directory => self.take(dir, &node, layer, name)?,
+            _ => self.search(dir, &node, name)?,
+        };
+        let Some(found) = found else { return Ok(None) };
+        let ino = found.stat.ino;
         self.insert(found, Some((dir, name)));
         Ok(Some(ino))
     }
 
     pub(crate) fn stat(&self, ino: Ino) -> Result<Stat> {
-        let node = self.node(ino)?;
-        let fd = self.open_path(ino, &node)?;
-        let mut stat = backing::to_stat(&backing::stat(fd.as_fd())?, ino)?;
-        if node.sources.len() > 1 {
-            stat.nlink = 1;
-        }
-        Ok(stat)
+        Ok(self.node(ino)?.stat)
     }
 
     pub(crate) fn parent(&self, dir: Ino) -> Option<Ino> {
@@ -222,7 +228,7 @@ impl FolderLower {
 
     pub(crate) fn open_object(&self, ino: Ino) -> Option<OwnedFd> {
         let node = self.node(ino).ok()?;
-        let source = node.sources.first().filter(|_| node.kind == Kind::Regular)?;
+        let source = node.sources.first().filter(|_| node.stat.kind == Kind::Regular)?;
         self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK).ok()
     }
 
@@ -271,11 +277,11 @@ impl FolderLower {
 
     fn insert(&self, found: Found, place: Option<(Ino, &[u8])>) -> Arc<Node> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let node = match nodes.entry(found.ino) {
+        let node = match nodes.entry(found.stat.ino) {
             Entry::Occupied(entry) => Arc::clone(entry.get()),
             Entry::Vacant(entry) => Arc::clone(entry.insert(Arc::new(Node {
-                kind: found.kind,
-                sources: found.sources,
+                stat: found.stat,
+                sources: found.sources.into(),
                 places: Mutex::default(),
                 children: OnceLock::new(),
                 references: AtomicU64::new(0),
@@ -318,16 +324,20 @@ impl FolderLower {
             let layer = source.layer;
             match &mut found {
                 None => {
-                    let ino = self.number(backing::identity(&raw));
-                    found = Some(Found { ino, kind, sources: vec![Source { layer, path }] });
+                    let stat = backing::to_stat(&raw, self.number(backing::identity(&raw)))?;
+                    found = Some(Found { stat, sources: vec![Source { layer, path }] });
                 }
                 Some(found) if kind == Kind::Directory => found.sources.push(Source { layer, path }),
                 Some(_) => break,
             }
-            if kind != Kind::Directory || marks::is_opaque(fd.as_fd())? {
+            if kind != Kind::Directory {
                 break;
             }
-            match marks::redirect(fd.as_fd())? {
+            let marks = marks::of_directory(fd.as_fd())?;
+            if marks.opaque {
+                break;
+            }
+            match marks.redirect {
                 None => {}
                 Some(target) if target.starts_with(b"/") => {
                     let below = self.resolve_below(layer, &target)?;
@@ -337,7 +347,16 @@ impl FolderLower {
                 Some(_) => break,
             }
         }
-        Ok(found)
+        Ok(found.map(|found| Found { stat: merged_stat(found.stat, &found.sources), ..found }))
+    }
+
+    /// Looks at `name`, which the listing of the directory says is in `layer`.
+    fn take(&self, dir: Ino, node: &Node, layer: u16, name: &[u8]) -> Result<Option<Found>> {
+        let source = node.sources.iter().find(|source| source.layer == layer).ok_or(Errno::STALE)?;
+        let directory = self.directory(dir, source)?;
+        let raw = rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let stat = backing::to_stat(&raw, self.number(backing::identity(&raw)))?;
+        Ok(Some(Found { stat, sources: vec![Source { layer, path: join(&source.path, name) }] }))
     }
 
     /// Finds the directories that an absolute redirect in `layer` leads to, in the layers below it.
@@ -364,7 +383,7 @@ impl FolderLower {
                 }
                 if end == path.len() {
                     found.push(source);
-                    if marks::is_opaque(fd.as_fd())? {
+                    if marks::of_directory(fd.as_fd())?.opaque {
                         break 'layers;
                     }
                     break;
@@ -381,13 +400,14 @@ impl FolderLower {
         if let Some(children) = node.children.get() {
             return Ok(Arc::clone(children));
         }
-        if node.kind != Kind::Directory {
+        if node.stat.kind != Kind::Directory {
             return Err(Errno::NOTDIR);
         }
-        let mut seen: HashMap<Vec<u8>, Option<(Ino, Kind)>> = HashMap::new();
+        // What each name is, and the layer that says so; `None` for what is deleted there.
+        let mut seen: HashMap<Vec<u8>, Option<(Ino, Kind, u16)>> = HashMap::new();
         for source in &node.sources {
             let directory = self.directory(dir, source)?;
-            let with_whiteout_files = marks::may_hold_whiteout_files(directory.as_fd())?;
+            let whiteout_files = marks::of_directory(directory.as_fd())?.whiteout_files;
             let listing = rustix::fs::openat(&*directory, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, NO_MODE)?;
             for entry in Dir::new(listing)? {
                 let entry = entry?;
@@ -395,25 +415,20 @@ impl FolderLower {
                 if name == b"." || name == b".." || seen.contains_key(name) {
                     continue;
                 }
-                let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
-                let raw = backing::stat(fd.as_fd())?;
-                let hidden = match entry.file_type() {
-                    FileType::CharacterDevice | FileType::Unknown => backing::is_whiteout(&raw),
-                    FileType::RegularFile if with_whiteout_files => marks::is_whiteout_file(fd.as_fd(), &raw)?,
-                    _ => false,
-                };
-                let visible = (!hidden).then(|| (self.number(backing::identity(&raw)), raw));
-                let visible = match visible {
-                    Some((ino, raw)) => Some((ino, backing::kind(&raw)?)),
-                    None => None,
-                };
-                seen.insert(name.to_vec(), visible);
+                let raw = rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let hidden = backing::is_whiteout(&raw)
+                    || whiteout_files && {
+                        let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
+                        marks::is_whiteout_file(fd.as_fd(), &raw)?
+                    };
+                let (ino, kind) = (self.number(backing::identity(&raw)), backing::kind(&raw)?);
+                seen.insert(name.to_vec(), (!hidden).then_some((ino, kind, source.layer)));
             }
         }
-        let mut children: Vec<Child> = seen
-            .into_iter()
-            .filter_map(|(name, visible)| visible.map(|(ino, kind)| Child { name: name.into_boxed_slice(), ino, kind }))
-            .collect();
+        let visible = seen.into_iter().filter_map(|(name, visible)| {
+            visible.map(|(ino, kind, layer)| Child { name: name.into_boxed_slice(), ino, kind, layer })
+        });
+        let mut children: Vec<Child> = visible.collect();
         children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(Arc::clone(node.children.get_or_init(|| children.into())))
     }
@@ -421,7 +436,7 @@ impl FolderLower {
     /// Opens the object itself, in the topmost layer that has it.
     fn open_path(&self, ino: Ino, node: &Node) -> Result<Arc<OwnedFd>> {
         let source = node.sources.first().ok_or(Errno::STALE)?;
-        if node.kind == Kind::Directory {
+        if node.stat.kind == Kind::Directory {
             return self.directory(ino, source);
         }
         Ok(Arc::new(self.open_source(source, OFlags::PATH)?))
@@ -441,7 +456,7 @@ impl FolderLower {
     /// Opens a regular file for reading, or takes it from the cache.
     fn data(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
         let node = self.node(ino)?;
-        if node.kind != Kind::Regular {
+        if node.stat.kind != Kind::Regular {
             return Err(Errno::INVAL);
         }
         let source = node.sources.first().ok_or(Errno::STALE)?;
@@ -474,6 +489,11 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
         .ok()
         .filter(|mount| strata_sys::mount_attributes::set_read_only(mount.as_fd()).is_ok());
     Ok(private.unwrap_or(plain))
+}
+
+/// A directory that several layers have has no true link count.
+fn merged_stat(stat: Stat, sources: &[Source]) -> Stat {
+    if sources.len() > 1 { Stat { nlink: 1, ..stat } } else { stat }
 }
 
 fn join(path: &[u8], name: &[u8]) -> Box<[u8]> {
