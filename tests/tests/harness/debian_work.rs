@@ -113,7 +113,7 @@ fn python_tests(user: User) -> Result<()> {
         "cd /tmp && exec python3 -m test --fail-env-changed --timeout 200 {PYTHON_TESTS} {more} 2>&1 | tail -60; exit ${{PIPESTATUS[0]}}"
     );
     let finished = strata.run(["run", "--rm", debian::REFERENCE, "bash", "-c", &script])?;
-    ensure!(finished.status.success() && finished.stdout.contains("Result: SUCCESS"), "{finished}");
+    ensure!(finished.status.success() && finished.stdout.contains("result: SUCCESS"), "{finished}");
     Ok(())
 }
 

@@ -63,10 +63,8 @@ fn mount_and_end(user: User) -> Result<()> {
     ensure!(mounts_below(&point).is_empty());
     ensure!(fs::read_dir(&point)?.next().is_none());
 
-    // The command does not keep its output open after it has returned: a pipe ends. A plain user cannot give the files of
-    // a writable layer to others outside of a container.
-    let verb: &[&str] = if user == User::Caller { &["mount", "--rw"] } else { &["mount"] };
-    let mut command = strata.command(verb.iter().copied().chain([busybox::REFERENCE, &point_text]));
+    // The command does not keep its output open after it has returned: a pipe ends.
+    let mut command = strata.command(["mount", "--rw", busybox::REFERENCE, &point_text]);
     let output = command.output()?;
     ensure!(output.status.success(), "{output:?}");
     strata.ok(["umount", &point_text])?;
