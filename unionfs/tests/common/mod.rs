@@ -1,6 +1,8 @@
 //! Mounting in tests: the server runs in a thread of the test process.
 #![allow(dead_code, reason = "not every test needs everything")]
 
+pub(crate) mod image;
+
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
