@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
+use strata_sandbox::capabilities::{SYS_ADMIN, has_effective};
 use strata_sandbox::cgroup::Layout;
 use strata_sandbox::probe::Host;
 
 use crate::engine::Engine;
+use crate::filesystem_features;
 
 /// Everything that `strata info` shows. Names are Docker's where Docker has the field.
 #[derive(Clone, Debug, Serialize)]
@@ -80,6 +82,12 @@ impl Engine {
         let containers = self.registry().list().unwrap_or_default();
         let running = containers.iter().filter(|container| container.state.is_running()).count();
         let host = Host::probe();
+        let mut features = filesystem_features::probe(&host);
+        features.extend(host.features.iter().map(|feature| Feature {
+            name: feature.name.to_owned(),
+            available: feature.available,
+            detail: feature.detail.clone(),
+        }));
         let layout = match host.cgroup_layout {
             Layout::V1 => "v1",
             Layout::Hybrid => "hybrid",
@@ -100,31 +108,23 @@ impl Engine {
             cgroup_layout: layout.to_owned(),
             cgroup_driver: "cgroupfs".to_owned(),
             cgroup_controllers: host.cgroup_controllers.iter().map(|(name, _)| name.clone()).collect(),
-            choices: choices(&host, filesystem_of(self.root())),
-            features: host
-                .features
-                .iter()
-                .map(|feature| Feature {
-                    name: feature.name.to_owned(),
-                    available: feature.available,
-                    detail: feature.detail.clone(),
-                })
-                .collect(),
+            choices: choices(&host, &features, filesystem_of(self.root())),
+            features,
             kernel_version: host.kernel,
             architecture: host.architecture,
         }
     }
 }
 
-fn choices(host: &Host, store: Option<&str>) -> Vec<Choice> {
+fn choices(host: &Host, features: &[Feature], store: Option<&str>) -> Vec<Choice> {
     let choice =
         |what: &str, (chosen, why): (&str, String)| Choice { what: what.to_owned(), chosen: chosen.to_owned(), why };
+    let find = |name: &str| features.iter().find(|feature| feature.name == name);
+    let has = |name: &str| find(name).is_some_and(|feature| feature.available);
     // The first thing that is missing is the reason.
     let lacks = |names: &[&str]| {
-        names.iter().find(|name| !host.has(name)).map(|name| {
-            let detail = host.features.iter().find(|feature| feature.name == *name).map(|feature| &feature.detail);
-            format!("{name}: {}", detail.map_or("not there", String::as_str))
-        })
+        let missing = names.iter().find(|name| !has(name))?;
+        Some(format!("{missing}: {}", find(missing).map_or("not looked for", |feature| &feature.detail)))
     };
     let passthrough = lacks(&["fuse", "fuse-passthrough"]);
     let objects = passthrough.clone().or_else(|| lacks(&["erofs", "erofs-file-backed"]));
@@ -160,11 +160,11 @@ fn choices(host: &Host, store: Option<&str>) -> Vec<Choice> {
         ),
         choice(
             "user namespace of containers",
-            match host.initial_user_namespace && host.has("fuse-passthrough") {
+            match host.initial_user_namespace && has_effective(SYS_ADMIN) {
                 true => ("none, or one of its own with --userns auto", "strata runs as root".to_owned()),
                 false => match lacks(&["user-namespaces", "subordinate-ids"]) {
                     None => ("the user's, with subordinate ids", "newuidmap and ranges are there".to_owned()),
-                    Some(why) if host.has("user-namespaces") => ("the user's, with one id", why),
+                    Some(why) if has("user-namespaces") => ("the user's, with one id", why),
                     Some(why) => ("none: containers cannot be run", why),
                 },
             },
@@ -208,30 +208,37 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_the_reason() {
-        let mut host = Host::probe();
-        for feature in &mut host.features {
-            feature.available = feature.name != "erofs-file-backed";
-            feature.detail = if feature.available { String::new() } else { "needs Linux 6.12".to_owned() };
-        }
-        let chosen = |host: &Host, store, what: &str| {
-            let choices = choices(host, store);
+        let host = Host::probe();
+        let features = |missing: &str| -> Vec<Feature> {
+            let names = ["fuse", "mount-api", "fuse-passthrough", "erofs", "erofs-file-backed", "landlock"];
+            let feature = |name: &str| Feature {
+                name: name.to_owned(),
+                available: name != missing,
+                detail: if name == missing { "needs Linux 6.12".to_owned() } else { String::new() },
+            };
+            names.into_iter().map(feature).collect()
+        };
+        let chosen = |missing: &str, store, what: &str| {
+            let choices = choices(&host, &features(missing), store);
             let choice = choices.into_iter().find(|choice| choice.what == what).unwrap();
             format!("{}: {}", choice.chosen, choice.why)
         };
+        let image = "data of image files";
         assert_eq!(
-            chosen(&host, None, "data of image files"),
+            chosen("erofs-file-backed", None, image),
             "read by the filesystem process from the layer's tar: erofs-file-backed: needs Linux 6.12"
         );
         assert_eq!(
-            chosen(&host, None, "data of changed files"),
+            chosen("erofs-file-backed", None, "data of changed files"),
             "read and written by the kernel: passthrough is available"
         );
-        for feature in &mut host.features {
-            feature.available = true;
-        }
         assert_eq!(
-            chosen(&host, Some("tmpfs"), "data of image files"),
+            chosen("", Some("tmpfs"), image),
             "read by the filesystem process from the layer's tar: the state folder is on tmpfs"
+        );
+        assert_eq!(
+            chosen("", None, image),
+            "read by the kernel from the layer's tar: passthrough and EROFS from files are available"
         );
     }
 }

@@ -153,7 +153,14 @@ impl Engine {
             created => created?,
         };
         match self.keep_layers(&locked, &image.id, &stack).and_then(|()| self.start(&locked, &stack, size)) {
-            Ok(started) => self.attach(locked, stack, started, durability),
+            Ok(started) => {
+                let attached = self.attach(locked, stack, started, durability)?;
+                // While the process is at work anyway.
+                if let Err(error) = self.recover() {
+                    tracing::warn!(error = %crate::error_chain(&error), "what killed commands left stays");
+                }
+                Ok(attached)
+            }
             Err(error) => {
                 self.give_up(locked, durability);
                 Err(error)

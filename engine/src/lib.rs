@@ -25,6 +25,7 @@ mod durable;
 mod engine;
 mod error_text;
 mod filesystem;
+mod filesystem_features;
 mod info;
 mod inspect;
 mod launch;

@@ -16,10 +16,8 @@ impl Engine {
     /// Finishes or removes what killed commands left.
     pub(crate) fn recover(&self) -> Result<(), RecordError> {
         self.registry().sweep()?;
-        for container in self.registry().list()? {
-            if container.is_abandoned() {
-                self.recover_one(&container)?;
-            }
+        for container in self.registry().abandoned()? {
+            self.recover_one(&container)?;
         }
         self.release_lost_leases()
     }
@@ -78,7 +76,7 @@ impl Engine {
         for lease in leases {
             if let Some(id) = lease.strip_prefix(LEASE_PREFIX)
                 && let Ok(id) = id.parse::<ContainerId>()
-                && self.registry().find(id.as_str()).is_err_and(|error| error.is_not_found())
+                && !self.registry().contains(&id)
             {
                 self.release(&lease);
             }

@@ -79,6 +79,8 @@ impl Trial {
         for _ in 0..rounds.max(1) {
             let mounted = contender.mount(layers)?;
             let root = mounted.root();
+            // The first request of all waits until a server is up, which is not what is measured.
+            fs::metadata(root).map_err(failed("look at", root))?;
             if self.is_again() {
                 self.once(root, paths).map_err(failed("look at", root))?;
             }

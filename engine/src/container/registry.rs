@@ -253,6 +253,27 @@ impl Containers {
         Ok(containers)
     }
 
+    /// Returns the containers whose command is gone. Looks at little more than their states, as every start does this.
+    pub(crate) fn abandoned(&self) -> Result<Vec<Container>, RecordError> {
+        let mut abandoned = Vec::new();
+        for id in self.identifiers()? {
+            let folder = self.folder.join(id.as_str());
+            // One that is being removed, or is damaged, is what `list` and `find` report.
+            let Ok(file) = read_json::<StateFile>(&folder.join(STATE)) else { continue };
+            if file.state.owner().is_some_and(|owner| !owner.is_alive())
+                && let Ok(container) = Container::read(folder)
+            {
+                abandoned.push(container);
+            }
+        }
+        Ok(abandoned)
+    }
+
+    /// Whether there is a container with this identifier.
+    pub(crate) fn contains(&self, id: &ContainerId) -> bool {
+        self.folder.join(id.as_str()).exists()
+    }
+
     /// Finds a container by its identifier, its name, or the beginning of its identifier.
     pub fn find(&self, text: &str) -> Result<Container, FindError> {
         let not_found = || FindError::NotFound(text.to_owned());

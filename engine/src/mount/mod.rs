@@ -91,6 +91,9 @@ pub enum MountError {
     /// Its process runs and writes to the same files.
     #[error("container {0} is running; its filesystem cannot be mounted a second time")]
     Running(ContainerName),
+    /// It has changes of its own, which other folders cannot hold.
+    #[error("container {0} has a writable layer of its own; --upper and --work are for images and folders")]
+    OwnLayer(ContainerName),
     /// It is mounted already.
     #[error("the filesystem of container {0} is in use by another mount")]
     InUse(ContainerName),
@@ -233,17 +236,16 @@ impl Engine {
         if container.state.is_running() {
             return Err(MountError::Running(container.config.name.clone()));
         }
+        if let Writable::At(_) = writable {
+            return Err(MountError::OwnLayer(container.config.name.clone()));
+        }
         let stack = self.stack_of(container)?;
         let usage = if writable == Writable::Kept { Use::Alone } else { Use::Shared };
         let in_use = lock_files(container, usage)?;
-        // A read-only mount shows the container's changes too: its upper, refused to writers by the options.
-        let upper = match writable {
-            Writable::At(upper) => upper,
-            Writable::No | Writable::Kept => upper_of(container),
-        };
         Ok(Prepared {
             lower: lower_of(&stack),
-            upper: Some(upper),
+            // A read-only mount shows the container's changes too; the options refuse writers.
+            upper: Some(upper_of(container)),
             stack: Some(stack),
             in_use: Some(in_use),
             made: None,
