@@ -12,7 +12,7 @@ use crate::output::Table;
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 The layers are unpacked to folders for the kernel's overlayfs and for fuse-overlayfs, where those can be used. \
-'First' is on a mount that nobody has looked at yet, 'again' follows on the same mount. Figures are microseconds per \
+'First' is on a fresh mount of which only the root was looked at, 'again' follows on the same mount. Figures are microseconds per \
 operation, the median of the rounds.
 
 Examples:

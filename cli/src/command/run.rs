@@ -153,6 +153,12 @@ pub(crate) fn run(context: &Context, run: &Run) -> Outcome {
         return Err(Failure::from(anyhow::anyhow!("the input device is not a TTY")));
     }
     let options = options::creation(run).map_err(Failure::of_engine)?;
+    if let Some(path) = run.cidfile.as_ref().filter(|path| path.exists()) {
+        let path = path.display();
+        return Err(Failure::of_engine(anyhow::anyhow!(
+            "container ID file found, make sure the other container isn't running or delete {path}"
+        )));
+    }
     let engine = context.engine().map_err(|failure| Failure { code: 125, ..failure })?;
     // Collected before the container exists: a signal between its start and the relay must reach it.
     let signals = Signals::collect().map_err(Failure::of_engine)?;
@@ -173,7 +179,7 @@ pub(crate) fn run(context: &Context, run: &Run) -> Outcome {
 
 fn write_id(run: &Run, attached: &Attached<'_>) -> io::Result<()> {
     match &run.cidfile {
-        Some(path) => std::fs::write(path, attached.id().as_str()),
+        Some(path) => io::Write::write_all(&mut std::fs::File::create_new(path)?, attached.id().as_str().as_bytes()),
         None => Ok(()),
     }
 }
