@@ -26,11 +26,10 @@ pub(crate) struct LandlockPlan {
 }
 
 impl LandlockPlan {
-    /// Plans the wall for a container with these capabilities and a filter or none. `None` where it would deny what
-    /// the other walls allow, or where the kernel's landlock is too old to leave renames alone.
-    pub(crate) fn new(spec: &Spec, bounding: CapabilitySet, has_filter: bool) -> Option<Self> {
-        // Without a filter a user namespace, and with it mount, is open to everybody.
-        if bounding.contains(SYS_ADMIN) || !has_filter {
+    /// Plans the wall for a container with these capabilities, whose filter denies mounting. `None` where it would deny
+    /// what the other walls allow, or where the kernel's landlock is too old to leave renames alone.
+    pub(crate) fn new(spec: &Spec, bounding: CapabilitySet) -> Option<Self> {
+        if bounding.contains(SYS_ADMIN) {
             return None;
         }
         let abi = strata_sys::landlock::abi().ok()?;

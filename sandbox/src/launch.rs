@@ -148,7 +148,7 @@ pub enum Seccomp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Landlock {
     /// Where the kernel has it and where it denies nothing that the other walls allow: not for containers that may
-    /// mount, since landlock denies every mount.
+    /// mount, by capability or in a user namespace, since landlock denies every mount.
     #[default]
     Auto,
     /// Never.

@@ -43,7 +43,8 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
     let seccomp = compile_filter(spec, &launch.seccomp, process.capabilities.bounding)?;
     let landlock = match launch.landlock {
         Landlock::Off => None,
-        Landlock::Auto => LandlockPlan::new(spec, process.capabilities.bounding, seccomp.is_some()),
+        Landlock::Auto if seccomp.as_ref().is_none_or(|filter| filter.may_mount) => None,
+        Landlock::Auto => LandlockPlan::new(spec, process.capabilities.bounding),
     };
     let rootfs = RootfsPlan::new(spec, root, &launch.stdio, &namespaces)?;
     let (parent_end, child_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -356,7 +357,8 @@ fn compile_filter(spec: &Spec, wanted: &Seccomp, bounding: CapabilitySet) -> Res
         }
     };
     let program = profile.compile(bounding)?;
-    Ok(Some(SeccompPlan { filter: program.instructions, flags: program.flags }))
+    let may_mount = ["mount", "move_mount"].into_iter().any(|name| profile.may_allow(name, bounding));
+    Ok(Some(SeccompPlan { filter: program.instructions, flags: program.flags, may_mount }))
 }
 
 fn map_line(map: &LinuxIdMapping) -> String {

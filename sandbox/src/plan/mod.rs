@@ -205,6 +205,8 @@ pub(crate) enum StdioPlan {
 pub(crate) struct SeccompPlan {
     pub(crate) filter: std::borrow::Cow<'static, [Instruction]>,
     pub(crate) flags: u32,
+    /// Whether a process in a user namespace of its own could mount.
+    pub(crate) may_mount: bool,
 }
 
 /// Turns an absolute path of the container into a target, resolving `.` and `..` by text as Docker does.

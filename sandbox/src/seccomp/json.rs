@@ -195,6 +195,25 @@ mod tests {
     }
 
     #[test]
+    fn the_profile_of_podman_compiles_and_lets_programs_run() {
+        let Ok(text) = std::fs::read("/usr/share/containers/seccomp.json") else {
+            return eprintln!("skipped: no /usr/share/containers/seccomp.json");
+        };
+        let profile = Profile::from_json(&text).unwrap();
+        let capabilities = CapabilitySet::DOCKER;
+        let program = profile.compile(capabilities).unwrap();
+        assert!(program.instructions.len() < 4096);
+        let allowed = |name: &str| {
+            profile.rules.iter().any(|rule| {
+                rule.action == Action::Allow
+                    && rule.names.iter().any(|known| known == name)
+                    && capabilities.intersection(rule.with_capabilities) == rule.with_capabilities
+            })
+        };
+        assert!(allowed("execve") && allowed("openat") && !allowed("kexec_load"));
+    }
+
+    #[test]
     fn what_does_not_exist_is_named() {
         let error = |text: &str| Profile::from_json(text.as_bytes()).unwrap_err().to_string();
         assert!(error("not json").starts_with("decoding seccomp profile failed"));

@@ -208,6 +208,20 @@ impl Profile {
         spec
     }
 
+    /// Tells whether a process with these capabilities may get through with `name`, with some arguments at least.
+    #[must_use]
+    pub fn may_allow(&self, name: &str, capabilities: CapabilitySet) -> bool {
+        let lets_through = |action| matches!(action, Action::Allow | Action::Log | Action::Trace(_));
+        let Some(native) = Architecture::native() else { return true };
+        let kernel = super::kernel_version();
+        let named = |rule: &&Rule| rule.names.iter().any(|known| known == name);
+        let mut rules = self.rules.iter().filter(|rule| rule.counts(native, capabilities, kernel)).filter(named);
+        // The first rule without conditions ends the matter, whatever the conditional ones leave to it.
+        let last =
+            rules.clone().find(|rule| rule.conditions.is_empty()).map_or(self.default_action, |rule| rule.action);
+        lets_through(last) || rules.any(|rule| !rule.conditions.is_empty() && lets_through(rule.action))
+    }
+
     /// Adds the native architecture: a profile without it would let nothing run.
     pub(super) fn with_native(mut self) -> Self {
         if let Some(native) = Architecture::native()
@@ -325,6 +339,17 @@ fn oci_argument(condition: &Condition) -> LinuxSeccompArg {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_allowed_depends_on_capabilities_and_conditions() {
+        let docker = Profile::docker_default();
+        let sys_admin = CapabilitySet::parse("SYS_ADMIN").unwrap();
+        assert!(docker.may_allow("read", CapabilitySet::EMPTY) && docker.may_allow("clone", CapabilitySet::EMPTY));
+        assert!(!docker.may_allow("mount", CapabilitySet::DOCKER) && docker.may_allow("mount", sys_admin));
+        assert!(
+            !docker.may_allow("clone3", CapabilitySet::DOCKER) && !docker.may_allow("nonsense", CapabilitySet::ALL)
+        );
+    }
 
     #[test]
     fn the_spec_form_compiles_to_the_same_program() {
