@@ -182,19 +182,9 @@ impl Cgroup {
             let (controller, setting) = (missing.controller, missing.name.to_owned());
             return Err(CgroupError::NoController { controller, setting });
         }
+        let controllers: Vec<_> = wanted.iter().map(|limit| limit.controller).collect();
         for hierarchy in hierarchies.iter() {
-            let controllers: Vec<_> = wanted.iter().map(|limit| limit.controller).collect();
-            let denied = |made: &Result<Group, CgroupError>| match made {
-                Err(CgroupError::Create { source, .. } | CgroupError::NotDelegated { source, .. }) => is_denied(source),
-                _ => false,
-            };
-            let mut made = make(hierarchy, &hierarchy.mount, name, &controllers);
-            for base in hierarchy.bases().into_iter().skip(1) {
-                if denied(&made) {
-                    made = make(hierarchy, &base, name, &controllers);
-                }
-            }
-            match made {
+            match make(hierarchy, name, &controllers) {
                 Ok(group) => self.groups.push(group),
                 Err(CgroupError::Create { source, path }) if is_denied(&source) => {
                     let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
@@ -272,8 +262,22 @@ fn attach_device_rules(directory: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::R
     strata_sys::bpf::attach_device_program(directory, program.as_fd())
 }
 
-/// Makes the directory in one hierarchy, with the parents it needs.
-fn make(hierarchy: &Hierarchy, base: &Path, name: &CgroupName, wanted: &[&str]) -> Result<Group, CgroupError> {
+/// Makes the directory in one hierarchy, at the first place where that is allowed.
+fn make(hierarchy: &Hierarchy, name: &CgroupName, wanted: &[&str]) -> Result<Group, CgroupError> {
+    let mut made = make_below(hierarchy, &hierarchy.mount, name, wanted);
+    for base in hierarchy.bases().into_iter().skip(1) {
+        match &made {
+            Err(CgroupError::Create { source, .. } | CgroupError::NotDelegated { source, .. }) if is_denied(source) => {
+                made = make_below(hierarchy, &base, name, wanted);
+            }
+            _ => break,
+        }
+    }
+    made
+}
+
+/// Makes the directory below `base`, with the parents it needs.
+fn make_below(hierarchy: &Hierarchy, base: &Path, name: &CgroupName, wanted: &[&str]) -> Result<Group, CgroupError> {
     let path = base.join(name.as_str());
     let create_error = |path: &Path, source| CgroupError::Create { path: path.to_owned(), source };
     let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);

@@ -63,7 +63,7 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
     attach_stdio(plan, terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
     if plan.namespaces.has_new(LinuxNamespaceType::Network) {
-        // A kernel without IPv4 has no such socket, and nothing to switch on.
+        // Any socket will do; a kernel without this kind has nothing to switch on either.
         if let Ok(socket) = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)
         {
             strata_sys::network::loopback_up(socket.as_fd()).at(Step::Loopback, 0)?;
@@ -92,12 +92,11 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
         Ok(())
     };
     process::reset_signals();
+    identity::limit_bounding_set(&plan.process.capabilities)?;
     if early {
-        identity::limit_bounding_set(&plan.process.capabilities)?;
         wall(plan)?;
         identity::change(&plan.process)?;
     } else {
-        identity::limit_bounding_set(&plan.process.capabilities)?;
         identity::change(&plan.process)?;
         rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges, 0)?;
         wall(plan)?;
