@@ -93,7 +93,11 @@ impl Connection {
 
     /// Serves until the mount is gone.
     pub(crate) fn serve(self) -> io::Result<()> {
-        self.session.run()
+        match self.session.run() {
+            // A thread was just taking a request when the mount went away.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+            result => result,
+        }
     }
 }
 

@@ -141,7 +141,8 @@ pub(super) fn drop_privileges(fd: BorrowedFd<'_>) -> Result<()> {
         backing::set_permissions(fd, kept)?;
     }
     match backing::remove_xattr(fd, b"security.capability") {
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        // Whoever may not remove it could not have set it; and the kernel takes it away at the write itself.
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
         Err(error) => Err(error),
     }
 }

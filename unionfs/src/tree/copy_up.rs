@@ -153,7 +153,11 @@ impl Tree {
         let fd = file.as_fd();
         let raw = backing::stat(fd)?;
         if raw.st_uid != stat.uid || raw.st_gid != stat.gid {
-            backing::set_owner(fd, Some(stat.uid), Some(stat.gid))?;
+            match backing::set_owner(fd, Some(stat.uid), Some(stat.gid)) {
+                // An owner that our user namespace has no number for; the file cannot be anybody's but ours.
+                Err(Errno::INVAL | Errno::PERM) => {}
+                result => result?,
+            }
         }
         let mut result = Ok(());
         self.lower.for_each_xattr(object.ino, &mut |name, value| {

@@ -1,0 +1,127 @@
+//! Mounts with other options: mapped ids, few descriptors, mounts without a place.
+
+mod common;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{TestMount, options, privileged};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use strata_unionfs::{IdMap, IdRange, Lower, MountSpec, Options, Passthrough, Target, Upper, mount};
+
+fn spec(root: &Path, options: Options) -> MountSpec {
+    for dir in ["lower", "upper", "work", "mnt"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    MountSpec {
+        lower: Lower::Folders(vec![root.join("lower")]),
+        upper: Some(Upper { dir: root.join("upper"), work: root.join("work") }),
+        options,
+    }
+}
+
+#[test]
+fn ids_are_the_containers_on_disk_and_the_hosts_in_the_mount() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let map = Some(IdMap(vec![IdRange { container: 0, host: 100_000, count: 1000 }]));
+    let spec = spec(temp.path(), Options { uid_map: map.clone(), gid_map: map, ..options() });
+    let place = temp.path().join("mnt");
+    for (name, owner) in [("root", 0), ("seven", 7), ("beyond", 5000)] {
+        fs::write(temp.path().join("lower").join(name), "lower").unwrap();
+        chown(temp.path().join("lower").join(name), Some(owner), Some(owner)).unwrap();
+    }
+    let mount = TestMount::new(&spec, &place);
+    let owner = |name: &str| fs::metadata(place.join(name)).map(|file| (file.uid(), file.gid())).unwrap();
+    assert_eq!(owner("root"), (100_000, 100_000));
+    assert_eq!(owner("seven"), (100_007, 100_007));
+    assert_eq!(owner("beyond"), (65534, 65534));
+    // Copy-up keeps what is on disk.
+    OpenOptions::new().append(true).open(place.join("seven")).unwrap().write_all(b"!").unwrap();
+    chown(place.join("root"), Some(100_009), None).unwrap();
+    assert!(chown(place.join("root"), Some(5), None).is_err(), "nobody in the container");
+    let status = Command::new("setpriv")
+        .args(["--reuid=100003", "--regid=100004", "--clear-groups", "sh", "-c", "echo x > /proc/self/cwd/new"])
+        .current_dir(&place)
+        .status();
+    let made = status.is_ok_and(|status| status.success());
+    assert!(!made, "the root folder is root's");
+    fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let status = Command::new("setpriv")
+        .args(["--reuid=100003", "--regid=100004", "--clear-groups", "sh", "-c", "echo x > new"])
+        .current_dir(&place)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    assert_eq!(owner("new"), (100_003, 100_004));
+    mount.unmount();
+    let on_disk =
+        |name: &str| fs::metadata(temp.path().join("upper").join(name)).map(|file| (file.uid(), file.gid())).unwrap();
+    assert_eq!(on_disk("new"), (3, 4));
+    assert_eq!(on_disk("seven"), (7, 7));
+    assert_eq!(on_disk("root"), (9, 0));
+}
+
+#[test]
+fn few_descriptors_are_enough_for_many_files() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let spec = spec(temp.path(), options());
+    let place = temp.path().join("mnt");
+    for (layer, dirs) in [("lower", 600), ("upper", 600)] {
+        for dir in 0..dirs {
+            let dir = temp.path().join(layer).join(format!("{}/{dir}", if dir % 2 == 0 { "shared" } else { layer }));
+            fs::create_dir_all(&dir).unwrap();
+            for file in 0..8 {
+                fs::write(dir.join(format!("{layer}{file}")), "x").unwrap();
+            }
+        }
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: Some(256) }).unwrap();
+    let mount = TestMount::new(&spec, &place);
+    let count = |dir: &Path| {
+        let output = Command::new("find").arg(dir).args(["-type", "f", "-size", "-2"]).output().unwrap();
+        assert!(output.status.success());
+        output.stdout.split(|byte| *byte == b'\n').count() - 1
+    };
+    assert_eq!(count(&place), 9600);
+    let script = "for d in lower/* shared/* upper/*; do for f in $d/*; do echo y >> $f; done; done";
+    assert!(Command::new("sh").args(["-ec", script]).current_dir(&place).status().unwrap().success());
+    assert_eq!(count(&place), 9600);
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_without_a_place_ends_with_its_last_reference() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let spec = spec(temp.path(), Options { passthrough: Passthrough::Off, ..options() });
+    fs::write(temp.path().join("lower/file"), "content").unwrap();
+    let mounted = mount(&spec, &Target::Detached).unwrap();
+    let reference = mounted.mount_fd().unwrap().try_clone_to_owned().unwrap();
+    let server = std::thread::spawn(move || mounted.serve());
+    let file = rustix::fs::openat(&reference, "file", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+    let mut data = [0; 7];
+    rustix::io::read(&file, &mut data).unwrap();
+    assert_eq!(&data, b"content");
+    assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(temp.path().to_str().unwrap()));
+    drop((file.as_fd(), reference));
+    drop(file);
+    let started = Instant::now();
+    while !server.is_finished() {
+        assert!(started.elapsed() < Duration::from_secs(20), "it goes on without a reference");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.join().unwrap().unwrap();
+}
