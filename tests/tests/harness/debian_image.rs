@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use strata_tests::image::archive::{Form, Image, Layer};
 use strata_tests::image::debian;
+use strata_tests::oracle;
 use strata_tests::plain_user;
 use strata_tests::strata::{Strata, User, finish};
 use strata_tests::tier::{Need, Suite};
@@ -19,6 +20,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("debian_image::privileged_writable_mount_starts_as_the_image", mount, writable_mount);
     suite.add("debian_image::privileged_folder_layout_loads_the_same", mount, folder_layout);
     suite.add("debian_image::rootless_mount_is_what_gnu_tar_extracts", mount, plain_mounted_tree);
+    suite.add("debian_image::privileged_export_and_import_keep_the_tree", mount, export_and_import);
     suite.add("debian_image::unprivileged_every_form_is_the_same_image", &[Need::Debian], same_image);
 }
 
@@ -67,6 +69,27 @@ fn folder_layout() -> Result<()> {
     strata.ok(["load".as_ref(), "-i".as_ref(), layout.as_os_str()])?;
     let ids = strata.ok(["images", "-q", "--no-trunc"])?;
     ensure!(ids.trim() == id, "{ids} instead of {id}");
+    Ok(())
+}
+
+/// What `export` writes is the whole tree for GNU tar, and for `import`.
+fn export_and_import() -> Result<()> {
+    let strata = Strata::new()?;
+    strata.load(&archive(Form::DockerNew)?)?;
+    strata.ok(["run", "--name", "idle", debian::REFERENCE, "true"])?;
+    let tar = strata.folder().join("exported.tar");
+    strata.ok(["export".as_ref(), "-o".as_ref(), tar.as_os_str(), "idle".as_ref()])?;
+
+    let extracted = strata.make_folder("extracted")?;
+    oracle::extract(std::slice::from_ref(&tar), &extracted)?;
+    expected()?.expect_same(&Listing::of(&extracted, DirectoryLinks::Counted)?)?;
+
+    let other = strata.another()?;
+    other.ok(["import".as_ref(), tar.as_os_str(), "imported:1".as_ref()])?;
+    let point = other.make_folder("point")?;
+    other.ok(["mount".as_ref(), "imported:1".as_ref(), point.as_os_str()])?;
+    expected()?.expect_same(&Listing::of(&point, DirectoryLinks::Reported)?)?;
+    other.ok(["umount".as_ref(), point.as_os_str()])?;
     Ok(())
 }
 
