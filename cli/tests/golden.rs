@@ -126,7 +126,7 @@ fn unprivileged_image_tables() {
         ("image-inspect-missing", &["image", "inspect", "nosuch"]),
         ("tag-missing", &["tag", "nosuch", "other"]),
         ("tag-bad-name", &["tag", "second:2", "UPPER:x"]),
-        ("rmi-by-id-needs-force", &["rmi", &strata.ok(["images", "-q"]).unwrap().lines().next().unwrap().to_owned()]),
+        ("rmi-by-id-needs-force", &["rmi", strata.ok(["images", "-q"]).unwrap().lines().next().unwrap()]),
         ("rmi-name", &["rmi", "second:2"]),
         ("rmi-last", &["rmi", busybox::REFERENCE]),
         ("images-none", &["images"]),

@@ -1,5 +1,7 @@
 //! What a container changed: the list and the layer. No mount is needed.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! Random operations on the union and on a reference in memory: the same answers and the same tree, over remounts.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 #[allow(dead_code, reason = "the mounted kinds are for another test")]
 mod model;
 

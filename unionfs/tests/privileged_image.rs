@@ -1,5 +1,7 @@
 //! Mounts of images: what is shown is what the index says, with passthrough and without.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use std::fs::{self, File};

@@ -1,6 +1,8 @@
 //! Random operations on a mount of ours and on the kernel's overlayfs: the same answers and the same tree, and what one
 //! of them has written the other can mount.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 #[allow(dead_code, reason = "the others are for the test without a mount")]
 mod model;

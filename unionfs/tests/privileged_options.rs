@@ -1,5 +1,7 @@
 //! Mounts with other options: mapped ids, few descriptors, mounts without a place.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use std::fs::{self, OpenOptions};

@@ -1,5 +1,7 @@
 //! Mounts without an upper.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use std::fs;

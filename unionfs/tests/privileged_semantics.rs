@@ -1,5 +1,7 @@
 //! What programs rely on, on a real mount: each case with passthrough and without.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use std::collections::HashSet;

@@ -39,7 +39,7 @@ pub struct Container {
     folder: PathBuf,
     /// What it was created with.
     pub config: Config,
-    /// How it was when it was read; only the holder of [`Locked`] knows it for certain.
+    /// How it was when it was read; only the holder of `Locked` knows it for certain.
     pub state: State,
 }
 

@@ -31,7 +31,7 @@ use strata_unionfs::MountSpec;
 pub const VERB: &str = "fs";
 
 /// What the user can do about a mount that failed for this reason, where that is known.
-pub fn hint(reason: &str) -> Option<String> {
+pub(crate) fn hint(reason: &str) -> Option<String> {
     let closed = reason.contains("/dev/fuse") && reason.contains("Permission denied");
     closed.then(|| "let everybody use FUSE, as udev does: 'chmod 0666 /dev/fuse' as root".to_owned())
 }

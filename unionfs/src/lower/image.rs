@@ -199,8 +199,9 @@ impl ImageLower {
             if from >= to {
                 break;
             }
-            // Both differences are at most `length`, which is a usize.
-            let (start, stop) = ((from - offset) as usize, (to - offset) as usize);
+            let within =
+                |position: u64| usize::try_from(position - offset).expect("at most `length`, which is a usize");
+            let (start, stop) = (within(from), within(to));
             let source = extent.source.checked_add(from - extent.offset).ok_or(Errno::IO)?;
             // A tar that is shorter than its index says is damage, not the end of the file.
             self.tar(&extent)?

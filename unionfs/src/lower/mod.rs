@@ -20,6 +20,7 @@ use crate::tree::Usage;
 
 /// The lowers of a mount.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a mount")]
 pub(crate) enum LowerTree {
     Image(ImageLower),
     Folders(FolderLower),

@@ -141,7 +141,11 @@ impl<W: Write> Writer<'_, W> {
             xattrs: &xattrs,
         };
         if let TarKind::Regular { size } = kind {
-            let ranges = if stat.blocks.saturating_mul(512) < size { self.data_ranges(stat)? } else { vec![0..size] };
+            let ranges = if stat.blocks.saturating_mul(512) < size {
+                self.data_ranges(stat)?
+            } else {
+                std::iter::once(0..size).collect()
+            };
             let mut content = Content { tree: self.tree, ino: stat.ino, ranges: ranges.clone(), next: 0 };
             if ranges.len() == 1 && ranges[0] == (0..size) || size == 0 {
                 self.out.append_with(&entry, &mut content)?;

@@ -1,5 +1,6 @@
 //! Mounting in tests: the server runs in a thread of the test process.
 #![allow(dead_code, reason = "not every test needs everything")]
+#![allow(clippy::print_stdout, reason = "says why a test is skipped")]
 
 pub(crate) mod image;
 
