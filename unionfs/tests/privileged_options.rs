@@ -77,7 +77,7 @@ fn few_descriptors_are_enough_for_many_files() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
-    let spec = spec(temp.path(), options());
+    let spec = spec(temp.path(), Options { volatile: true, ..options() });
     let place = temp.path().join("mnt");
     for (layer, dirs) in [("lower", 600), ("upper", 600)] {
         for dir in 0..dirs {
