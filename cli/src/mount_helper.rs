@@ -47,7 +47,7 @@ pub(crate) fn mount_helper(context: &Context, arguments: Vec<OsString>) -> Outco
     };
     let options = options(&call)?;
     if !options.lower.is_empty() {
-        strata_engine::mount_folders(&options, directory)?;
+        strata_engine::mount_folders(&options, directory).map_err(command::mount::explain)?;
         return Ok(0);
     }
     let name = source.to_str().context("the name of an image or container is text")?;
@@ -72,7 +72,7 @@ pub(crate) fn fuse_overlayfs(arguments: Vec<OsString>) -> Outcome {
     };
     let mut options = options(&call)?;
     options.options.allow_other = true;
-    let server = strata_engine::mount_folders(&options, directory)?;
+    let server = strata_engine::mount_folders(&options, directory).map_err(command::mount::explain)?;
     if call.foreground {
         server.wait_forever();
     }

@@ -63,7 +63,7 @@ pub(crate) fn run(context: &Context, mount: &Mount, out: &mut impl Write) -> Out
     options.make_absolute(&std::env::current_dir().context("find the current folder")?);
     match (options.lower.is_empty(), &mount.operands[..]) {
         (false, [directory]) => {
-            strata_engine::mount_folders(&options, directory)?;
+            strata_engine::mount_folders(&options, directory).map_err(explain)?;
             Ok(0)
         }
         (false, _) => Err(usage("with folders there is only one operand, the place to mount on")),
@@ -111,15 +111,8 @@ fn usage(text: &str) -> Failure {
     Failure { code: 125, error: anyhow!("{text}"), hint: Some("see 'strata mount --help'".to_owned()) }
 }
 
-fn explain(error: MountError) -> Failure {
-    let hint = match &error {
-        MountError::NotFound(_) => Some("'strata images' and 'strata ps -a' list what is here"),
-        MountError::Running(_) => Some("wait for its end, or mount its image"),
-        _ => None,
-    };
-    let failure = Failure::from(error);
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+/// Adds the advice to a failed mount.
+pub(crate) fn explain(error: MountError) -> Failure {
+    let hint = error.hint();
+    Failure { hint, ..Failure::from(error) }
 }

@@ -214,10 +214,5 @@ impl Peer for Attached<'_> {
 
 /// Adds the exit code and the advice to a failed start.
 fn explain(error: RunError) -> Failure {
-    let hint = error.hint();
-    let failure = Failure { code: error.exit_code(), error: error.into(), hint: None };
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    Failure { code: error.exit_code(), hint: error.hint(), error: error.into() }
 }

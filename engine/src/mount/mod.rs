@@ -113,6 +113,18 @@ pub enum MountError {
     NoLower,
 }
 
+impl MountError {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            MountError::NotFound(_) => Some("'strata images' and 'strata ps -a' list what is here".to_owned()),
+            MountError::Running(_) => Some("wait for its end, or mount its image".to_owned()),
+            MountError::Filesystem { source: FilesystemError::Mount(reason), .. } => crate::filesystem::hint(reason),
+            _ => None,
+        }
+    }
+}
+
 /// A mount that stays.
 #[derive(Debug, thiserror::Error)]
 pub enum UnmountError {
