@@ -26,8 +26,8 @@ pub(crate) struct Cli {
 /// Options before the verb.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Keep all state in DIR; two roots never share anything
-    #[arg(long, env = "STRATA_ROOT", value_name = "DIR", hide_env_values = true)]
+    /// Keep all state in DIR; two roots never share anything [env: STRATA_ROOT]
+    #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
     /// Reserved for the daemon's address
     #[arg(short = 'H', long, value_name = "ADDRESS")]

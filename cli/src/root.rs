@@ -8,7 +8,9 @@ use crate::failure::Failure;
 
 /// Chooses the root folder: what was asked for, `/var/lib/strata` for root, the user's data folder for a plain user.
 pub(crate) fn choose(asked: Option<PathBuf>) -> Result<PathBuf, Failure> {
-    let asked = asked.or_else(|| std::env::var_os("STRATA_ROOT").map(PathBuf::from));
+    // An empty variable is none, as everywhere in a shell.
+    let variable = || std::env::var_os("STRATA_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let asked = asked.or_else(variable);
     if let Some(root) = asked {
         if root.as_os_str().is_empty() {
             return Err(Failure::of_engine(anyhow!("the root folder has an empty name")));
