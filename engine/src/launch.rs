@@ -137,10 +137,14 @@ impl Engine {
         if config.command.is_empty() {
             return Err(InvalidCreation::NoCommand.into());
         }
-        if config.user_namespace == UserNamespace::Auto {
-            config.id_base = Some(self.free_ids(&config.id)?);
-        }
         let stack = self.images().stack(&image.id)?;
+        let choosing = match config.user_namespace {
+            UserNamespace::Auto => Some(self.registry().lock_ids().map_err(RunError::Record)?),
+            UserNamespace::Host => None,
+        };
+        if choosing.is_some() {
+            config.id_base = Some(self.free_ids()?);
+        }
         let durability = if config.auto_remove { Durability::Relaxed } else { Durability::Synced };
         let state = State::Starting { owner: Process::current() };
         let created = self.registry().create(config.clone(), state.clone(), creation.name.clone(), durability);
@@ -152,6 +156,7 @@ impl Engine {
             }
             created => created?,
         };
+        drop(choosing);
         match self.keep_layers(&locked, &image.id, &stack).and_then(|()| self.start(&locked, &stack, size)) {
             Ok(started) => {
                 let attached = self.attach(locked, stack, started, durability)?;
@@ -169,10 +174,9 @@ impl Engine {
     }
 
     /// Chooses the first host id of a user namespace that no other container has.
-    fn free_ids(&self, id: &ContainerId) -> Result<u32, RunError> {
+    fn free_ids(&self) -> Result<u32, RunError> {
         let others = self.registry().list().map_err(RunError::Record)?;
-        let others = others.iter().filter(|container| container.config.id != *id);
-        let taken: Vec<u32> = others.filter_map(|container| container.config.id_base).collect();
+        let taken: Vec<u32> = others.iter().filter_map(|container| container.config.id_base).collect();
         let maps = strata_sandbox::userns::auto(&taken)?;
         Ok(maps.uids.first().map_or(0, |range| range.host))
     }

@@ -151,3 +151,57 @@ fn resources(limits: &Limits) -> Result<LinuxResources, SpecError> {
     }
     Ok(resources.build()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_docker_s() {
+        let limits =
+            Limits { memory: Some(64 << 20), nano_cpus: Some(1_500_000_000), pids: Some(7), ..Limits::default() };
+        let built = resources(&limits).unwrap();
+        let memory = built.memory().unwrap();
+        assert_eq!((memory.limit(), memory.swap()), (Some(64 << 20), Some(128 << 20)));
+        let cpu = built.cpu().as_ref().unwrap();
+        assert_eq!((cpu.period(), cpu.quota()), (Some(100_000), Some(150_000)));
+        assert_eq!(built.pids().unwrap().limit(), 7);
+
+        let unlimited_swap = Limits { memory: Some(1 << 30), memory_and_swap: Some(-1), ..Limits::default() };
+        assert_eq!(resources(&unlimited_swap).unwrap().memory().unwrap().swap(), Some(-1));
+        let none = resources(&Limits::default()).unwrap();
+        assert!(none.memory().is_none() && none.cpu().is_none() && none.pids().is_none());
+    }
+
+    #[test]
+    fn a_bind_makes_its_source_only_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let bind = |name: &str, create_source| Bind {
+            source: folder.path().join(name),
+            target: "/data".to_owned(),
+            read_only: true,
+            create_source,
+            propagation: String::new(),
+        };
+        let mount = bind_mount(&bind("made/deep", true)).unwrap();
+        assert!(folder.path().join("made/deep").is_dir());
+        assert_eq!(mount.options().as_deref(), Some(&["rbind", "rprivate", "ro"].map(str::to_owned)[..]));
+        // What is missing is for the sandbox to say, which opens it.
+        bind_mount(&bind("absent", false)).unwrap();
+        assert!(!folder.path().join("absent").exists());
+    }
+
+    #[test]
+    fn the_user_s_words_about_a_tmpfs_come_last() {
+        let tmpfs = Tmpfs { target: "/t".to_owned(), options: vec!["exec".to_owned(), "size=1m".to_owned()] };
+        let options = tmpfs_mount(&tmpfs).unwrap().options().clone().unwrap();
+        assert_eq!(options, ["nosuid", "nodev", "noexec", "exec", "size=1m"]);
+    }
+
+    #[test]
+    fn process_limits_have_the_kernel_s_names() {
+        let limit = |name: &str| Rlimit { name: name.to_owned(), soft: 1, hard: 2 };
+        assert_eq!(rlimit(&limit("nofile")).unwrap().typ(), PosixRlimitType::RlimitNofile);
+        assert!(rlimit(&limit("nope")).is_err());
+    }
+}

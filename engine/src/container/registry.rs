@@ -269,6 +269,20 @@ impl Containers {
         Ok(abandoned)
     }
 
+    /// Keeps others from choosing ids for a user namespace until a record with the chosen ones is there.
+    pub(crate) fn lock_ids(&self) -> Result<OwnedFd, RecordError> {
+        let names = self.folder.join(NAMES);
+        fs::create_dir_all(&names).map_err(access(&names))?;
+        let folder = open_folder(&names).map_err(access(&names))?;
+        loop {
+            match rustix::fs::flock(folder.as_fd(), FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(folder),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(access(&names)(error.into())),
+            }
+        }
+    }
+
     /// Whether there is a container with this identifier.
     pub(crate) fn contains(&self, id: &ContainerId) -> bool {
         self.folder.join(id.as_str()).exists()
