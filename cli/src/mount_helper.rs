@@ -70,8 +70,7 @@ pub(crate) fn fuse_overlayfs(arguments: Vec<OsString>) -> Outcome {
     let [directory] = &call.operands[..] else {
         return Err(anyhow!("usage: fuse-overlayfs [-f] [-o OPTIONS] DIR").into());
     };
-    let mut options = options(&call)?;
-    options.options.allow_other = true;
+    let options = options(&call)?;
     let server = strata_engine::mount_folders(&options, directory).map_err(command::mount::explain)?;
     if call.foreground {
         server.wait_forever();
