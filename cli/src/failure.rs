@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::output::human::printable;
+
 /// An error with the exit code and the advice that go with it.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -26,9 +28,9 @@ impl Failure {
 
     /// Prints it and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
-        eprintln!("strata: {}", strata_engine::error_chain(self.error.as_ref()));
+        eprintln!("strata: {}", printable(&strata_engine::error_chain(self.error.as_ref())));
         if let Some(hint) = &self.hint {
-            eprintln!("\nhint: {hint}");
+            eprintln!("\nhint: {}", printable(hint));
         }
         ExitCode::from(self.code)
     }

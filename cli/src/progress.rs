@@ -102,7 +102,10 @@ impl State {
             }
             ProgressEvent::Finished { layer } => {
                 let number = self.layer(layer);
-                self.layers[number].done = true;
+                let layer = &mut self.layers[number];
+                layer.done = true;
+                // The last report of bytes came a little before.
+                layer.bytes = layer.total.unwrap_or(layer.bytes);
                 Some(number)
             }
             ProgressEvent::Present { .. } => None,
@@ -110,10 +113,10 @@ impl State {
     }
 
     fn layer(&mut self, name: &str) -> usize {
-        match self.layers.iter().position(|layer| layer.name == name) {
+        match self.layers.iter().position(|layer| layer.name == human::printable(name)) {
             Some(number) => number,
             None => {
-                self.layers.push(Layer { name: name.to_owned(), bytes: 0, total: None, done: false });
+                self.layers.push(Layer { name: human::printable(name), bytes: 0, total: None, done: false });
                 self.layers.len() - 1
             }
         }

@@ -76,6 +76,11 @@ pub(crate) fn duration(seconds: u64) -> String {
     }
 }
 
+/// Replaces what would steer the terminal: texts come from images and archives that anybody may have made.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() && letter != '\n' { '\u{fffd}' } else { letter }).collect()
+}
+
 /// Reads a size as Docker takes it: a number with an optional unit in powers of 1024, `512m`.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let invalid = || format!("invalid size: '{text}'");
@@ -155,6 +160,11 @@ mod tests {
         assert_eq!(ellipsis("abcdef", 6), "abcdef");
         assert_eq!(ellipsis("abcdefg", 6), "abcde…");
         assert_eq!(ellipsis("äöüäöüä", 6), "äöüäö…");
+    }
+
+    #[test]
+    fn texts_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[31mb\r\u{9b}c\nd"), "a\u{fffd}[31mb\u{fffd}\u{fffd}c\nd");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::human::printable;
+
 /// Rows of cells; every column is as wide as its widest cell and three spaces, at least ten.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -18,7 +20,7 @@ impl Table {
 
     /// Adds a row below the others.
     pub(crate) fn push<T: Into<String>>(&mut self, row: impl IntoIterator<Item = T>) {
-        self.rows.push(row.into_iter().map(Into::into).collect());
+        self.rows.push(row.into_iter().map(|cell| printable(&cell.into())).collect());
     }
 }
 
