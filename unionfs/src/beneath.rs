@@ -7,12 +7,22 @@ use rustix::io::Errno;
 
 use crate::Result;
 
+/// Whether the way may lead into another mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crossing {
+    Allowed,
+    Refused,
+}
+
 /// Opens `path` below `root` without following symbolic links or leaving `root`; the empty path is `root` itself.
 ///
 /// Paths may be longer than the kernel takes in one call.
-pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, crossing: Crossing) -> Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let mut resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    if crossing == Crossing::Refused {
+        resolve |= ResolveFlags::NO_XDEV;
+    }
     let open = |at: BorrowedFd<'_>, path: &[u8], flags| loop {
         match openat2(at, path, flags, Mode::empty(), resolve) {
             // A rename somewhere on the machine raced with the walk.
@@ -48,9 +58,12 @@ mod tests {
         std::os::unix::fs::symlink("..", dir.path().join("root/up")).unwrap();
         let root = OwnedFd::from(std::fs::File::open(dir.path().join("root")).unwrap());
         for path in ["../secret", "link", "up/secret", "/etc/passwd", "./../secret"] {
-            assert!(open_beneath(root.as_fd(), path.as_bytes(), OFlags::RDONLY).is_err(), "{path}");
+            assert!(open_beneath(root.as_fd(), path.as_bytes(), OFlags::RDONLY, Crossing::Allowed).is_err(), "{path}");
         }
-        assert!(open_beneath(root.as_fd(), b"link", OFlags::PATH).is_ok(), "the link itself is inside");
+        assert!(
+            open_beneath(root.as_fd(), b"link", OFlags::PATH, Crossing::Allowed).is_ok(),
+            "the link itself is inside"
+        );
     }
 
     #[test]
@@ -60,7 +73,7 @@ mod tests {
         let name = "n".repeat(200);
         let mut path = Vec::new();
         for _ in 0..40 {
-            let parent = open_beneath(root.as_fd(), &path, OFlags::PATH).unwrap();
+            let parent = open_beneath(root.as_fd(), &path, OFlags::PATH, Crossing::Refused).unwrap();
             rustix::fs::mkdirat(&parent, name.as_str(), Mode::RWXU).unwrap();
             if !path.is_empty() {
                 path.push(b'/');
@@ -68,6 +81,6 @@ mod tests {
             path.extend_from_slice(name.as_bytes());
         }
         assert!(path.len() > 8000);
-        assert!(open_beneath(root.as_fd(), &path, OFlags::PATH | OFlags::DIRECTORY).is_ok());
+        assert!(open_beneath(root.as_fd(), &path, OFlags::PATH | OFlags::DIRECTORY, Crossing::Refused).is_ok());
     }
 }

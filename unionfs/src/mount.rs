@@ -107,11 +107,11 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
     match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => {
             let (device, detached) = mount_by_kernel(context.as_fd(), options, read_only)?;
+            let connection = Connection::from_device(tree, device, options, threads)
+                .map_err(|source| MountError::Handshake { source })?;
             if let Target::Directory(dir) = target {
                 attach(detached.as_fd(), dir)?;
             }
-            let connection = Connection::from_device(tree, device, options, threads)
-                .map_err(|source| MountError::Handshake { source })?;
             let detached = matches!(target, Target::Detached).then_some(detached);
             let report = MountReport { by_helper: false, threads, passthrough: connection.has_passthrough() };
             Ok(Mounted { connection, detached, report })

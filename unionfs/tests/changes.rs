@@ -10,8 +10,8 @@ use strata_layer::ingest::LayerIngest;
 use strata_layer::tar::Limits;
 use strata_layer::tar_writer::TarWriter;
 use strata_unionfs::{
-    Access, Caller, ChangeKind, Ino, Lower, MountSpec, New, Options, RenameMode, SetAttributes, Tree, Upper, changes,
-    write_changes, write_merged,
+    Access, Caller, ChangeKind, Ino, Lower, MountSpec, New, Options, RenameMode, SetAttributes, Tree, Upper,
+    UpperError, changes, write_changes, write_merged,
 };
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
@@ -92,6 +92,15 @@ fn write(tree: &Tree, path: &str, data: &str) {
     let _ = tree.open_file(ino, Access { write: true, truncate: true }, &ROOT_USER).unwrap();
     tree.write(ino, data.as_bytes(), 0, false).unwrap();
     tree.release(ino);
+}
+
+#[test]
+fn a_layer_has_one_server() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree();
+    assert!(matches!(Tree::open(&fixture.spec), Err(strata_unionfs::OpenError::Upper(UpperError::InUse { .. }))));
+    drop(tree);
+    fixture.tree();
 }
 
 #[test]

@@ -46,6 +46,7 @@ fn check(sequence: &[Operation], reopen_every: usize) {
         assert_eq!(ours, expected, "{operation:?}, number {number}");
         if (number + 1) % reopen_every == 0 {
             assert_eq!(union.listing(), reference.listing(), "after {operation:?}, number {number}");
+            drop(union);
             union = Union { tree: Tree::open(&spec).unwrap() };
             assert_eq!(union.listing(), reference.listing(), "opened again after {operation:?}, number {number}");
         }

@@ -19,7 +19,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use super::{LowerChild, Place};
 use crate::Result;
 use crate::backing::{self, Identity};
-use crate::beneath::open_beneath;
+use crate::beneath::{Crossing, open_beneath};
 use crate::handles::Handles;
 use crate::marks;
 use crate::node::{Ino, Kind, Stat};
@@ -29,12 +29,20 @@ use crate::tree::Usage;
 #[derive(Debug)]
 pub(crate) struct FolderLower {
     /// The roots, topmost first.
-    layers: Vec<OwnedFd>,
+    layers: Vec<Layer>,
     /// The filesystems seen so far; the place in the list is the tag.
     devices: Mutex<Vec<u64>>,
     nodes: RwLock<HashMap<Ino, Arc<Node>>>,
     /// Open directories (`O_PATH`) and files (for reading), by node and layer.
     handles: Handles<(Ino, u16)>,
+}
+
+/// One folder of the stack.
+#[derive(Debug)]
+struct Layer {
+    root: OwnedFd,
+    /// It is behind a read-only mount of our own, so that nothing can write into it whatever happens.
+    sealed: bool,
 }
 
 /// Why a folder cannot be used as lower.
@@ -97,7 +105,7 @@ impl FolderLower {
         let (Some(top), Some(path)) = (lower.layers.first(), folders.first()) else {
             return Err(FolderError { path: PathBuf::new(), source: io::ErrorKind::NotFound.into() });
         };
-        let stat = backing::stat(top.as_fd()).and_then(|raw| backing::to_stat(&raw, Ino::ROOT));
+        let stat = backing::stat(top.root.as_fd()).and_then(|raw| backing::to_stat(&raw, Ino::ROOT));
         let stat = stat.map_err(|error| FolderError { path: path.clone(), source: error.into() })?;
         let root = lower.insert(Found { stat: merged_stat(stat, &sources), sources }, None);
         root.references.store(1, Ordering::Relaxed);
@@ -229,11 +237,15 @@ impl FolderLower {
     pub(crate) fn open_object(&self, ino: Ino) -> Option<OwnedFd> {
         let node = self.node(ino).ok()?;
         let source = node.sources.first().filter(|_| node.stat.kind == Kind::Regular)?;
+        // The kernel opens it again with whatever flags a client has.
+        self.layers.get(usize::from(source.layer)).filter(|layer| layer.sealed)?;
         self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK).ok()
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        let Some(Ok(space)) = self.layers.first().map(rustix::fs::fstatvfs) else { return Usage::default() };
+        let Some(Ok(space)) = self.layers.first().map(|layer| rustix::fs::fstatvfs(&layer.root)) else {
+            return Usage::default();
+        };
         Usage {
             blocks: space.f_blocks,
             free: 0,
@@ -372,7 +384,7 @@ impl FolderLower {
             // A whiteout or an opaque directory on the way hides what lies below it.
             loop {
                 end = path[end..].iter().position(|byte| *byte == b'/').map_or(path.len(), |next| end + next);
-                let fd = match open_beneath(self.layers[usize::from(below)].as_fd(), &path[..end], OFlags::PATH) {
+                let fd = match self.open_source(&Source { layer: below, path: path[..end].into() }, OFlags::PATH) {
                     Ok(fd) => fd,
                     Err(Errno::NOENT | Errno::NOTDIR) => continue 'layers,
                     Err(error) => return Err(error),
@@ -474,21 +486,24 @@ impl FolderLower {
     }
 
     fn open_source(&self, source: &Source, flags: OFlags) -> Result<OwnedFd> {
-        let root = self.layers.get(usize::from(source.layer)).ok_or(Errno::STALE)?;
-        open_beneath(root.as_fd(), &source.path, flags)
+        let layer = self.layers.get(usize::from(source.layer)).ok_or(Errno::STALE)?;
+        // Without a mount of our own, other filesystems may be mounted on the layer's folders.
+        let crossing = if layer.sealed { Crossing::Allowed } else { Crossing::Refused };
+        open_beneath(layer.root.as_fd(), &source.path, flags, crossing)
     }
 }
 
 /// Opens a layer's root, behind a read-only mount of our own where we may make one: then nothing can ever write into the
 /// layer through us, and mounts on top of its folders are out of the way.
-fn open_root(path: &Path) -> Result<OwnedFd> {
+fn open_root(path: &Path) -> Result<Layer> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let plain = rustix::fs::open(path, flags, NO_MODE)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let private = open_tree(&plain, "", clone)
         .ok()
         .filter(|mount| strata_sys::mount_attributes::set_read_only(mount.as_fd()).is_ok());
-    Ok(private.unwrap_or(plain))
+    let sealed = private.is_some();
+    Ok(Layer { root: private.unwrap_or(plain), sealed })
 }
 
 /// A directory that several layers have has no true link count.

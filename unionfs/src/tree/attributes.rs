@@ -58,8 +58,7 @@ impl Tree {
         }
         if let Some(size) = change.size {
             self.truncate(&object, fd.as_fd(), size)?;
-            // Root keeps the bits, as CAP_FSETID lets it.
-            if caller.uid != 0 {
+            if !self.is_root(caller) {
                 drop_privileges(fd.as_fd())?;
             }
         }
@@ -81,6 +80,11 @@ impl Tree {
             backing::set_times(fd.as_fd(), &times)?;
         }
         self.stat_of(ino)
+    }
+
+    /// Returns whether the caller is root in the container, who keeps set-user-id bits as CAP_FSETID lets it.
+    pub(super) fn is_root(&self, caller: &Caller) -> bool {
+        self.ids.uid_to_disk(caller.uid) == Some(0)
     }
 
     /// Returns the attributes of a node. The caller holds `namespace`.

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Tree;
+use super::directory::is_plain_name;
 use super::object::{Object, State};
 use crate::Result;
 use crate::backing;
@@ -72,6 +73,9 @@ impl Tree {
                 break;
             }
             let place = object.state().places.first().cloned().ok_or(Errno::NOENT)?;
+            if !is_plain_name(&place.name) {
+                return Err(Errno::IO);
+            }
             current = place.parent;
             missing.push((object, place));
         }
@@ -183,8 +187,13 @@ impl Tree {
             let state = object.state();
             (state.places.first().cloned(), state.link)
         };
-        let Some(Place { parent, name }) = place else {
-            // Deleted, but held: it has no name here either.
+        let Some(Place { parent, name }) = place.filter(|place| is_plain_name(&place.name)) else {
+            // Deleted, but held: it has no name here either. Others that nobody has looked at yet must lead to it.
+            if let Some(link) = link.filter(|link| link.covered < link.all) {
+                upper.links().add_copy(object.ino, staged.file.as_fd())?;
+                upper.links().set(object.ino, Link { copied: true, ..link })?;
+                object.state().link = Some(Link { copied: true, ..link });
+            }
             rustix::fs::unlinkat(upper.staging(), &staged.name, AtFlags::empty())?;
             return self.now_in_upper(object, rustix::io::fcntl_dupfd_cloexec(&staged.file, 0)?, false);
         };

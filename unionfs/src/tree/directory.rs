@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -34,6 +35,13 @@ pub(super) struct Found {
     /// A directory through which a lower one shows, which then has the same number.
     pub(super) merged: bool,
     pub(super) opaque: bool,
+}
+
+/// Whether the kernel is told about what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    Yes,
+    No,
 }
 
 /// The state of a name.
@@ -71,6 +79,10 @@ impl Tree {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG);
         }
+        if !is_plain_name(name) {
+            // Nothing asks for one; a damaged index may list one. It must never reach a system call.
+            return Err(Errno::INVAL);
+        }
         let covered = match dir.lower {
             Some(lower) => self.lower.find(lower, name)?,
             None => None,
@@ -101,26 +113,30 @@ impl Tree {
         Ok(Name { found: Some(found), covered, whiteout: false })
     }
 
-    /// Makes the object of something found, if it needs one, and notes the name.
-    pub(super) fn adopt(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Option<Arc<Object>>> {
+    /// Makes the object of something found, if it needs one, and notes the name. With `hold`, a reference to the object
+    /// is counted.
+    pub(super) fn adopt(&self, dir: Ino, name: &[u8], found: &Found, hold: Hold) -> Result<Option<Arc<Object>>> {
         let Some((fd, raw)) = &found.upper else {
-            return self.adopt_lower(dir, name, found);
+            return self.adopt_lower(dir, name, found, hold);
         };
         if found.merged {
             // The lower's side must be known before anybody asks for it through the number.
             self.know_lower(dir, name, found)?;
         }
         let over_lower = self.lower.contains(found.ino);
-        let object = self.objects.get_or_insert(found.ino, || {
+        let link = if found.kind == Kind::Directory { None } else { self.link_of(found.ino) };
+        let make = || {
             let state = State {
                 upper: Some(backing::identity(raw)),
                 merged: found.merged,
                 opaque: found.opaque,
-                link: if found.kind == Kind::Directory { None } else { self.link_of(found.ino) },
+                link,
                 ..State::default()
             };
             Object::new(found.ino, found.kind, over_lower, state)
-        });
+        };
+        let object =
+            self.objects.get_or_insert_counted(found.ino, make, |object| self.count(object, dir, name, hold))?;
         object.state().upper.get_or_insert(backing::identity(raw));
         object.add_place(dir, name);
         if self.handles.get(object.ino).is_none() {
@@ -198,16 +214,18 @@ impl Tree {
         Ok(Place { parent: LINKS, name: Links::name(object.ino).into_bytes() })
     }
 
-    fn adopt_lower(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Option<Arc<Object>>> {
+    fn adopt_lower(&self, dir: Ino, name: &[u8], found: &Found, hold: Hold) -> Result<Option<Arc<Object>>> {
         if found.kind == Kind::Directory || self.upper.is_none() {
             return Ok(None);
         }
-        if let Some(object) = self.objects.get(found.ino) {
-            object.add_place(dir, name);
-            return Ok(Some(object));
-        }
         self.know_lower(dir, name, found)?;
-        let Some(link) = self.link_of(found.ino) else { return Ok(None) };
+        let known = self.objects.get(found.ino);
+        let link = match (&known, self.link_of(found.ino)) {
+            (_, Some(link)) => link,
+            // Copied up or removed under its only name; a damaged index has it here as well.
+            (Some(_), None) => Link { all: 1, covered: 0, copied: false },
+            (None, None) => return Ok(None),
+        };
         let upper = match (&self.upper, link.copied) {
             (Some(upper), true) => {
                 let fd = rustix::fs::openat(upper.links().dir(), Links::name(found.ino), LOOK, Mode::empty())?;
@@ -215,12 +233,26 @@ impl Tree {
             }
             _ => None,
         };
-        let object = self.objects.get_or_insert(found.ino, || {
-            let state = State { upper, link: Some(link), ..State::default() };
-            Object::new(found.ino, found.kind, true, state)
-        });
+        let make = || {
+            let link = Some(link).filter(|link| link.all > 1);
+            Object::new(found.ino, found.kind, true, State { upper, link, ..State::default() })
+        };
+        let object =
+            self.objects.get_or_insert_counted(found.ino, make, |object| self.count(object, dir, name, hold))?;
         object.add_place(dir, name);
         Ok(Some(object))
+    }
+
+    /// Counts a reference to an object, if asked. Called under the lock of its shard.
+    fn count(&self, object: &Object, dir: Ino, name: &[u8], hold: Hold) -> Result<()> {
+        match hold {
+            Hold::No => Ok(()),
+            Hold::Yes if object.over_lower => self.lower.remember(object.ino, dir, name),
+            Hold::Yes => {
+                object.references.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
     }
 
     /// Makes sure that the lower can be asked about a node by its number.
@@ -341,6 +373,11 @@ impl Tree {
 enum Step<'a> {
     Object(&'a Object),
     Shared(Arc<Object>),
+}
+
+/// Returns whether a name leads to something in its directory and nowhere else.
+pub(super) fn is_plain_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
 /// Stands for the folder of hard links where a place has its parent.

@@ -173,7 +173,7 @@ impl Tree {
         let file = self.data(object, true)?;
         if truncate {
             rustix::fs::ftruncate(&*file, 0)?;
-            if caller.uid != 0 {
+            if !self.is_root(caller) {
                 drop_privileges(file.as_fd())?;
             }
         }

@@ -47,6 +47,7 @@ use crate::lower::{FolderError, FolderLower, ImageError, ImageLower, LowerTree};
 use crate::node::{Ino, Kind, Stat};
 use crate::spec::{Lower, MountSpec};
 use crate::upper::{Purpose, UpperError, UpperLayer};
+use directory::Hold;
 use object::{Object, Objects, State};
 
 /// A union of layers, as a mount shows it.
@@ -197,8 +198,8 @@ impl Tree {
     /// Finds a name and counts a reference. The caller holds `namespace`.
     fn lookup_in(&self, directory: &directory::Directory, name: &[u8]) -> Result<Stat> {
         let found = self.name(directory, name)?.found.ok_or(Errno::NOENT)?;
-        if self.upper.is_some() {
-            self.adopt(directory.ino, name, &found)?;
+        if self.upper.is_some() && self.adopt(directory.ino, name, &found, Hold::Yes)?.is_some() {
+            return self.stat_of(found.ino).inspect_err(|_| self.forget(found.ino, 1));
         }
         self.hold(found.ino, directory.ino, name)
     }

@@ -138,6 +138,19 @@ impl Objects {
         Arc::clone(self.write(ino).entry(ino).or_insert_with(|| Arc::new(make())))
     }
 
+    /// The same, and calls `count` under the lock that `forget` takes, so that the object is not dropped in between.
+    pub(super) fn get_or_insert_counted<E>(
+        &self,
+        ino: Ino,
+        make: impl FnOnce() -> Object,
+        count: impl FnOnce(&Object) -> Result<(), E>,
+    ) -> Result<Arc<Object>, E> {
+        let mut shard = self.write(ino);
+        let object = shard.entry(ino).or_insert_with(|| Arc::new(make()));
+        count(object)?;
+        Ok(Arc::clone(object))
+    }
+
     /// Puts a new object in, in place of what has its number.
     pub(super) fn insert(&self, object: Object) -> Arc<Object> {
         let object = Arc::new(object);

@@ -8,7 +8,7 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::Tree;
-use super::directory::{Found, Name};
+use super::directory::{Found, Hold, Name};
 use super::object::{Object, State};
 use crate::Result;
 use crate::backing;
@@ -60,7 +60,7 @@ impl Tree {
     /// Gets hold of what is about to lose a name, so that it can still be served. The caller holds `namespace` for
     /// writing.
     pub(super) fn prepare_removal(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Arc<Object>> {
-        let object = match self.adopt(dir, name, found)? {
+        let object = match self.adopt(dir, name, found, Hold::No)? {
             Some(object) => object,
             None => match self.objects.get(found.ino) {
                 Some(object) => object,

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::copy_up::Wanted;
-use super::directory::{Directory, Found, Name};
+use super::directory::{Directory, Found, Hold, Name};
 use super::object::Object;
 use crate::Result;
 use crate::lower::Place;
@@ -107,7 +107,7 @@ impl Tree {
         looked: &Name,
     ) -> Result<(Arc<Object>, bool)> {
         let found = looked.found.as_ref().ok_or(Errno::NOENT)?;
-        let known = self.adopt(dir.ino, name, found)?;
+        let known = self.adopt(dir.ino, name, found, Hold::No)?;
         if found.upper.is_some() {
             return Ok((known.ok_or(Errno::STALE)?, false));
         }
@@ -132,16 +132,17 @@ impl Tree {
                 object
             }
         };
-        let link = {
-            let state = object.state();
-            state.link.filter(|_| state.upper.is_some())
-        };
-        let Some(mut link) = link else { return Ok((object, true)) };
+        if !object.is_in_upper() {
+            return Ok((object, true));
+        }
         // Another name of it was copied up; this one joins it.
         self.link_in_upper(upper, &object, fd(dir)?, name, false)?;
-        link.covered = (link.covered + 1).min(link.all);
-        object.state().link = Some(link);
-        upper.links().set(object.ino, link)?;
+        let link = object.state().link;
+        if let Some(mut link) = link {
+            link.covered = (link.covered + 1).min(link.all);
+            object.state().link = Some(link);
+            upper.links().set(object.ino, link)?;
+        }
         Ok((object, false))
     }
 

@@ -101,7 +101,7 @@ impl Tree {
     /// Whoever sets an ACL without being of the file's group loses set-group-id, as with `chmod`.
     fn drop_foreign_setgid(&self, file: &std::os::fd::OwnedFd, caller: &Caller) -> Result<()> {
         let raw = backing::stat(file.as_fd())?;
-        if raw.st_mode & libc::S_ISGID == 0 || caller.uid == 0 {
+        if raw.st_mode & libc::S_ISGID == 0 || self.is_root(caller) {
             return Ok(());
         }
         let group = self.ids.gid_to_host(raw.st_gid);

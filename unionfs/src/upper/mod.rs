@@ -11,8 +11,9 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use crate::Result;
@@ -33,7 +34,8 @@ pub(crate) struct UpperLayer {
     next_name: AtomicU64,
     /// Whether data is written through before a copy-up becomes visible.
     durable: bool,
-    writable: bool,
+    /// The work folder, locked: whoever has it is the one who changes the layer.
+    lock: Option<OwnedFd>,
 }
 
 /// What an upper is opened for.
@@ -55,6 +57,12 @@ pub enum UpperError {
         path: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// Somebody else serves it.
+    #[error("the work folder {work:?} is in use by another mount")]
+    InUse {
+        /// Its scratch space.
+        work: PathBuf,
     },
     /// Renames between the two could not work.
     #[error("{dir:?} and {work:?} are on different filesystems")]
@@ -83,9 +91,11 @@ impl UpperLayer {
             let links = open_directory(&links_path).or_else(|_| nowhere())?;
             let links = Links::open(links).map_err(failed(&links_path))?;
             let (staging, prefix) = (nowhere()?, choose_marks(nowhere()?.as_fd(), options.userxattr));
-            return Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, writable: false });
+            return Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, lock: None });
         }
         let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
+        let lock = lock(work.as_fd()).map_err(failed(&upper.work))?;
+        let lock = lock.ok_or_else(|| UpperError::InUse { work: upper.work.clone() })?;
         let staging_path = upper.work.join("work");
         let staging = prepare(work.as_fd(), "work").map_err(failed(&staging_path))?;
         let links = prepare(work.as_fd(), LINKS).map_err(failed(&links_path))?;
@@ -95,12 +105,12 @@ impl UpperLayer {
         }
         let links = Links::open(links).map_err(failed(&links_path))?;
         let prefix = choose_marks(staging.as_fd(), options.userxattr);
-        Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, writable: true })
+        Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, lock: Some(lock) })
     }
 
     /// Returns whether it was opened to be changed.
     pub(crate) fn is_writable(&self) -> bool {
-        self.writable
+        self.lock.is_some()
     }
 
     /// Returns whether nothing was ever changed.
@@ -304,6 +314,20 @@ fn nowhere() -> Result<OwnedFd> {
     rustix::fs::memfd_create("strata-nowhere", rustix::fs::MemfdFlags::CLOEXEC)
 }
 
+/// Locks the work folder, waiting a moment for a server that is just ending; `None` if it does not end.
+fn lock(work: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    let dir = rustix::fs::openat(work, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let started = Instant::now();
+    loop {
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(dir)),
+            Err(Errno::WOULDBLOCK) if started.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Makes a folder of ours if it is not there, and opens it.
 fn prepare(work: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     match rustix::fs::mkdirat(work, name, Mode::RWXU) {
@@ -359,6 +383,8 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
 
 /// How names are looked at: without following, without side effects.
 pub(crate) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// How long the server of the last mount may take to end.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Where the hard links of lower files are remembered, in the work folder.
 const LINKS: &str = "strata-links";
 /// The mark with the inode number, eight bytes little-endian.
