@@ -15,6 +15,7 @@ use crate::creation::{Creation, InvalidCreation};
 use crate::durable::Durability;
 use crate::engine::{Engine, lease_name, lower_of};
 use crate::filesystem::{FilesystemError, FilesystemProcess};
+use crate::network_files;
 use crate::process::Process;
 use crate::spec;
 
@@ -71,6 +72,9 @@ pub enum RunError {
     /// The writable layer cannot be prepared.
     #[error("prepare the writable layer")]
     Upper(#[source] io::Error),
+    /// The files that say where the container is in the network.
+    #[error("write the container's /etc/hosts and its like")]
+    OwnFiles(#[source] io::Error),
     /// The configuration cannot be translated.
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
@@ -203,7 +207,7 @@ impl Engine {
         let root = filesystem.take_mount().ok_or_else(|| {
             RunError::Filesystem(FilesystemError::Mount("no descriptor of the mount came back".to_owned()))
         })?;
-        match self.spawn(container, root, size) {
+        match self.spawn(container, stack, root, size) {
             Ok((running, pipes)) => Ok(Started { running, pipes, filesystem }),
             Err(error) => {
                 filesystem.kill();
@@ -240,12 +244,14 @@ impl Engine {
     fn spawn(
         &self,
         container: &Container,
+        stack: &Stack,
         root: OwnedFd,
         size: Option<(u16, u16)>,
     ) -> Result<(Running, Option<Pipes>), RunError> {
         let config = &container.config;
         let failed = |source| RunError::Spawn { id: config.id.short().to_owned(), source };
-        let spec = spec::build(config)?;
+        let own_files = open_index(stack).and_then(|index| network_files::prepare(container, &index));
+        let spec = spec::build(config, &own_files.map_err(RunError::OwnFiles)?)?;
         let (stdio, pipes) = match config.tty {
             true => (Stdio::Terminal { size: size.map(|(rows, columns)| WindowSize { rows, columns }) }, None),
             false => {
@@ -390,10 +396,14 @@ impl Attached<'_> {
     }
 }
 
+fn open_index(stack: &Stack) -> io::Result<Index> {
+    Index::open(&std::fs::File::open(&stack.index)?).map_err(io::Error::other)
+}
+
 /// Takes away the mount points that every container needs, where the image has none: they are no change of the
 /// container's. Docker keeps them in a layer of their own.
 pub(crate) fn tidy_upper(container: &Container, stack: &Stack) {
-    let Some(index) = std::fs::File::open(&stack.index).ok().and_then(|file| Index::open(&file).ok()) else { return };
+    let Ok(index) = open_index(stack) else { return };
     for name in ["dev", "proc", "sys"] {
         if index.lookup(NodeId::ROOT, name.as_bytes()).is_none() {
             // A folder with something in it is the container's own, and so it stays.
@@ -405,7 +415,7 @@ pub(crate) fn tidy_upper(container: &Container, stack: &Stack) {
 /// Gives the upper's top folder what the image says of its root: that is what the container's root will show.
 pub(crate) fn prepare_upper(container: &Container, stack: &Stack) -> io::Result<()> {
     let upper = container.upper();
-    let index = Index::open(&std::fs::File::open(&stack.index)?).map_err(io::Error::other)?;
+    let index = open_index(stack)?;
     let Some(root) = index.attributes(NodeId::ROOT) else { return Ok(()) };
     match std::os::unix::fs::chown(&upper, Some(root.uid), Some(root.gid)) {
         // A plain user outside of his user namespace, for a mount of his own: then the root is his.

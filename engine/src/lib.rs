@@ -31,6 +31,7 @@ mod info;
 mod inspect;
 mod launch;
 mod mount;
+mod network_files;
 mod process;
 mod recover;
 mod spec;

@@ -39,10 +39,10 @@ pub enum SpecError {
     },
 }
 
-/// Translates a configuration. Makes the folders that `-v` makes.
-pub(crate) fn build(config: &Config) -> Result<Spec, SpecError> {
-    let mut mounts = Vec::with_capacity(config.mounts.len());
-    for mount in &config.mounts {
+/// Translates a configuration, with further mounts of our own. Makes the folders that `-v` makes.
+pub(crate) fn build(config: &Config, own: &[Mount]) -> Result<Spec, SpecError> {
+    let mut mounts = Vec::with_capacity(own.len() + config.mounts.len());
+    for mount in own.iter().chain(&config.mounts) {
         mounts.push(match mount {
             Mount::Bind(bind) => bind_mount(bind)?,
             Mount::Tmpfs(tmpfs) => tmpfs_mount(tmpfs)?,
