@@ -128,11 +128,12 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let result = self.shared.tree.set_attributes(self.ino(node), &change, &caller(request));
-        if size.is_some() && result.is_ok() {
-            self.shared.outdate_lower_readers(node.0);
+        let (ino, caller) = (self.ino(node), caller(request));
+        if size.is_none_or(|size| size > 0) && self.shared.tree.copies_much(ino) {
+            let adapter = Adapter { shared: Arc::clone(&self.shared) };
+            return self.shared.slow.run(move || adapter.change(node, ino, &change, &caller, reply));
         }
-        self.reply_attributes(node, result, reply);
+        self.change(node, ino, &change, &caller, reply);
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
@@ -208,7 +209,14 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         affinity::pin_this_thread();
-        self.shared.open(&caller(request), node.0, flags.0, reply);
+        let caller = caller(request);
+        let changes = flags.0 & (libc::O_ACCMODE | libc::O_TRUNC);
+        let copies = changes != libc::O_RDONLY && changes & libc::O_TRUNC == 0;
+        if copies && self.shared.tree.copies_much(self.ino(node)) {
+            let shared = Arc::clone(&self.shared);
+            return self.shared.slow.run(move || shared.open(&caller, node.0, flags.0, reply));
+        }
+        self.shared.open(&caller, node.0, flags.0, reply);
     }
 
     fn create(
@@ -427,6 +435,14 @@ impl Filesystem for Adapter {
 }
 
 impl Adapter {
+    fn change(&self, node: INodeNo, ino: Ino, change: &SetAttributes, caller: &Caller, reply: ReplyAttr) {
+        let result = self.shared.tree.set_attributes(ino, change, caller);
+        if change.size.is_some() && result.is_ok() {
+            self.shared.outdate_lower_readers(node.0);
+        }
+        self.reply_attributes(node, result, reply);
+    }
+
     fn make(
         &self,
         request: &Request,

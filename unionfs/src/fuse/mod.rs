@@ -6,9 +6,11 @@
 
 mod adapter;
 mod affinity;
+mod guard;
 mod nodes;
 mod open;
 mod reply;
+mod slow;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -22,12 +24,14 @@ use rustix::fs::MemfdFlags;
 use crate::spec::{Options, Passthrough};
 use crate::tree::Tree;
 use adapter::Adapter;
+use guard::Guard;
 use nodes::Nodes;
+use slow::Slow;
 
 /// A mounted filesystem whose requests are about to be served.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    session: Session<Adapter>,
+    session: Session<Guard>,
     shared: Arc<Shared>,
 }
 
@@ -41,6 +45,7 @@ struct Shared {
     /// Whether the kernel lets us. Known after the handshake.
     passthrough: AtomicBool,
     notifier: OnceLock<Notifier>,
+    slow: Slow,
 }
 
 impl Connection {
@@ -56,7 +61,7 @@ impl Connection {
         config.acl = SessionACL::All;
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        let adapter = Adapter { shared: Arc::clone(&shared) };
+        let adapter = Guard(Adapter { shared: Arc::clone(&shared) });
         Ok(Connection::new(Session::from_fd(adapter, device, SessionACL::All, config)?, shared))
     }
 
@@ -75,11 +80,11 @@ impl Connection {
         config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        let adapter = Adapter { shared: Arc::clone(&shared) };
+        let adapter = Guard(Adapter { shared: Arc::clone(&shared) });
         Ok(Connection::new(Session::new(adapter, dir, &config)?, shared))
     }
 
-    fn new(session: Session<Adapter>, shared: Arc<Shared>) -> Connection {
+    fn new(session: Session<Guard>, shared: Arc<Shared>) -> Connection {
         let allowed = shared.wants_passthrough && passthrough_works(&session);
         shared.passthrough.store(allowed, Ordering::Relaxed);
         let _ = shared.notifier.set(session.notifier());
@@ -109,12 +114,13 @@ impl Shared {
             wants_passthrough: options.passthrough == Passthrough::Auto,
             passthrough: AtomicBool::new(false),
             notifier: OnceLock::new(),
+            slow: Slow::default(),
         })
     }
 }
 
 /// Tries it: what the handshake says about passthrough is only what the kernel knows, not what we may.
-fn passthrough_works(session: &Session<Adapter>) -> bool {
+fn passthrough_works(session: &Session<Guard>) -> bool {
     let Ok(probe) = rustix::fs::memfd_create("strata-probe", MemfdFlags::CLOEXEC) else { return false };
     strata_sys::fuse::probe_backing(session.as_fd(), probe.as_fd()).is_ok()
 }

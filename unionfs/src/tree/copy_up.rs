@@ -29,6 +29,13 @@ pub(super) enum Wanted {
 }
 
 impl Tree {
+    /// Returns whether changing a node takes long, because much has to be copied first.
+    pub(crate) fn copies_much(&self, ino: Ino) -> bool {
+        self.upper.is_some()
+            && !self.is_in_upper(ino)
+            && self.lower.stat(ino).is_ok_and(|stat| stat.kind == Kind::Regular && stat.blocks > MUCH / 512)
+    }
+
     /// Makes sure that a node is in the upper and returns its object.
     pub(super) fn copy_up(&self, ino: Ino, wanted: Wanted) -> Result<Arc<Object>> {
         let upper = self.writable_upper()?;
@@ -230,6 +237,9 @@ impl Tree {
         Ok(())
     }
 }
+
+/// From this many bytes on, copying is not done while others wait.
+const MUCH: u64 = 4 << 20;
 
 /// A finished copy in the staging folder.
 struct Staged {
