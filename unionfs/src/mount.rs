@@ -42,6 +42,8 @@ pub struct MountReport {
     pub by_helper: bool,
     /// Whether the kernel reads and writes files directly.
     pub passthrough: bool,
+    /// Why not, if it was wanted.
+    pub passthrough_refused: Option<String>,
     /// Number of serving threads.
     pub threads: usize,
 }
@@ -113,14 +115,14 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
                 attach(detached.as_fd(), dir)?;
             }
             let detached = matches!(target, Target::Detached).then_some(detached);
-            let report = MountReport { by_helper: false, threads, passthrough: connection.has_passthrough() };
+            let report = report(&connection, false, threads);
             Ok(Mounted { connection, detached, report })
         }
         Err(Errno::PERM) if let Target::Directory(dir) = target => {
             let options = Options { read_only, ..options.clone() };
             let connection = Connection::by_helper(tree, dir, &options, threads)
                 .map_err(|source| MountError::Place { path: dir.clone(), source })?;
-            let report = MountReport { by_helper: true, threads, passthrough: connection.has_passthrough() };
+            let report = report(&connection, true, threads);
             Ok(Mounted { connection, detached: None, report })
         }
         Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
@@ -133,7 +135,7 @@ pub fn adopt(spec: &MountSpec, device: OwnedFd) -> Result<Mounted, MountError> {
     let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
     let connection = Connection::from_device(tree, device, &spec.options, threads)
         .map_err(|source| MountError::Handshake { source })?;
-    let report = MountReport { by_helper: true, threads, passthrough: connection.has_passthrough() };
+    let report = report(&connection, true, threads);
     Ok(Mounted { connection, detached: None, report })
 }
 
@@ -205,6 +207,11 @@ fn mount_by_kernel(
     let attributes = attributes.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect();
     let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step("fsmount"))?;
     Ok((device.into(), mount))
+}
+
+fn report(connection: &Connection, by_helper: bool, threads: usize) -> MountReport {
+    let refused = connection.passthrough_refused().map(ToString::to_string);
+    MountReport { by_helper, passthrough: connection.has_passthrough(), passthrough_refused: refused, threads }
 }
 
 fn attach(mount: BorrowedFd<'_>, dir: &Path) -> Result<(), MountError> {

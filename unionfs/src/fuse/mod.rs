@@ -33,6 +33,8 @@ use slow::Slow;
 pub(crate) struct Connection {
     session: Session<Guard>,
     shared: Arc<Shared>,
+    /// Why the kernel does not let us name backing files, if we asked.
+    passthrough_refused: Option<io::Error>,
 }
 
 /// What all serving threads share.
@@ -85,15 +87,20 @@ impl Connection {
     }
 
     fn new(session: Session<Guard>, shared: Arc<Shared>) -> Connection {
-        let allowed = shared.wants_passthrough && passthrough_works(&session);
-        shared.passthrough.store(allowed, Ordering::Relaxed);
+        let tried = shared.wants_passthrough.then(|| try_passthrough(&session));
+        shared.passthrough.store(matches!(tried, Some(Ok(()))), Ordering::Relaxed);
         let _ = shared.notifier.set(session.notifier());
-        Connection { session, shared }
+        Connection { session, shared, passthrough_refused: tried.and_then(Result::err) }
     }
 
     /// Returns whether file data may bypass us.
     pub(crate) fn has_passthrough(&self) -> bool {
         self.shared.passthrough.load(Ordering::Relaxed)
+    }
+
+    /// Returns why not, if it was wanted.
+    pub(crate) fn passthrough_refused(&self) -> Option<&io::Error> {
+        self.passthrough_refused.as_ref()
     }
 
     /// Serves until the mount is gone.
@@ -120,7 +127,7 @@ impl Shared {
 }
 
 /// Tries it: what the handshake says about passthrough is only what the kernel knows, not what we may.
-fn passthrough_works(session: &Session<Guard>) -> bool {
-    let Ok(probe) = rustix::fs::memfd_create("strata-probe", MemfdFlags::CLOEXEC) else { return false };
-    strata_sys::fuse::probe_backing(session.as_fd(), probe.as_fd()).is_ok()
+fn try_passthrough(session: &Session<Guard>) -> io::Result<()> {
+    let probe = rustix::fs::memfd_create("strata-probe", MemfdFlags::CLOEXEC)?;
+    strata_sys::fuse::probe_backing(session.as_fd(), probe.as_fd())
 }
