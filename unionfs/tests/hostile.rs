@@ -1,5 +1,7 @@
 //! Uppers and lowers that somebody has tampered with: errors at most, never a crash, never a way outside.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::HashSet;
 use std::fs;
 use std::ops::ControlFlow;
