@@ -10,7 +10,7 @@
 //! ```text
 //! containers/names                 (exclusive: choosing ids for a user namespace; until the record is there)
 //! containers/<id>                  (exclusive: who creates, starts, follows, changes or removes the container)
-//! └── containers/<id>/work         (exclusive: its files are written; shared: they are only read; kept by the fs process)
+//! └── containers/<id>/config.json  (exclusive: its files are written; shared: they are only read; kept by the fs process)
 //!     └── the locks of the store   (see strata_imagestore; never held across a call of ours)
 //! ```
 //!

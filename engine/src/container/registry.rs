@@ -395,20 +395,22 @@ impl Container {
 
     /// Takes the lock that whoever mounts the container's files keeps; `None` when they stay in use for `limit`.
     pub(crate) fn use_files(&self, usage: Use, limit: Duration) -> Result<Option<OwnedFd>, RecordError> {
-        let work = self.work();
-        let folder = open_folder(&work).map_err(access(&work))?;
+        // Not on the folders of the writable layer: those the union locks for itself.
+        let path = self.folder.join(CONFIG);
+        let file = rustix::fs::openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let file = file.map_err(|error| access(&path)(error.into()))?;
         let operation = match usage {
             Use::Alone => FlockOperation::NonBlockingLockExclusive,
             Use::Shared => FlockOperation::NonBlockingLockShared,
         };
         let deadline = Instant::now() + limit;
         loop {
-            match rustix::fs::flock(folder.as_fd(), operation) {
-                Ok(()) => return Ok(Some(folder)),
+            match rustix::fs::flock(file.as_fd(), operation) {
+                Ok(()) => return Ok(Some(file)),
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(access(&work)(error.into())),
+                Err(error) => return Err(access(&path)(error.into())),
             }
         }
     }
