@@ -34,7 +34,8 @@ pub(crate) struct UpperLayer {
     next_name: AtomicU64,
     /// Whether data is written through before a copy-up becomes visible.
     durable: bool,
-    /// The work folder, locked: whoever has it is the one who changes the layer.
+    /// The staging folder, locked: whoever has it is the one who changes the layer. The folder above is for users of
+    /// this crate to lock.
     lock: Option<OwnedFd>,
 }
 
@@ -94,10 +95,10 @@ impl UpperLayer {
             return Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, lock: None });
         }
         let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
-        let lock = lock(work.as_fd()).map_err(failed(&upper.work))?;
-        let lock = lock.ok_or_else(|| UpperError::InUse { work: upper.work.clone() })?;
         let staging_path = upper.work.join("work");
         let staging = prepare(work.as_fd(), "work").map_err(failed(&staging_path))?;
+        let lock = lock(staging.as_fd()).map_err(failed(&staging_path))?;
+        let lock = lock.ok_or_else(|| UpperError::InUse { work: upper.work.clone() })?;
         let links = prepare(work.as_fd(), LINKS).map_err(failed(&links_path))?;
         empty_directory(staging.as_fd()).map_err(failed(&staging_path))?;
         if backing::stat(staging.as_fd()).map_err(failed(&staging_path))?.st_dev != device {
@@ -314,9 +315,9 @@ fn nowhere() -> Result<OwnedFd> {
     rustix::fs::memfd_create("strata-nowhere", rustix::fs::MemfdFlags::CLOEXEC)
 }
 
-/// Locks the work folder, waiting a moment for a server that is just ending; `None` if it does not end.
-fn lock(work: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
-    let dir = rustix::fs::openat(work, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+/// Locks the staging folder, waiting a moment for a server that is just ending; `None` if it does not end.
+fn lock(staging: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    let dir = rustix::fs::openat(staging, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let started = Instant::now();
     loop {
         match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
