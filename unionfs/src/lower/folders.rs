@@ -257,15 +257,20 @@ impl FolderLower {
     }
 
     pub(crate) fn remember(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<()> {
-        let node = match self.node(ino) {
-            Ok(node) => node,
-            Err(_) => {
-                self.lookup(parent, name)?;
-                self.node(ino)?
+        for _ in 0..RACES {
+            {
+                // Under the lock that `forget` takes to drop a node.
+                let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+                if let Some(node) = nodes.get(&ino) {
+                    node.references.fetch_add(1, Ordering::AcqRel);
+                    return Ok(());
+                }
             }
-        };
-        node.references.fetch_add(1, Ordering::AcqRel);
-        Ok(())
+            if self.lookup(parent, name)? != Some(ino) {
+                break;
+            }
+        }
+        Err(Errno::STALE)
     }
 
     pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
@@ -518,5 +523,7 @@ fn join(path: &[u8], name: &[u8]) -> Box<[u8]> {
 /// How names are looked at: without following, without side effects.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const NO_MODE: rustix::fs::Mode = rustix::fs::Mode::empty();
+/// How often a node may be forgotten just when it was found.
+const RACES: usize = 100;
 /// Inode numbers of real filesystems stay below this bit.
 const TAG_SHIFT: u32 = 48;
