@@ -16,7 +16,8 @@ use model::path::Dir;
 use model::{Filesystem, Operation, lower_content, operations};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use strata_unionfs::{Lower, MountSpec, Options, Passthrough, Upper};
+use rustix::io::Errno;
+use strata_unionfs::{Lower, MountSpec, Options, Passthrough, Upper, UserXattr};
 
 /// Sets of layers beside each other, for us and for the kernel.
 struct Bench {
@@ -45,15 +46,23 @@ impl Bench {
     }
 
     fn mount_ours(&self, who: &str, passthrough: Passthrough) -> TestMount {
+        self.mount_ours_with(who, Options { passthrough, ..options() })
+    }
+
+    fn mount_ours_with(&self, who: &str, options: Options) -> TestMount {
         let spec = MountSpec {
             lower: Lower::Folders(vec![self.at(who, "lower1"), self.at(who, "lower0")]),
             upper: Some(Upper { dir: self.at(who, "upper"), work: self.at(who, "work") }),
-            options: Options { passthrough, ..options() },
+            options,
         };
         TestMount::new(&spec, &self.at(who, "mnt"))
     }
 
     fn mount_kernel(&self, who: &str) -> KernelMount {
+        self.mount_kernel_with(who, "redirect_dir=on,index=on,xino=on")
+    }
+
+    fn mount_kernel_with(&self, who: &str, options: &str) -> KernelMount {
         let at = |what| self.at(who, what).display().to_string();
         let layers =
             format!("lowerdir={}:{},upperdir={},workdir={}", at("lower1"), at("lower0"), at("upper"), at("work"));
@@ -61,7 +70,7 @@ impl Bench {
         let mounted = (0..100).any(|attempt| {
             std::thread::sleep(Duration::from_millis(20 * u64::from(attempt > 0)));
             Command::new("mount")
-                .args(["-t", "overlay", "-o", &format!("{layers},redirect_dir=on,index=on,xino=on"), "overlay"])
+                .args(["-t", "overlay", "-o", &format!("{layers},{options}"), "overlay"])
                 .arg(self.at(who, "mnt"))
                 .stderr(Stdio::null())
                 .status()
@@ -143,6 +152,48 @@ fn run(count: usize, passthrough: Passthrough, seed: u8) {
     }
 }
 
+/// With `userxattr` the kernel takes no redirects, so nothing here moves a directory of the lowers.
+#[test]
+fn overlayfs_and_we_mount_each_others_uppers_with_user_marks() {
+    if !privileged() {
+        return;
+    }
+    let changes = [
+        Operation::RemoveAll("a/b".to_owned()),
+        Operation::Mkdir("a/b".to_owned()),
+        Operation::Create("a/b/new".to_owned()),
+        Operation::Unlink("a/c".to_owned()),
+        Operation::RemoveAll("d".to_owned()),
+        Operation::Mkdir("d".to_owned()),
+        Operation::Mkdir("d/b".to_owned()),
+        Operation::Write("b/a/a".to_owned(), 3, "text".to_owned()),
+        Operation::Rename("b/a/a".to_owned(), "d/moved".to_owned()),
+        Operation::Chmod("b".to_owned(), 0o700),
+    ];
+    let bench = Bench::new();
+    let our_options = || Options { userxattr: UserXattr::On, ..options() };
+    let apply = |who: &str| {
+        let mut dir = Dir { root: bench.at(who, "mnt") };
+        changes.iter().for_each(|change| dir.apply(change).unwrap());
+        dir.listing()
+    };
+    let ours = {
+        let _mount = bench.mount_ours_with("ours", our_options());
+        apply("ours")
+    };
+    let kernels = {
+        let _mount = bench.mount_kernel_with("kernel", "userxattr");
+        apply("kernel")
+    };
+    assert_eq!(ours, kernels);
+    {
+        let _mount = bench.mount_kernel_with("ours", "userxattr");
+        assert_eq!(listing(&bench.at("ours", "mnt")), ours, "our upper under the kernel");
+    }
+    let _mount = bench.mount_ours_with("kernel", our_options());
+    assert_eq!(listing(&bench.at("kernel", "mnt")), kernels, "the kernel's upper under us");
+}
+
 #[test]
 fn same_as_overlayfs_with_passthrough() {
     run(60, Passthrough::Auto, 1);
@@ -151,4 +202,47 @@ fn same_as_overlayfs_with_passthrough() {
 #[test]
 fn same_as_overlayfs_without_passthrough() {
     run(60, Passthrough::Off, 2);
+}
+
+/// Whatever happens at once, answers are those of a filesystem, and what is there at the end is what is on disk.
+#[test]
+fn many_at_once_leave_a_tree_that_mounts_again() {
+    if !privileged() {
+        return;
+    }
+    // Races between one path's operation and another's give these; nothing gives EIO, ESTALE, EBADF or ETXTBSY.
+    let expected = [
+        Errno::NOENT,
+        Errno::EXIST,
+        Errno::NOTEMPTY,
+        Errno::ISDIR,
+        Errno::NOTDIR,
+        Errno::LOOP,
+        Errno::INVAL,
+        Errno::PERM,
+        Errno::NODATA,
+    ];
+    for passthrough in [Passthrough::Auto, Passthrough::Off] {
+        let bench = Bench::new();
+        let mount = bench.mount_ours("ours", passthrough);
+        let root = bench.at("ours", "mnt");
+        std::thread::scope(|scope| {
+            for sequence in (0..6).map(|seed| sequences(15, 200, 10 + seed).concat()) {
+                let mut dir = Dir { root: root.clone() };
+                scope.spawn(move || {
+                    for operation in &sequence {
+                        if let Err(error) = dir.apply(operation) {
+                            assert!(expected.contains(&error), "{operation:?}: {error:?}");
+                        }
+                    }
+                });
+            }
+        });
+        let mut dir = Dir { root: root.clone() };
+        let (tree, numbers) = (dir.listing(), dir.numbers());
+        mount.unmount();
+        let _mount = bench.mount_ours("ours", passthrough);
+        assert_eq!(dir.listing(), tree);
+        assert_eq!(dir.numbers(), numbers);
+    }
 }
