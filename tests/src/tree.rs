@@ -27,7 +27,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Lists everything below `root`, and `root` itself as `.`; does not cross into other mounts' content specially.
+    /// Lists everything below `root`, and `root` itself as `.`.
     ///
     /// A line has type and mode, owner, group, size (of files), time to the nanosecond, link count, device numbers,
     /// link target, extended attributes, and the digest of the content.

@@ -172,34 +172,32 @@ fn contradictions() -> Result<()> {
 type Lie = (&'static str, &'static str, fn(&mut LayerWriter<File>) -> io::Result<()>);
 
 const LIES: &[Lie] = &[
-    ("leaves the layer by ..", "../evil", |out| out.file("../evil", &PLAIN(), b"x")),
-    ("leaves the layer inside", "a/../../evil", |out| out.file("a/../../evil", &PLAIN(), b"x")),
-    ("hard link out of the layer", "escape", |out| out.hard_link("escape", "../../etc/passwd", &PLAIN())),
-    ("hard link to nothing", "dangling", |out| out.hard_link("dangling", "not/there", &PLAIN())),
+    ("leaves the layer by ..", "../evil", |out| out.file("../evil", &PLAIN, b"x")),
+    ("leaves the layer inside", "a/../../evil", |out| out.file("a/../../evil", &PLAIN, b"x")),
+    ("hard link out of the layer", "escape", |out| out.hard_link("escape", "../../etc/passwd", &PLAIN)),
+    ("hard link to nothing", "dangling", |out| out.hard_link("dangling", "not/there", &PLAIN)),
     ("hard link to a folder", "to-folder", |out| {
-        out.directory("folder", &PLAIN())?;
-        out.hard_link("to-folder", "folder", &PLAIN())
+        out.directory("folder", &PLAIN)?;
+        out.hard_link("to-folder", "folder", &PLAIN)
     }),
-    ("hard link to itself", "itself", |out| out.hard_link("itself", "itself", &PLAIN())),
-    ("whiteout of the root", ".wh..", |out| out.file(".wh..", &PLAIN(), b"")),
-    ("whiteout of the parent", ".wh...", |out| out.file("a/.wh...", &PLAIN(), b"")),
-    ("whiteout of nothing", ".wh.", |out| out.file("a/.wh.", &PLAIN(), b"")),
+    ("hard link to itself", "itself", |out| out.hard_link("itself", "itself", &PLAIN)),
+    ("whiteout of the root", ".wh..", |out| out.file(".wh..", &PLAIN, b"")),
+    ("whiteout of the parent", ".wh...", |out| out.file("a/.wh...", &PLAIN, b"")),
+    ("whiteout of nothing", ".wh.", |out| out.file("a/.wh.", &PLAIN, b"")),
     ("size of 8 EiB", "huge", |out| out.raw(&huge_header()?, b"")),
-    ("name of 256 bytes", "nnnnnnnn", |out| out.file("n".repeat(256), &PLAIN(), b"")),
+    ("name of 256 bytes", "nnnnnnnn", |out| out.file("n".repeat(256), &PLAIN, b"")),
     ("file as a parent", "parent/child", |out| {
-        out.file("parent", &PLAIN(), b"")?;
-        out.file("parent/child", &PLAIN(), b"")
+        out.file("parent", &PLAIN, b"")?;
+        out.file("parent/child", &PLAIN, b"")
     }),
-    ("root that is a file", ".", |out| out.file(".", &PLAIN(), b"x")),
-    ("root that is a symbolic link", ".", |out| out.symlink("./", "/etc", &PLAIN())),
+    ("root that is a file", ".", |out| out.file(".", &PLAIN, b"x")),
+    ("root that is a symbolic link", ".", |out| out.symlink("./", "/etc", &PLAIN)),
     ("entry of no known kind", "strange", |out| out.raw(&strange_header()?, b"")),
     ("header with a wrong checksum", "checksum", |out| out.raw(&tampered_header()?, b"")),
 ];
 
-#[expect(non_snake_case, reason = "reads as the constant it would be if it could")]
-fn PLAIN() -> Meta {
-    Meta::mode(0o644)
-}
+const PLAIN: Meta =
+    Meta { mode: 0o644, uid: 0, gid: 0, mtime: (1_700_000_000, 0), xattrs: std::collections::BTreeMap::new() };
 
 fn huge_header() -> io::Result<Header> {
     let mut header = Header::new_gnu();
@@ -232,9 +230,9 @@ fn lying_layers() -> Result<()> {
     let bench = Bench::new()?;
     for (number, (case, word, write)) in LIES.iter().enumerate() {
         let layer = layer(&bench.strata, &format!("lie-{number}-layer.tar"), |out| {
-            out.file("before", &PLAIN(), b"before")?;
+            out.file("before", &PLAIN, b"before")?;
             write(out)?;
-            out.file("after", &PLAIN(), b"after")
+            out.file("after", &PLAIN, b"after")
         })?;
         let archive = bench.strata.folder().join(format!("lie-{number}.tar"));
         image(vec![layer]).write(Form::DockerNew, &archive)?;
@@ -250,8 +248,8 @@ fn absolute_names() -> Result<()> {
     let outside = bench.strata.folder().join("outside");
     let name = outside.to_string_lossy().into_owned();
     let layer = layer(&bench.strata, "absolute-layer.tar", |out| {
-        out.file(&name, &PLAIN(), b"inside")?;
-        out.hard_link("twin", &name, &PLAIN())
+        out.file(&name, &PLAIN, b"inside")?;
+        out.hard_link("twin", &name, &PLAIN)
     })?;
     let archive = bench.strata.folder().join("absolute.tar");
     let id = image(vec![layer.clone()]).id();
@@ -267,7 +265,7 @@ fn no_archives() -> Result<()> {
     let folder = bench.strata.folder();
     let empty_tar = LayerWriter::new(Vec::new()).finish()?;
     let mut other_tar = LayerWriter::new(Vec::new());
-    other_tar.file("readme", &PLAIN(), b"just a tar")?;
+    other_tar.file("readme", &PLAIN, b"just a tar")?;
     for (name, content) in [
         ("empty", Vec::new()),
         ("text", b"hello, this is no archive\n".repeat(100)),
@@ -350,7 +348,7 @@ fn rewrite(archive: &Path, edit: Edit<'_>) -> Result<()> {
         let mut content = Vec::new();
         io::Read::read_to_end(&mut entry, &mut content)?;
         if let Some(content) = edit(&name, content) {
-            out.file(&name, &PLAIN(), &content)?;
+            out.file(&name, &PLAIN, &content)?;
         }
     }
     out.finish()?;

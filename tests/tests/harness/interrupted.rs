@@ -124,7 +124,7 @@ fn killed_server() -> Result<()> {
     Ok(())
 }
 
-/// Processes of the binary that came back to this one: their command is gone.
+/// The processes that have something of the state folder open, other than this one.
 fn servers_of(strata: &Strata) -> Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
