@@ -40,6 +40,10 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
         Step::Parent => "synchronise with the parent".to_owned(),
         Step::Descriptors => "close descriptors on exec (needs Linux 5.11)".to_owned(),
         Step::RootIds => "become root of the user namespace".to_owned(),
+        Step::EnterCgroup => match plan.cgroups.get(index) {
+            Some(door) => return SpawnError::Cgroup(door.error(source)),
+            None => "enter the cgroup".to_owned(),
+        },
         Step::CgroupNamespace => "make a cgroup namespace".to_owned(),
         Step::TimeNamespace => "make a time namespace".to_owned(),
         Step::Session => "start a session".to_owned(),

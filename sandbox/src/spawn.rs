@@ -1,4 +1,4 @@
-//! The parent's side of a start: plan, clone, map ids, move into the cgroup, wait for the word that the program runs.
+//! The parent's side of a start: plan, clone, map ids, wait for the word that the program runs.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use strata_sys::clone::{Cloned, clone3, unshare};
 
 use crate::capabilities::CapabilitySet;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Door};
 use crate::child;
 use crate::child::report::{Report, receive, send_go};
 use crate::landlock::LandlockPlan;
@@ -55,7 +55,7 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
             .transpose()
             .map_err(|_| SpawnError::Invalid("NUL in the host name".into()))
     };
-    let plan = Plan {
+    let mut plan = Plan {
         parent: child_end,
         hostname: name(spec.hostname())?,
         domainname: name(spec.domainname())?,
@@ -67,6 +67,7 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
             Stdio::Fds { stdin, stdout, stderr } => StdioPlan::Fds([stdin, stdout, stderr]),
             Stdio::Terminal { .. } => StdioPlan::Terminal,
         },
+        cgroups: Vec::new(),
         process,
         dies_with_parent: launch.orphan == Orphan::IsKilled,
         landlock,
@@ -83,13 +84,17 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
     };
     let group = cgroup.as_ref().and_then(|guard| guard.0.as_ref());
     let unified = group.and_then(Cgroup::unified);
+    if let Some(group) = group {
+        plan.cgroups = group.doors(unified.is_some())?;
+    }
     let (pid, pidfd) = clone_child(Start { plan: &plan, other_end: parent_end.as_fd() }, unified)
         .map_err(|source| SpawnError::Clone { source })?;
     // The child has its own copy; ours would hide its death from us.
     drop(plan.parent);
     let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
-    let told = Told { namespaces: &plan.namespaces, rootfs: &plan.rootfs, process: &plan.process };
-    let console = starting.guide(told, spec, group, root_is_folder, unified.is_some(), &mut warnings)?;
+    let told =
+        Told { namespaces: &plan.namespaces, rootfs: &plan.rootfs, process: &plan.process, cgroups: &plan.cgroups };
+    let console = starting.guide(told, spec, root_is_folder, &mut warnings)?;
     Ok(Running {
         pid,
         pidfd: starting.started(),
@@ -107,6 +112,7 @@ pub(crate) struct Told<'a> {
     pub(crate) namespaces: &'a Namespaces,
     pub(crate) rootfs: &'a RootfsPlan,
     pub(crate) process: &'a ProcessPlan,
+    pub(crate) cgroups: &'a [Door],
 }
 
 /// A child on its way. Dropped before [`started`](Starting::started), it is made to end and reaped.
@@ -122,12 +128,10 @@ impl Starting {
         &self,
         plan: Told<'_>,
         spec: &Spec,
-        cgroup: Option<&Cgroup>,
         root_is_folder: bool,
-        born_in_unified: bool,
         warnings: &mut Vec<String>,
     ) -> Result<Option<OwnedFd>, SpawnError> {
-        let helped = self.help(plan, spec, cgroup, root_is_folder, born_in_unified, warnings);
+        let helped = self.help(plan, spec, root_is_folder, warnings);
         // When the child failed meanwhile, its reason comes before what that made fail here.
         if let Err(error) = helped {
             let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
@@ -144,9 +148,7 @@ impl Starting {
         &self,
         plan: Told<'_>,
         spec: &Spec,
-        cgroup: Option<&Cgroup>,
         root_is_folder: bool,
-        born_in_unified: bool,
         warnings: &mut Vec<String>,
     ) -> Result<(), SpawnError> {
         let go = || {
@@ -157,9 +159,6 @@ impl Starting {
             self.write_id_maps(spec)?;
             self.map_owners(plan.rootfs, root_is_folder, warnings)?;
             go()?;
-        }
-        if let Some(cgroup) = cgroup {
-            cgroup.attach(self.pid, born_in_unified)?;
         }
         if let Some(score) = plan.process.oom_score {
             std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())

@@ -85,24 +85,23 @@ impl Cgroup {
         self.with_controller(controller).map(|group| group.path.as_path())
     }
 
-    /// Moves process `pid` into every directory, except the v2 one when the process was born in it.
+    /// Opens the way into every directory, except the v2 one when the process was born in it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Attach`].
+    pub(crate) fn doors(&self, born_in_unified: bool) -> Result<Vec<Door>, CgroupError> {
+        let groups = self.groups.iter().filter(|group| !(born_in_unified && group.directory.is_some()));
+        groups.map(Group::door).collect()
+    }
+
+    /// Moves process `pid` into every directory.
     ///
     /// # Errors
     /// [`CgroupError::Attach`], [`CgroupError::RealTime`].
-    pub fn attach(&self, pid: u32, born_in_unified: bool) -> Result<(), CgroupError> {
+    pub fn attach(&self, pid: u32) -> Result<(), CgroupError> {
         for group in &self.groups {
-            if born_in_unified && group.directory.is_some() {
-                continue;
-            }
-            if let Err(source) = fs::write(group.path.join("cgroup.procs"), pid.to_string()) {
-                let path = group.path.clone();
-                let cpu = group.version == Version::V1 && group.controllers.iter().any(|name| name == "cpu");
-                return Err(if cpu && source.raw_os_error() == Some(libc::EINVAL) {
-                    CgroupError::RealTime { path, source }
-                } else {
-                    CgroupError::Attach { path, source }
-                });
-            }
+            fs::write(group.path.join("cgroup.procs"), pid.to_string())
+                .map_err(|source| attach_error(group.path.clone(), group.counts_real_time(), source))?;
         }
         Ok(())
     }
@@ -253,6 +252,56 @@ impl Cgroup {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// The open file through which a process moves itself into a directory: it writes `0`, itself.
+#[derive(Debug)]
+pub(crate) struct Door {
+    file: OwnedFd,
+    path: PathBuf,
+    counts_real_time: bool,
+}
+
+impl Door {
+    /// Moves the calling thread, which is all of its process. Allocates nothing.
+    pub(crate) fn enter(&self) -> Result<(), rustix::io::Errno> {
+        rustix::io::write(&self.file, b"0").map(drop)
+    }
+
+    /// Says why [`enter`](Self::enter) failed.
+    pub(crate) fn error(&self, source: io::Error) -> CgroupError {
+        attach_error(self.path.clone(), self.counts_real_time, source)
+    }
+}
+
+impl Group {
+    /// Opens the way in.
+    ///
+    /// In version 1 that is `tasks`: the kernel moves a thread that names itself at once, but before it moves any other
+    /// thread or a process it waits for an RCU grace period, milliseconds for each of nine hierarchies
+    /// (`cgroup_procs_write_start`).
+    fn door(&self) -> Result<Door, CgroupError> {
+        let name = match self.version {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.procs",
+        };
+        let file = rustix::fs::open(self.path.join(name), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| attach_error(self.path.clone(), false, errno.into()))?;
+        Ok(Door { file, path: self.path.clone(), counts_real_time: self.counts_real_time() })
+    }
+
+    /// Tells whether real-time processes need a budget here.
+    fn counts_real_time(&self) -> bool {
+        self.version == Version::V1 && self.controllers.iter().any(|name| name == "cpu")
+    }
+}
+
+fn attach_error(path: PathBuf, counts_real_time: bool, source: io::Error) -> CgroupError {
+    if counts_real_time && source.raw_os_error() == Some(libc::EINVAL) {
+        CgroupError::RealTime { path, source }
+    } else {
+        CgroupError::Attach { path, source }
     }
 }
 
@@ -461,7 +510,7 @@ mod tests {
     fn removing_ends_what_lives_inside() {
         let Some(group) = group("removing") else { return };
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        group.attach(child.id(), false).unwrap();
+        group.attach(child.id()).unwrap();
         assert_eq!(group.processes(), [child.id()]);
         let below = group.groups[0].path.join("below");
         fs::create_dir(&below).unwrap();
@@ -479,7 +528,7 @@ mod tests {
         // Empty, as after a kill of its monitor.
         let (second, _) = Cgroup::create(&name, None).unwrap();
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        second.attach(child.id(), false).unwrap();
+        second.attach(child.id()).unwrap();
         assert!(matches!(Cgroup::create(&name, None), Err(CgroupError::InUse { .. })));
         assert_eq!(second.processes(), [child.id()], "the refused one took nothing away");
         let reaper = std::thread::spawn(move || child.wait().unwrap());

@@ -12,6 +12,7 @@ mod settings;
 
 pub use devices::{DeviceKind, DeviceRule, docker_device_rules};
 pub use group::Cgroup;
+pub(crate) use group::Door;
 pub use hierarchies::{Hierarchies, Hierarchy, Layout, Version};
 
 use std::fmt;

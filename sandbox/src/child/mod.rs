@@ -157,12 +157,15 @@ fn enter_time_namespace(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until the parent has moved us into the cgroup, then makes that the root of what we see.
+/// Moves into the cgroups, once the parent has done what it has to, and makes them the root of what we see.
 pub(super) fn enter_cgroup(plan: &Plan) -> Result<(), Failure> {
     receive_go(plan.parent.as_fd()).at(Step::Parent, 2)?;
     // From here the parent needs nothing below our /proc entry, and soon we are no stranger to a container whose pid
     // namespace we joined: it must not get hold of our program through it.
     process::set_not_dumpable().at(Step::Parent, 4)?;
+    for (index, door) in plan.cgroups.iter().enumerate() {
+        door.enter().at(Step::EnterCgroup, index)?;
+    }
     if plan.namespaces.has_new(LinuxNamespaceType::Cgroup) {
         unshare(LinuxNamespaceType::Cgroup as u64).at(Step::CgroupNamespace, 0)?;
     }

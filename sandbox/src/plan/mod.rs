@@ -15,6 +15,7 @@ use strata_sys::mount_attributes::MountAttributes;
 use strata_sys::seccomp::Instruction;
 
 use crate::SpawnError;
+use crate::cgroup::Door;
 use crate::landlock::LandlockPlan;
 use crate::plan::process::ProcessPlan;
 
@@ -30,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) time_offsets: Option<String>,
     pub(crate) rootfs: RootfsPlan,
     pub(crate) stdio: StdioPlan,
+    /// The ways into the container's cgroups.
+    pub(crate) cgroups: Vec<Door>,
     pub(crate) process: ProcessPlan,
     /// Whether the process is to die with the thread that makes it.
     pub(crate) dies_with_parent: bool,
