@@ -66,10 +66,7 @@ pub struct ObjectMount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// This process mounted it.
-    Mounted {
-        /// Whether reads bypass the page cache of the tar. Otherwise every byte may be cached twice.
-        direct_io: bool,
-    },
+    Mounted,
     /// Another process had it mounted.
     Shared,
 }
@@ -90,8 +87,8 @@ impl ObjectMount {
             }
             None => {
                 let table = table::open_or_make(&source, &paths.objects)?;
-                let (root, form, direct_io) = mount::mount_checked(&table, &source)?;
-                (root, form, Origin::Mounted { direct_io })
+                let (root, form) = mount::mount_checked(&table, &source)?;
+                (root, form, Origin::Mounted)
             }
         };
         let holding = record.add(&root);

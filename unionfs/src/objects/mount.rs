@@ -17,38 +17,11 @@ use super::handle::HandleForm;
 use super::readahead::ReadAhead;
 use super::table::Source;
 
-/// Mounts `table` over the tar of `source` and compares a file with the tar. Returns the root of the mount, how to name
-/// its files and whether it bypasses the tar's page cache.
-pub(super) fn mount_checked(table: &File, source: &Source) -> Result<(OwnedFd, HandleForm, bool), ObjectsUnavailable> {
+/// Mounts `table` over the tar of `source` and compares a file with the tar. Returns the root of the mount and how to
+/// name its files.
+pub(super) fn mount_checked(table: &File, source: &Source) -> Result<(OwnedFd, HandleForm), ObjectsUnavailable> {
     let probe = Probe::choose(&source.index);
-    match mount_and_probe(table, source, probe.as_ref(), DirectIo::On) {
-        Ok((root, form)) => return Ok((root, form, true)),
-        // Nothing that another option would change.
-        Err(
-            error @ (ObjectsUnavailable::NotPermitted
-            | ObjectsUnavailable::NoErofs
-            | ObjectsUnavailable::NotBackedByFile),
-        ) => return Err(error),
-        // No such option before Linux 6.15, or a disk with sectors that are larger than a tar's blocks.
-        Err(error) => tracing::debug!(%error, "no direct I/O for object table"),
-    }
-    let (root, form) = mount_and_probe(table, source, probe.as_ref(), DirectIo::Off)?;
-    Ok((root, form, false))
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum DirectIo {
-    On,
-    Off,
-}
-
-fn mount_and_probe(
-    table: &File,
-    source: &Source,
-    probe: Option<&Probe>,
-    direct_io: DirectIo,
-) -> Result<(OwnedFd, HandleForm), ObjectsUnavailable> {
-    let root = mount(table, &source.tar, direct_io)?;
+    let root = mount(table, &source.tar)?;
     let form = HandleForm::learn(&root)?;
     if let Some(probe) = probe {
         probe.compare(&root, &form, &source.tar)?;
@@ -60,7 +33,7 @@ fn mount_and_probe(
 ///
 /// The root directory is all that keeps the mount: the descriptor of the mount itself is closed, which takes the mount
 /// out of its anonymous namespace.
-fn mount(table: &File, tar: &File, direct_io: DirectIo) -> Result<OwnedFd, ObjectsUnavailable> {
+fn mount(table: &File, tar: &File) -> Result<OwnedFd, ObjectsUnavailable> {
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| match error {
         Errno::NODEV => ObjectsUnavailable::NoErofs,
         error => ObjectsUnavailable::mount("fsopen")(error),
@@ -76,9 +49,7 @@ fn mount(table: &File, tar: &File, direct_io: DirectIo) -> Result<OwnedFd, Objec
     // returns something else. Reaching the next step means that this one was accepted.
     set("device", tar)?;
     fsconfig_set_flag(context, "ro").map_err(ObjectsUnavailable::mount("ro"))?;
-    if direct_io == DirectIo::On {
-        fsconfig_set_flag(context, "directio").map_err(ObjectsUnavailable::mount("directio"))?;
-    }
+    // Not `directio`: what the tar's own pages hold outlives this mount, which ends with its last container.
     let read_ahead = ReadAhead::before_mount();
     fsconfig_create(context).map_err(|error| match error {
         Errno::NOTBLK => ObjectsUnavailable::NotBackedByFile,
@@ -101,8 +72,8 @@ struct Probe {
 }
 
 impl Probe {
-    /// Chooses a file whose data does not begin at a multiple of the page size, as direct I/O may not like, or any file
-    /// if there is none. `None` for a layer without objects.
+    /// Chooses a file whose data does not begin at a multiple of the page size, where a wrong block size would show, or
+    /// any file if there is none. `None` for a layer without objects.
     fn choose(index: &Index) -> Option<Probe> {
         let mut fallback = None;
         for node in index.nodes() {

@@ -104,7 +104,7 @@ pub(crate) fn play(role: &OsStr) -> ExitCode {
         }
     };
     match mount.origin() {
-        Origin::Mounted { .. } => println!("mounted"),
+        Origin::Mounted => println!("mounted"),
         Origin::Shared => println!("shared"),
     }
     for line in std::io::stdin().lines() {
