@@ -29,6 +29,8 @@ pub enum ServeError {
 pub fn serve() -> Result<(), ServeError> {
     // Fails only for a process that leads its group already, which then has no terminal to lose.
     let _ = rustix::process::setsid();
+    // Executed through /proc/self/exe, it would be called `exe` in `ps` and `top`. Nothing depends on the name.
+    let _ = rustix::thread::set_name(c"strata-fs");
     let stdin = rustix::stdio::stdin();
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3).map_err(|error| ServeError::NotStarted(error.into()))?;
     let (request, held) = channel::receive::<Request>(control.as_fd()).map_err(ServeError::NotStarted)?;
