@@ -60,7 +60,7 @@ pub use process::Process;
 pub use spec::SpecError;
 pub use strata_imagestore::{
     Change, CommitOptions, Event as ProgressEvent, HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input,
-    LoadOptions, Progress, Removed, Timestamp,
+    LoadOptions, Progress, Removed, Timestamp, clean_path,
 };
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
 pub use strata_unionfs::{Change as FileChange, ChangeKind, Upper};

@@ -195,8 +195,9 @@ fn add_keys(set: &mut Option<BTreeMap<String, Value>>, keys: &[String]) {
     set.get_or_insert_default().extend(keys.iter().map(|key| (key.clone(), json!({}))));
 }
 
-/// Returns an absolute path without empty, `.` and `..` components.
-fn clean_path(path: &str) -> String {
+/// Returns a path of a container as an absolute one, without empty, `.` and `..` components.
+#[must_use]
+pub fn clean_path(path: &str) -> String {
     let mut parts = Vec::new();
     for part in path.split('/') {
         match part {

@@ -59,14 +59,7 @@ impl Store {
         let layer = ingest_layer(source, work.path().join("layer"), MAX_LAYER_SIZE, &mut advanced)?;
         progress.report(Event::Finished { layer: name });
 
-        let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        let config = ImageConfig {
-            architecture: platform.architecture,
-            variant: platform.variant,
-            os: platform.os,
-            rootfs: RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() },
-            ..Default::default()
-        };
+        let config = blank_config(options);
         let options = CommitOptions {
             message: Some(options.message.clone().unwrap_or_else(|| "Imported from -".to_owned())),
             ..options.clone()
@@ -122,15 +115,7 @@ impl Store {
         work: &WorkDir,
     ) -> Result<(ImageConfig, Vec<(DiffId, u64)>), CommitError> {
         let Some(base) = base else {
-            let platform = options.platform.clone().unwrap_or_else(Platform::host);
-            let config = ImageConfig {
-                architecture: platform.architecture,
-                variant: platform.variant,
-                os: platform.os,
-                rootfs: RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() },
-                ..Default::default()
-            };
-            return Ok((config, Vec::new()));
+            return Ok((blank_config(options), Vec::new()));
         };
         let image = self.image(base)?;
         let present = self.pin_present(work, &image.layers)?;
@@ -184,6 +169,18 @@ impl Store {
         let stacks = if layers.len() == 1 { self.merge_new_stacks(work, &new, images)? } else { Vec::new() };
         self.publish(work, &new, &stacks, images)?;
         Ok(image.id())
+    }
+}
+
+/// Returns the configuration of an image without layers.
+fn blank_config(options: &CommitOptions) -> ImageConfig {
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    ImageConfig {
+        architecture: platform.architecture,
+        variant: platform.variant,
+        os: platform.os,
+        rootfs: RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() },
+        ..Default::default()
     }
 }
 

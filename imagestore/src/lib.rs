@@ -50,7 +50,7 @@ mod verify;
 mod work;
 
 pub use catalog::CatalogError;
-pub use change::{Change, InvalidChange};
+pub use change::{Change, InvalidChange, clean_path};
 pub use commit::{CommitError, CommitLayerError, CommitOptions};
 pub use disk::DiskError;
 pub use format::{Access, FormatError};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use strata_engine::{Bind, Creation, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs, UserNamespace};
+use strata_engine::{Bind, Creation, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs, UserNamespace, clean_path};
 
 use super::Run;
 use crate::output::human::parse_size;
@@ -88,12 +88,12 @@ fn volume(text: &str) -> Result<Mount> {
     if !target.starts_with('/') {
         bail!("invalid volume specification: '{text}': invalid mount path: '{target}' mount path must be absolute");
     }
-    if normalize(target) == "/" {
+    if clean_path(target) == "/" {
         bail!("invalid volume specification: '{text}': invalid specification: destination can't be '/'");
     }
     let mut bind = Bind {
         source: absolute(source)?,
-        target: normalize(target),
+        target: clean_path(target),
         read_only: false,
         create_source: true,
         propagation: String::new(),
@@ -142,7 +142,7 @@ fn mount(text: &str) -> Result<Mount> {
             let source = source.filter(|source| !source.is_empty()).ok_or_else(|| invalid("source is required"))?;
             Ok(Mount::Bind(Bind {
                 source: absolute(source)?,
-                target: normalize(target),
+                target: clean_path(target),
                 read_only,
                 create_source: false,
                 propagation,
@@ -155,7 +155,7 @@ fn mount(text: &str) -> Result<Mount> {
             if read_only {
                 options.push("ro".to_owned());
             }
-            Ok(Mount::Tmpfs(Tmpfs { target: normalize(target), options }))
+            Ok(Mount::Tmpfs(Tmpfs { target: clean_path(target), options }))
         }
         other => Err(invalid(&format!("mount type {other:?} is not available, only bind and tmpfs"))),
     }
@@ -168,22 +168,7 @@ fn tmpfs(text: &str) -> Result<Mount> {
         bail!("invalid mount path: '{target}' mount path must be absolute");
     }
     let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
-    Ok(Mount::Tmpfs(Tmpfs { target: normalize(target), options }))
-}
-
-/// Cleans a path of the container: no doubled or trailing slashes, no `.` and `..`.
-fn normalize(path: &str) -> String {
-    let mut parts = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
+    Ok(Mount::Tmpfs(Tmpfs { target: clean_path(target), options }))
 }
 
 fn absolute(path: &str) -> Result<PathBuf> {
