@@ -193,8 +193,10 @@ fn mount_by_kernel(
     set("group_id", &rustix::process::getgid().as_raw().to_string()).map_err(step("group_id"))?;
     fsconfig_set_flag(context, "default_permissions").map_err(step("default_permissions"))?;
     fsconfig_set_flag(context, "allow_other").map_err(step("allow_other"))?;
-    if read_only {
-        fsconfig_set_flag(context, "ro").map_err(step("ro"))?;
+    for (wanted, flag) in [(read_only, "ro"), (options.sync, "sync"), (options.dirsync, "dirsync")] {
+        if wanted {
+            fsconfig_set_flag(context, flag).map_err(step(flag))?;
+        }
     }
     fsconfig_create(context).map_err(step("create"))?;
     let attributes = [
@@ -203,6 +205,8 @@ fn mount_by_kernel(
         (options.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
         (options.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
         (options.noatime, MountAttrFlags::MOUNT_ATTR_NOATIME),
+        (options.nodiratime, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+        (options.nosymfollow, MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW),
     ];
     let attributes = attributes.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect();
     let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step("fsmount"))?;

@@ -63,6 +63,10 @@ pub struct Options {
     pub uid_map: Option<IdMap>,
     /// Group ids: what is on disk and what is shown.
     pub gid_map: Option<IdMap>,
+    /// Shows every file as this user's, whatever is on disk. An owner that cannot be stored is no error then.
+    pub squash_uid: Option<u32>,
+    /// Shows every file as this group's, likewise.
+    pub squash_gid: Option<u32>,
     /// Lets users other than the one who mounts in. Always so for root.
     pub allow_other: bool,
     /// The mount's source, as `/proc/self/mountinfo` shows it.
@@ -77,6 +81,26 @@ pub struct Options {
     pub noexec: bool,
     /// Leaves access times alone.
     pub noatime: bool,
+    /// Leaves access times of directories alone.
+    pub nodiratime: bool,
+    /// Follows no symbolic links.
+    pub nosymfollow: bool,
+    /// Writes through, as `sync` does.
+    pub sync: bool,
+    /// Writes changes of directories through.
+    pub dirsync: bool,
+    /// Has no ACLs: there are none to see, and none can be set.
+    pub noacl: bool,
+    /// Has no extended attributes at all.
+    pub noxattrs: bool,
+    /// Shows every directory with one link.
+    pub static_nlink: bool,
+    /// Refuses (EXDEV) to move folders of the lowers rather than note where they came from.
+    pub noredirect: bool,
+    /// Where owners, permissions and types are kept that the upper's filesystem would refuse to store.
+    pub xattr_permissions: XattrPermissions,
+    /// How much the upper may hold.
+    pub limits: Limits,
     /// Which xattr namespace marks whiteouts, opaque folders and the like in the upper.
     pub userxattr: UserXattr,
     /// Never waits for the disk, as overlayfs's `volatile`: after a crash the upper is worthless.
@@ -92,6 +116,8 @@ impl Default for Options {
             passthrough: Passthrough::Auto,
             uid_map: None,
             gid_map: None,
+            squash_uid: None,
+            squash_gid: None,
             allow_other: false,
             source: "strata".to_owned(),
             subtype: "strata".to_owned(),
@@ -99,6 +125,16 @@ impl Default for Options {
             nodev: false,
             noexec: false,
             noatime: false,
+            nodiratime: false,
+            nosymfollow: false,
+            sync: false,
+            dirsync: false,
+            noacl: false,
+            noxattrs: false,
+            static_nlink: false,
+            noredirect: false,
+            xattr_permissions: XattrPermissions::Off,
+            limits: Limits::default(),
             userxattr: UserXattr::Auto,
             volatile: false,
             threads: None,
@@ -126,4 +162,33 @@ pub enum UserXattr {
     On,
     /// `trusted.overlay.`.
     Off,
+}
+
+/// How much a writable layer may hold; `None` is as much as its filesystem.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Space, in bytes.
+    pub bytes: Option<u64>,
+    /// Files, directories and everything else that has an inode.
+    pub inodes: Option<u64>,
+}
+
+impl Limits {
+    /// Returns whether there is no limit.
+    pub fn is_none(&self) -> bool {
+        self.bytes.is_none() && self.inodes.is_none()
+    }
+}
+
+/// Where a file's owner, permissions and type are kept, in fuse-overlayfs's terms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum XattrPermissions {
+    /// In the file itself.
+    #[default]
+    Off,
+    /// In an attribute that only the privileged may set (`xattr_permissions=1`).
+    Privileged,
+    /// In an attribute that everybody may set (`xattr_permissions=2`).
+    User,
 }

@@ -18,11 +18,12 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::{LowerChild, Place};
 use crate::Result;
-use crate::backing::{self, Identity};
+use crate::backing::{self, Identity, RawStat};
 use crate::beneath::{Crossing, open_beneath};
 use crate::handles::Handles;
 use crate::marks;
 use crate::node::{Ino, Kind, Stat};
+use crate::override_stat::Override;
 use crate::tree::Usage;
 
 /// A stack of read-only folders.
@@ -43,6 +44,22 @@ struct Layer {
     root: OwnedFd,
     /// It is behind a read-only mount of our own, so that nothing can write into it whatever happens.
     sealed: bool,
+    kept_beside: Override,
+}
+
+impl Layer {
+    fn stat(&self, file: BorrowedFd<'_>) -> Result<RawStat> {
+        let mut raw = backing::stat(file)?;
+        self.kept_beside.apply(file, &mut raw)?;
+        Ok(raw)
+    }
+
+    fn stat_at(&self, dir: &OwnedFd, name: &[u8]) -> Result<RawStat> {
+        if self.kept_beside.is_active() {
+            return self.stat(rustix::fs::openat(dir, name, LOOK, NO_MODE)?.as_fd());
+        }
+        rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
 }
 
 /// Why a folder cannot be used as lower.
@@ -90,9 +107,17 @@ struct Found {
 
 impl FolderLower {
     /// Opens the folders, topmost first. `devices` lists filesystems that must get the first tags.
-    pub(crate) fn open(folders: &[PathBuf], devices: Vec<u64>, capacity: usize) -> Result<FolderLower, FolderError> {
-        let open =
-            |path: &PathBuf| open_root(path).map_err(|error| FolderError { path: path.clone(), source: error.into() });
+    ///
+    /// `trusting` is about attributes that say who owns a file, see [`Override::of_lower`].
+    pub(crate) fn open(
+        folders: &[PathBuf],
+        devices: Vec<u64>,
+        capacity: usize,
+        trusting: bool,
+    ) -> Result<FolderLower, FolderError> {
+        let open = |path: &PathBuf| {
+            open_root(path, trusting).map_err(|error| FolderError { path: path.clone(), source: error.into() })
+        };
         let layers = folders.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let lower = FolderLower {
             layers,
@@ -105,7 +130,7 @@ impl FolderLower {
         let (Some(top), Some(path)) = (lower.layers.first(), folders.first()) else {
             return Err(FolderError { path: PathBuf::new(), source: io::ErrorKind::NotFound.into() });
         };
-        let stat = backing::stat(top.root.as_fd()).and_then(|raw| backing::to_stat(&raw, Ino::ROOT));
+        let stat = top.stat(top.root.as_fd()).and_then(|raw| backing::to_stat(&raw, Ino::ROOT));
         let stat = stat.map_err(|error| FolderError { path: path.clone(), source: error.into() })?;
         let root = lower.insert(Found { stat: merged_stat(stat, &sources), sources }, None);
         root.references.store(1, Ordering::Relaxed);
@@ -122,6 +147,15 @@ impl FolderLower {
         let tagged = identity.ino ^ ((tag as u64) << TAG_SHIFT);
         // 1 is the root of the mount, 0 stands for "nothing".
         Ino(if tagged <= 1 { tagged | 1 << 63 } else { tagged })
+    }
+
+    /// Returns whether a layer keeps owners in an attribute that users of the mount must not see.
+    pub(crate) fn keeps_owners_beside(&self) -> bool {
+        self.layers.iter().any(|layer| layer.kept_beside.is_active())
+    }
+
+    fn layer(&self, layer: u16) -> Result<&Layer> {
+        self.layers.get(usize::from(layer)).ok_or(Errno::STALE)
     }
 
     pub(crate) fn contains(&self, ino: Ino) -> bool {
@@ -332,7 +366,7 @@ impl FolderLower {
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 Err(error) => return Err(error),
             };
-            let raw = backing::stat(fd.as_fd())?;
+            let raw = self.layer(source.layer)?.stat(fd.as_fd())?;
             if backing::is_whiteout(&raw) || marks::is_whiteout_file(fd.as_fd(), &raw)? {
                 break;
             }
@@ -371,7 +405,7 @@ impl FolderLower {
     fn take(&self, dir: Ino, node: &Node, layer: u16, name: &[u8]) -> Result<Option<Found>> {
         let source = node.sources.iter().find(|source| source.layer == layer).ok_or(Errno::STALE)?;
         let directory = self.directory(dir, source)?;
-        let raw = rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let raw = self.layer(layer)?.stat_at(&directory, name)?;
         let stat = backing::to_stat(&raw, self.number(backing::identity(&raw)))?;
         Ok(Some(Found { stat, sources: vec![Source { layer, path: join(&source.path, name) }] }))
     }
@@ -432,7 +466,7 @@ impl FolderLower {
                 if name == b"." || name == b".." || seen.contains_key(name) {
                     continue;
                 }
-                let raw = rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let raw = self.layer(source.layer)?.stat_at(&directory, name)?;
                 let hidden = backing::is_whiteout(&raw)
                     || whiteout_files && {
                         let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
@@ -500,7 +534,7 @@ impl FolderLower {
 
 /// Opens a layer's root, behind a read-only mount of our own where we may make one: then nothing can ever write into the
 /// layer through us, and mounts on top of its folders are out of the way.
-fn open_root(path: &Path) -> Result<Layer> {
+fn open_root(path: &Path, trusting: bool) -> Result<Layer> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let plain = rustix::fs::open(path, flags, NO_MODE)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -508,7 +542,9 @@ fn open_root(path: &Path) -> Result<Layer> {
         .ok()
         .filter(|mount| strata_sys::mount_attributes::set_read_only(mount.as_fd()).is_ok());
     let sealed = private.is_some();
-    Ok(Layer { root: private.unwrap_or(plain), sealed })
+    let root = private.unwrap_or(plain);
+    let kept_beside = Override::of_lower(root.as_fd(), trusting)?;
+    Ok(Layer { root, sealed, kept_beside })
 }
 
 /// A directory that several layers have has no true link count.

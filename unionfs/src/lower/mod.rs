@@ -55,6 +55,11 @@ macro_rules! dispatch {
 
 impl LowerTree {
     /// Returns whether `ino` names a node that came from the lowers.
+    /// Returns whether a layer keeps owners in an attribute that users of the mount must not see.
+    pub(crate) fn keeps_owners_beside(&self) -> bool {
+        matches!(self, LowerTree::Folders(lower) if lower.keeps_owners_beside())
+    }
+
     pub(crate) fn contains(&self, ino: Ino) -> bool {
         dispatch!(self, lower => lower.contains(ino))
     }

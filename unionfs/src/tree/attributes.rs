@@ -53,22 +53,26 @@ impl Tree {
         let _names = self.read_names();
         let fd = self.upper_file(&object)?;
         if *change == SetAttributes::default() {
-            drop_privileges(fd.as_fd())?;
+            self.drop_privileges(fd.as_fd())?;
             return self.stat_of(ino);
         }
         if let Some(size) = change.size {
             self.truncate(&object, fd.as_fd(), size)?;
             if !self.is_root(caller) {
-                drop_privileges(fd.as_fd())?;
+                self.drop_privileges(fd.as_fd())?;
             }
         }
         if change.uid.is_some() || change.gid.is_some() {
-            let uid = change.uid.map(|id| self.ids.uid_to_disk(id).ok_or(Errno::INVAL)).transpose()?;
-            let gid = change.gid.map(|id| self.ids.gid_to_disk(id).ok_or(Errno::INVAL)).transpose()?;
-            backing::set_owner(fd.as_fd(), uid, gid)?;
+            let stored = |id: Option<u32>| match id {
+                None if self.ids.squashes() => Ok(None),
+                id => id.map(Some).ok_or(Errno::INVAL),
+            };
+            let uid = change.uid.map_or(Ok(None), |id| stored(self.ids.uid_to_disk(id)))?;
+            let gid = change.gid.map_or(Ok(None), |id| stored(self.ids.gid_to_disk(id)))?;
+            self.set_owner(fd.as_fd(), uid, gid)?;
         }
         if let Some(permissions) = change.permissions {
-            backing::set_permissions(fd.as_fd(), permissions)?;
+            self.set_permissions(fd.as_fd(), permissions)?;
         }
         if change.atime.is_some() || change.mtime.is_some() {
             let time = |time: Option<SetTime>| match time {
@@ -89,21 +93,17 @@ impl Tree {
 
     /// Returns the attributes of a node. The caller holds `namespace`.
     pub(super) fn stat_of(&self, ino: Ino) -> Result<Stat> {
-        let mut stat = match self.object(ino) {
+        let stat = match self.object(ino) {
             Some(object) => self.object_stat(&object)?,
             None => self.lower.stat(ino)?,
         };
-        if !self.ids.is_identity() {
-            stat.uid = self.ids.uid_to_host(stat.uid);
-            stat.gid = self.ids.gid_to_host(stat.gid);
-        }
-        Ok(stat)
+        Ok(self.to_shown(stat))
     }
 
     fn object_stat(&self, object: &Object) -> Result<Stat> {
         let in_upper = object.is_in_upper();
         let mut stat = if in_upper {
-            backing::to_stat(&backing::stat(self.upper_file(object)?.as_fd())?, object.ino)?
+            backing::to_stat(&self.upper_stat(self.upper_file(object)?.as_fd())?, object.ino)?
         } else {
             self.lower.stat(object.ino)?
         };
@@ -131,22 +131,35 @@ impl Tree {
             None => rustix::fs::ftruncate(backing::reopen(fd, OFlags::WRONLY)?, size),
         }
     }
-}
 
-/// Takes away set-user-id, set-group-id (if it is not about locking) and file capabilities.
-pub(super) fn drop_privileges(fd: BorrowedFd<'_>) -> Result<()> {
-    let raw = backing::stat(fd)?;
-    if raw.st_mode & libc::S_IFMT != libc::S_IFREG {
-        return Ok(());
+    /// Takes away set-user-id, set-group-id (if it is not about locking) and file capabilities.
+    pub(super) fn drop_privileges(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let raw = self.upper_stat(fd)?;
+        if raw.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return Ok(());
+        }
+        let permissions = crate::node::permission_bits(raw.st_mode);
+        let kept = file::without_privileges(permissions);
+        if kept != permissions {
+            self.set_permissions(fd, kept)?;
+        }
+        match backing::remove_xattr(fd, crate::capability::NAME) {
+            // Whoever may not remove it could not have set it; and the kernel takes it away at the write itself.
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
-    let permissions = crate::node::permission_bits(raw.st_mode);
-    let kept = file::without_privileges(permissions);
-    if kept != permissions {
-        backing::set_permissions(fd, kept)?;
+
+    /// Returns what the upper says about one of its files.
+    pub(super) fn upper_stat(&self, fd: BorrowedFd<'_>) -> Result<backing::RawStat> {
+        self.upper.as_ref().ok_or(Errno::STALE)?.owners().stat(fd)
     }
-    match backing::remove_xattr(fd, b"security.capability") {
-        // Whoever may not remove it could not have set it; and the kernel takes it away at the write itself.
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
-        Err(error) => Err(error),
+
+    fn set_owner(&self, fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        self.writable_upper()?.owners().set_owner(fd, uid, gid)
+    }
+
+    pub(super) fn set_permissions(&self, fd: BorrowedFd<'_>, permissions: u16) -> Result<()> {
+        self.writable_upper()?.owners().set_permissions(fd, permissions)
     }
 }

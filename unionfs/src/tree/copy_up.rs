@@ -16,7 +16,8 @@ use crate::Result;
 use crate::backing;
 use crate::lower::Place;
 use crate::marks;
-use crate::node::{Ino, Kind, Stat, type_bits};
+use crate::node::{Ino, Kind, Stat};
+use crate::override_stat;
 use crate::upper::{LOOK, Link, UpperLayer};
 
 /// How much of a file a change will keep.
@@ -131,9 +132,8 @@ impl Tree {
                 rustix::fs::symlinkat(&*target, upper.staging(), &staged)
             }
             _ => {
-                let device = rustix::fs::makedev(stat.device.major, stat.device.minor);
-                let kind = rustix::fs::FileType::from_raw_mode(type_bits(object.kind));
-                rustix::fs::mknodat(upper.staging(), &staged, kind, Mode::RUSR | Mode::WUSR, device)
+                let node = (object.kind, stat.device);
+                upper.owners().make_node(upper.staging(), staged.as_bytes(), node, Mode::RUSR | Mode::WUSR)
             }
         };
         let finished = made.and_then(|()| self.finish_staged(upper, object, &staged));
@@ -162,9 +162,10 @@ impl Tree {
         let stat = self.lower.stat(object.ino)?;
         let file = rustix::fs::openat(upper.staging(), staged, LOOK, Mode::empty())?;
         let fd = file.as_fd();
-        let raw = backing::stat(fd)?;
+        let owners = upper.owners();
+        let raw = owners.stat(fd)?;
         if raw.st_uid != stat.uid || raw.st_gid != stat.gid {
-            match backing::set_owner(fd, Some(stat.uid), Some(stat.gid)) {
+            match owners.set_owner(fd, Some(stat.uid), Some(stat.gid)) {
                 // An owner that our user namespace has no number for; the file cannot be anybody's but ours.
                 Err(Errno::INVAL | Errno::PERM) => {}
                 result => result?,
@@ -172,14 +173,14 @@ impl Tree {
         }
         let mut result = Ok(());
         self.lower.for_each_xattr(object.ino, &mut |name, value| {
-            if result.is_ok() && !is_mark(name) {
+            if result.is_ok() && !is_mark(name) && !override_stat::is_override(name) {
                 result = copy_xattr(fd, name, value);
             }
         })?;
         result?;
         if object.kind != Kind::Symlink {
             // After the ACL, whose mask these bits are.
-            backing::set_permissions(fd, stat.permissions)?;
+            owners.set_permissions(fd, stat.permissions)?;
         }
         if object.kind != Kind::Directory {
             upper.record_number(fd, object.ino)?;

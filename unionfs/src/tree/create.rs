@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Tree;
@@ -16,7 +16,7 @@ use super::directory::Directory;
 use super::object::{Data, Object, State};
 use crate::Result;
 use crate::backing;
-use crate::node::{Device, Ino, Kind, Stat, type_bits};
+use crate::node::{Device, Ino, Kind, Stat};
 use crate::upper::{LOOK, UpperLayer};
 
 /// On whose behalf something is done, in the host's numbers.
@@ -63,10 +63,10 @@ impl Tree {
             return Err(Errno::EXIST);
         }
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
-        let parent_raw = backing::stat(parent_fd)?;
-        let uid = self.ids.uid_to_disk(caller.uid).ok_or(Errno::OVERFLOW)?;
+        let parent_raw = upper.owners().stat(parent_fd)?;
+        let (uid, gid) = self.ids.owner_to_disk(caller.uid, caller.gid, upper.server())?;
         let setgid = parent_raw.st_mode & libc::S_ISGID != 0;
-        let gid = if setgid { parent_raw.st_gid } else { self.ids.gid_to_disk(caller.gid).ok_or(Errno::OVERFLOW)? };
+        let gid = if setgid { parent_raw.st_gid } else { gid };
         let default_acl = backing::xattr(parent_fd, b"system.posix_acl_default")?;
         let mut bits = mode & 0o7777;
         if default_acl.is_none() {
@@ -89,7 +89,7 @@ impl Tree {
         } else {
             maker.make(parent_fd, name, opaque)?
         };
-        let raw = backing::stat(file.as_fd())?;
+        let raw = upper.owners().stat(file.as_fd())?;
         let ino = self.number(backing::identity(&raw));
         let state = State {
             upper: Some(backing::identity(&raw)),
@@ -205,10 +205,7 @@ impl Maker<'_> {
             }
             New::Directory => rustix::fs::mkdirat(dir, name, mode)?,
             New::Symlink(target) => rustix::fs::symlinkat(target, dir, name)?,
-            New::Node(kind, device) => {
-                let device = rustix::fs::makedev(device.major, device.minor);
-                rustix::fs::mknodat(dir, name, FileType::from_raw_mode(type_bits(kind)), mode, device)?;
-            }
+            New::Node(kind, device) => self.upper.owners().make_node(dir, name, (kind, device), mode)?,
         }
         let finish = || {
             let file = rustix::fs::openat(dir, name, LOOK, Mode::empty())?;
@@ -223,17 +220,18 @@ impl Maker<'_> {
     }
 
     fn finish(&self, file: BorrowedFd<'_>, opaque: bool) -> Result<()> {
-        let mut raw = backing::stat(file)?;
+        let owners = self.upper.owners();
+        let mut raw = owners.stat(file)?;
         if raw.st_uid != self.uid || raw.st_gid != self.gid {
-            backing::set_owner(file, Some(self.uid), Some(self.gid))?;
-            raw = backing::stat(file)?;
+            owners.set_owner(file, Some(self.uid), Some(self.gid))?;
+            raw = owners.stat(file)?;
         }
         if !matches!(self.new, New::Symlink(_)) {
             // The special bits are asked for; the others are, unless the filesystem has applied a default ACL.
             let ordinary = if self.default_acl.is_some() { raw.st_mode & 0o777 } else { self.bits & 0o777 };
             let wanted = self.bits & 0o7000 | ordinary;
             if raw.st_mode & 0o7777 != wanted {
-                backing::set_permissions(file, crate::node::permission_bits(wanted))?;
+                owners.set_permissions(file, crate::node::permission_bits(wanted))?;
             }
         }
         if opaque {

@@ -10,7 +10,6 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Tree;
-use super::attributes::drop_privileges;
 use super::copy_up::Wanted;
 use super::create::Caller;
 use super::object::{Data, Object};
@@ -106,7 +105,7 @@ impl Tree {
         let object = self.upper_object(ino).ok_or(Errno::BADF)?;
         let file = self.data_now(&object, true)?;
         if foreign {
-            drop_privileges(file.as_fd())?;
+            self.drop_privileges(file.as_fd())?;
         }
         crate::copy::write_all_at(file.as_fd(), data, offset)
     }
@@ -174,7 +173,7 @@ impl Tree {
         if truncate {
             rustix::fs::ftruncate(&*file, 0)?;
             if !self.is_root(caller) {
-                drop_privileges(file.as_fd())?;
+                self.drop_privileges(file.as_fd())?;
             }
         }
         Ok(())

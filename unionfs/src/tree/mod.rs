@@ -18,6 +18,7 @@ mod copy_up;
 mod create;
 mod directory;
 mod file;
+mod habits;
 mod listing;
 mod object;
 mod readdir;
@@ -45,9 +46,11 @@ use crate::handles::{self, Handles};
 use crate::idmap::Ids;
 use crate::lower::{FolderError, FolderLower, ImageError, ImageLower, LowerTree};
 use crate::node::{Ino, Kind, Stat};
-use crate::spec::{Lower, MountSpec};
+use crate::override_stat;
+use crate::spec::{Lower, MountSpec, Options};
 use crate::upper::{Purpose, UpperError, UpperLayer};
 use directory::Hold;
+use habits::Habits;
 use object::{Object, Objects, State};
 
 /// A union of layers, as a mount shows it.
@@ -56,6 +59,7 @@ pub struct Tree {
     lower: LowerTree,
     upper: Option<UpperLayer>,
     ids: Ids,
+    habits: Habits,
     objects: Objects,
     /// Open files of the upper (`O_PATH`).
     handles: Handles<Ino>,
@@ -105,14 +109,18 @@ impl Tree {
             Lower::Image { index, layers } => LowerTree::Image(ImageLower::open(index, layers, upper.is_some())?),
             Lower::Folders(folders) => {
                 let devices = upper.iter().map(UpperLayer::device).collect();
-                LowerTree::Folders(FolderLower::open(folders, devices, capacity)?)
+                LowerTree::Folders(FolderLower::open(
+                    folders,
+                    devices,
+                    capacity,
+                    override_stat::deceives_nobody(options),
+                )?)
             }
         };
-        let ids = Ids { uid: options.uid_map.clone(), gid: options.gid_map.clone() };
-        Tree::new(lower, upper, ids, capacity).map_err(|error| OpenError::Root(error.into()))
+        Tree::new(lower, upper, options, capacity).map_err(|error| OpenError::Root(error.into()))
     }
 
-    fn new(lower: LowerTree, upper: Option<UpperLayer>, ids: Ids, capacity: usize) -> Result<Tree> {
+    fn new(lower: LowerTree, upper: Option<UpperLayer>, options: &Options, capacity: usize) -> Result<Tree> {
         let objects = Objects::new();
         let mut root_file = None;
         if let Some(upper) = &upper {
@@ -125,13 +133,14 @@ impl Tree {
             if upper.is_writable() && matches!(lower, LowerTree::Image(_)) && upper.is_empty()? {
                 // An image says what its root is like; an upper made for it is to begin with that.
                 let stat = lower.stat(Ino::ROOT)?;
-                backing::set_owner(upper.root(), Some(stat.uid), Some(stat.gid))?;
-                backing::set_permissions(upper.root(), stat.permissions)?;
+                upper.owners().set_owner(upper.root(), Some(stat.uid), Some(stat.gid))?;
+                upper.owners().set_permissions(upper.root(), stat.permissions)?;
                 backing::restore_times(upper.root(), stat.atime, stat.mtime)?;
             }
         }
         let namespace = RwLock::default();
-        Ok(Tree { lower, upper, ids, objects, handles: Handles::new(capacity), root_file, namespace })
+        let (ids, habits) = (Ids::of(options), Habits::of(options));
+        Ok(Tree { lower, upper, ids, habits, objects, handles: Handles::new(capacity), root_file, namespace })
     }
 
     /// Returns whether nothing can be changed because there is nowhere to write.

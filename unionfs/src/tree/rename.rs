@@ -189,6 +189,9 @@ impl Tree {
         };
         let file = self.upper_file(object)?;
         if merged {
+            if self.habits.noredirect {
+                return Err(Errno::XDEV);
+            }
             let path = self.lower.path(object.ino).ok_or(Errno::XDEV)?;
             return match upper.set_mark(file.as_fd(), b"redirect", &path) {
                 Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::OPNOTSUPP) => Err(Errno::XDEV),

@@ -21,6 +21,10 @@ use crate::node::Ino;
 impl Tree {
     /// Returns the value of an extended attribute.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.check_xattrs()?;
+        if !self.shows_xattr(name) {
+            return Err(Errno::NODATA);
+        }
         let stored = self.stored_name(name);
         let _names = self.read_names();
         let value = match self.upper_object(ino) {
@@ -35,24 +39,19 @@ impl Tree {
                 found
             }
         };
-        let value = value.ok_or(Errno::NODATA)?;
-        if acl::is_acl(name) && !self.ids.is_identity() {
-            return acl::map_ids(&value, &mut |id, group| {
-                Some(if group { self.ids.gid_to_host(id) } else { self.ids.uid_to_host(id) })
-            })
-            .ok_or(Errno::INVAL);
-        }
-        Ok(value)
+        self.ids.xattr_to_host(name, value.ok_or(Errno::NODATA)?)
     }
 
     /// Returns the names of the extended attributes, each ended by a zero byte. Only the privileged see `trusted.` ones.
     pub fn list_xattrs(&self, ino: Ino, privileged: bool) -> Result<Vec<u8>> {
+        self.check_xattrs()?;
         let mut names = Vec::new();
         let mut add = |name: &[u8]| {
             if let Some(shown) = self.shown_name(name)
                 && !name.is_empty()
                 && !name.contains(&0)
                 && (privileged || !name.starts_with(b"trusted."))
+                && self.shows_xattr(name)
             {
                 names.extend_from_slice(&shown);
                 names.push(0);
@@ -71,17 +70,13 @@ impl Tree {
 
     /// Sets an extended attribute; `flags` as for `setxattr`.
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags, caller: &Caller) -> Result<()> {
+        self.check_xattr_change(name)?;
+        let value = self.ids.xattr_to_disk(name, value)?;
         let stored = self.stored_name(name);
         let object = self.copy_up(ino, Wanted::Everything)?;
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
-        if !acl::is_acl(name) {
-            return backing::set_xattr(file.as_fd(), &stored, value, flags);
-        }
-        let mapped = acl::map_ids(value, &mut |id, group| {
-            if group { self.ids.gid_to_disk(id) } else { self.ids.uid_to_disk(id) }
-        });
-        backing::set_xattr(file.as_fd(), &stored, &mapped.ok_or(Errno::INVAL)?, flags)?;
+        backing::set_xattr(file.as_fd(), &stored, &value, flags)?;
         if name == acl::ACCESS {
             self.drop_foreign_setgid(&file, caller)?;
         }
@@ -90,6 +85,7 @@ impl Tree {
 
     /// Removes an extended attribute.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        self.check_xattr_change(name)?;
         // Nothing is copied up for what is not there.
         self.xattr(ino, name)?;
         let stored = self.stored_name(name);
@@ -100,7 +96,7 @@ impl Tree {
 
     /// Whoever sets an ACL without being of the file's group loses set-group-id, as with `chmod`.
     fn drop_foreign_setgid(&self, file: &std::os::fd::OwnedFd, caller: &Caller) -> Result<()> {
-        let raw = backing::stat(file.as_fd())?;
+        let raw = self.upper_stat(file.as_fd())?;
         if raw.st_mode & libc::S_ISGID == 0 || self.is_root(caller) {
             return Ok(());
         }
@@ -108,7 +104,7 @@ impl Tree {
         if group == caller.gid || supplementary_groups(caller.pid).contains(&group) {
             return Ok(());
         }
-        backing::set_permissions(file.as_fd(), crate::node::permission_bits(raw.st_mode & !libc::S_ISGID))
+        self.set_permissions(file.as_fd(), crate::node::permission_bits(raw.st_mode & !libc::S_ISGID))
     }
 
     /// Returns the name under which a layer stores what users call `name`.

@@ -4,8 +4,10 @@
 //! rename: a crash leaves the old or the new. The staging folder is emptied at every mount.
 
 mod links;
+mod owners;
 
 pub(crate) use links::{Link, Links};
+pub(crate) use owners::Owners;
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -18,8 +20,10 @@ use rustix::io::Errno;
 
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
+use crate::idmap::Ids;
 use crate::marks;
 use crate::node::Ino;
+use crate::override_stat::Override;
 use crate::spec::{Options, Upper, UserXattr};
 
 /// The writable layer.
@@ -30,6 +34,7 @@ pub(crate) struct UpperLayer {
     staging: OwnedFd,
     links: Links,
     prefix: &'static [u8],
+    owners: Owners,
     device: u64,
     next_name: AtomicU64,
     /// Whether data is written through before a copy-up becomes visible.
@@ -85,6 +90,8 @@ impl UpperLayer {
         let root = open_directory(&upper.dir).map_err(failed(&upper.dir))?;
         let device = backing::stat(root.as_fd()).map_err(failed(&upper.dir))?.st_dev;
         let durable = !options.volatile;
+        let kept_beside = Override::of_upper(root.as_fd(), options.xattr_permissions, purpose == Purpose::Serve);
+        let owners = Owners::new(kept_beside.map_err(failed(&upper.dir))?, Ids::of(options).squashes());
         let next_name = AtomicU64::new(1);
         let links_path = upper.work.join(LINKS);
         if purpose == Purpose::Observe {
@@ -92,7 +99,7 @@ impl UpperLayer {
             let links = open_directory(&links_path).or_else(|_| nowhere())?;
             let links = Links::open(links).map_err(failed(&links_path))?;
             let (staging, prefix) = (nowhere()?, choose_marks(nowhere()?.as_fd(), options.userxattr));
-            return Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, lock: None });
+            return Ok(UpperLayer { root, staging, links, prefix, owners, device, next_name, durable, lock: None });
         }
         let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
         let staging_path = upper.work.join("work");
@@ -106,7 +113,7 @@ impl UpperLayer {
         }
         let links = Links::open(links).map_err(failed(&links_path))?;
         let prefix = choose_marks(staging.as_fd(), options.userxattr);
-        Ok(UpperLayer { root, staging, links, prefix, device, next_name, durable, lock: Some(lock) })
+        Ok(UpperLayer { root, staging, links, prefix, owners, device, next_name, durable, lock: Some(lock) })
     }
 
     /// Returns whether it was opened to be changed.
@@ -136,6 +143,16 @@ impl UpperLayer {
         &self.links
     }
 
+    /// Returns user and group of the files that this process makes.
+    pub(crate) fn server(&self) -> (u32, u32) {
+        (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+    }
+
+    /// Returns how owners, permissions and types are kept.
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
     pub(crate) fn device(&self) -> u64 {
         self.device
     }
@@ -161,7 +178,7 @@ impl UpperLayer {
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let raw = backing::stat(fd.as_fd())?;
+        let raw = self.owners.stat(fd.as_fd())?;
         if raw.st_dev != self.device {
             return Err(Errno::XDEV);
         }
