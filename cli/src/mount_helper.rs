@@ -24,7 +24,7 @@ impl Role {
     pub(crate) fn of(program: &OsStr) -> Role {
         match Path::new(program).file_name().and_then(OsStr::to_str) {
             Some("mount.fuse.strata" | "mount.strata") => Role::MountHelper,
-            Some("fuse-overlayfs") => Role::FuseOverlayfs,
+            Some(FUSE_OVERLAYFS) => Role::FuseOverlayfs,
             _ => Role::Command,
         }
     }
@@ -45,8 +45,12 @@ pub(crate) fn mount_helper(context: &Context, arguments: Vec<OsString>) -> Outco
     let [source, directory] = &call.operands[..] else {
         return Err(anyhow!("usage: mount.fuse.strata SOURCE DIR [-o OPTIONS]").into());
     };
-    let options = options(&call)?;
+    let mut options = options(&call, MountOptions::default())?;
     if !options.lower.is_empty() {
+        if options.options.source == MountOptions::default().options.source {
+            // What stands there is what mount(8) and /proc/self/mountinfo are to show.
+            options.options.source = source.to_string_lossy().into_owned();
+        }
         strata_engine::mount_folders(&options, directory).map_err(command::mount::explain)?;
         return Ok(0);
     }
@@ -70,7 +74,12 @@ pub(crate) fn fuse_overlayfs(arguments: Vec<OsString>) -> Outcome {
     let [directory] = &call.operands[..] else {
         return Err(anyhow!("usage: fuse-overlayfs [-f] [-o OPTIONS] DIR").into());
     };
-    let options = options(&call)?;
+    let mut defaults = MountOptions::default();
+    defaults.options.source = FUSE_OVERLAYFS.to_owned();
+    defaults.options.subtype = FUSE_OVERLAYFS.to_owned();
+    // Whoever calls it so reads the upper by himself, and knows of no folders that lie elsewhere.
+    defaults.options.noredirect = true;
+    let options = options(&call, defaults)?;
     let server = strata_engine::mount_folders(&options, directory).map_err(command::mount::explain)?;
     if call.foreground {
         server.wait_forever();
@@ -78,8 +87,8 @@ pub(crate) fn fuse_overlayfs(arguments: Vec<OsString>) -> Outcome {
     Ok(0)
 }
 
-fn options(call: &Call) -> anyhow::Result<MountOptions> {
-    let mut options = MountOptions::default();
+fn options(call: &Call, defaults: MountOptions) -> anyhow::Result<MountOptions> {
+    let mut options = defaults;
     for list in &call.options {
         options.parse(list)?;
     }
@@ -108,6 +117,8 @@ fn read(arguments: Vec<OsString>) -> anyhow::Result<Call> {
     }
     Ok(call)
 }
+
+const FUSE_OVERLAYFS: &str = "fuse-overlayfs";
 
 #[cfg(test)]
 mod tests {

@@ -34,6 +34,7 @@ mod mount;
 mod network_files;
 mod process;
 mod recover;
+mod size;
 mod spec;
 mod timestamp;
 
@@ -57,6 +58,7 @@ pub use mount::{
     InvalidOption, MountError, MountMade, MountOptions, MountSource, UnmountError, Writable, mount_folders, unmount,
 };
 pub use process::Process;
+pub use size::parse_size;
 pub use spec::SpecError;
 pub use strata_imagestore::{
     Change, CommitOptions, Event as ProgressEvent, HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input,

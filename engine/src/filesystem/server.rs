@@ -71,7 +71,11 @@ fn mount(request: &Request, control: BorrowedFd<'_>) -> Result<Mounted, String> 
             let device = devices.into_iter().next().ok_or("no connection came with the answer")?;
             let options = &request.spec.options;
             // What is on the disk is seen with the ids of the namespace, what is shown are those outside.
-            let options = Options { uid_map: own_map("uid_map"), gid_map: own_map("gid_map"), ..options.clone() };
+            let options = Options {
+                uid_map: own_map("uid_map", options.uid_map.as_ref()),
+                gid_map: own_map("gid_map", options.gid_map.as_ref()),
+                ..options.clone()
+            };
             let spec = MountSpec { options, ..request.spec.clone() };
             strata_unionfs::adopt(&spec, device).map_err(|error| text(&error))
         }
@@ -82,14 +86,15 @@ fn mount(request: &Request, control: BorrowedFd<'_>) -> Result<Mounted, String> 
     }
 }
 
-/// Reads how the ids of this namespace are seen outside.
-fn own_map(file: &str) -> Option<IdMap> {
+/// Reads how the ids of this namespace are seen outside, where `asked` is applied to them.
+fn own_map(file: &str, asked: Option<&IdMap>) -> Option<IdMap> {
     let text = std::fs::read_to_string(format!("/proc/self/{file}")).ok()?;
     let ranges = text.lines().filter_map(|line| {
         let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().ok());
         Some(IdRange { container: numbers.next()??, host: numbers.next()??, count: numbers.next()?? })
     });
-    Some(IdMap(ranges.collect()))
+    let own = IdMap(ranges.collect());
+    Some(asked.map_or_else(|| own.clone(), |asked| own.then(asked)))
 }
 
 /// Puts `/dev/null` in the place of standard input, so that the socket is not kept open.

@@ -163,7 +163,7 @@ pub fn unmount(directory: &Path) -> Result<(), UnmountError> {
     };
     match table::at(&entries, &place) {
         None => Err(UnmountError::NotMounted(directory.display().to_string())),
-        Some(entry) if entry.kind != FILESYSTEM_TYPE => {
+        Some(entry) if entry.kind != FILESYSTEM_TYPE && entry.kind != DROP_IN_TYPE => {
             Err(UnmountError::Foreign { path: directory.display().to_string(), kind: entry.kind.clone() })
         }
         Some(_) => Ok(strata_unionfs::unmount(&place)?),
@@ -172,6 +172,8 @@ pub fn unmount(directory: &Path) -> Result<(), UnmountError> {
 
 /// The type that our mounts have in the kernel's list.
 pub(crate) const FILESYSTEM_TYPE: &str = "fuse.strata";
+/// The type of those made under the name of the other program.
+const DROP_IN_TYPE: &str = "fuse.fuse-overlayfs";
 
 /// What is mounted, and what must stay locked as long.
 struct Prepared {

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use strata_engine::{Bind, Creation, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs, UserNamespace, clean_path};
+use strata_engine::{
+    Bind, Creation, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs, UserNamespace, clean_path, parse_size,
+};
 
 use super::Run;
-use crate::output::human::parse_size;
 
 /// Reads all options of `run`.
 pub(super) fn creation(run: &Run) -> Result<Creation> {
