@@ -3,14 +3,33 @@
 use std::fmt::Write as _;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, StatxFlags, StatxTimestamp, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use crate::Result;
 use crate::node::{Device, Ino, Kind, Stat, Timestamp, kind_of, permission_bits};
 
 /// What a filesystem says about one of its files.
-pub(crate) type RawStat = rustix::fs::Stat;
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawStat {
+    /// Type and permissions.
+    pub(crate) mode: u32,
+    pub(crate) nlink: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) ino: u64,
+    pub(crate) size: u64,
+    pub(crate) blocks: u64,
+    pub(crate) block_size: u32,
+    /// The filesystem.
+    pub(crate) device: u64,
+    /// What a device node stands for.
+    pub(crate) stands_for: Device,
+    pub(crate) atime: Timestamp,
+    pub(crate) mtime: Timestamp,
+    pub(crate) ctime: Timestamp,
+    pub(crate) birth: Option<Timestamp>,
+}
 
 /// Which file it is, as long as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,40 +39,66 @@ pub(crate) struct Identity {
 }
 
 pub(crate) fn stat(fd: BorrowedFd<'_>) -> Result<RawStat> {
-    rustix::fs::fstat(fd)
+    stat_at(fd, b"", AtFlags::EMPTY_PATH)
+}
+
+/// Asks about `name` in `dir` without following it.
+pub(crate) fn stat_name(dir: BorrowedFd<'_>, name: &[u8]) -> Result<RawStat> {
+    stat_at(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn stat_at(dir: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> Result<RawStat> {
+    let raw = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
+    let time = |time: StatxTimestamp| Timestamp { seconds: time.tv_sec, nanoseconds: time.tv_nsec };
+    let has_birth = StatxFlags::from_bits_retain(raw.stx_mask).contains(StatxFlags::BTIME);
+    Ok(RawStat {
+        mode: raw.stx_mode.into(),
+        nlink: raw.stx_nlink,
+        uid: raw.stx_uid,
+        gid: raw.stx_gid,
+        ino: raw.stx_ino,
+        size: raw.stx_size,
+        blocks: raw.stx_blocks,
+        block_size: raw.stx_blksize,
+        device: rustix::fs::makedev(raw.stx_dev_major, raw.stx_dev_minor),
+        stands_for: Device { major: raw.stx_rdev_major, minor: raw.stx_rdev_minor },
+        atime: time(raw.stx_atime),
+        mtime: time(raw.stx_mtime),
+        ctime: time(raw.stx_ctime),
+        birth: has_birth.then(|| time(raw.stx_btime)),
+    })
 }
 
 pub(crate) fn identity(raw: &RawStat) -> Identity {
-    Identity { device: raw.st_dev, ino: raw.st_ino }
+    Identity { device: raw.device, ino: raw.ino }
 }
 
 pub(crate) fn kind(raw: &RawStat) -> Result<Kind> {
-    kind_of(raw.st_mode).ok_or(Errno::IO)
+    kind_of(raw.mode).ok_or(Errno::IO)
 }
 
 /// Returns whether this is the character device 0:0 that says "deleted".
 pub(crate) fn is_whiteout(raw: &RawStat) -> bool {
-    raw.st_mode & libc::S_IFMT == libc::S_IFCHR && raw.st_rdev == 0
+    raw.mode & libc::S_IFMT == libc::S_IFCHR && raw.stands_for == Device::default()
 }
 
 /// Puts it in our form under the number that users see.
 pub(crate) fn to_stat(raw: &RawStat, ino: Ino) -> Result<Stat> {
-    let time =
-        |seconds: i64, nanoseconds: u64| Timestamp { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
     Ok(Stat {
         ino,
         kind: kind(raw)?,
-        permissions: permission_bits(raw.st_mode),
-        nlink: u32::try_from(raw.st_nlink).unwrap_or(u32::MAX),
-        uid: raw.st_uid,
-        gid: raw.st_gid,
-        size: u64::try_from(raw.st_size).unwrap_or(0),
-        blocks: u64::try_from(raw.st_blocks).unwrap_or(0),
-        block_size: u32::try_from(raw.st_blksize).unwrap_or(4096),
-        device: Device { major: rustix::fs::major(raw.st_rdev), minor: rustix::fs::minor(raw.st_rdev) },
-        atime: time(raw.st_atime, raw.st_atime_nsec),
-        mtime: time(raw.st_mtime, raw.st_mtime_nsec),
-        ctime: time(raw.st_ctime, raw.st_ctime_nsec),
+        permissions: permission_bits(raw.mode),
+        nlink: raw.nlink,
+        uid: raw.uid,
+        gid: raw.gid,
+        size: raw.size,
+        blocks: raw.blocks,
+        block_size: raw.block_size,
+        device: raw.stands_for,
+        atime: raw.atime,
+        mtime: raw.mtime,
+        ctime: raw.ctime,
+        birth: raw.birth,
     })
 }
 

@@ -28,7 +28,9 @@ pub use lower::{FolderError, ImageError};
 pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, adopt, mount, unmount};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use spec::{ImageLayer, Limits, Lower, MountSpec, Options, Passthrough, Upper, UserXattr, XattrPermissions};
-pub use tree::{Access, Caller, DirEntry, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage};
+pub use tree::{
+    Access, Caller, DirEntry, ExtendedFlags, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage,
+};
 pub use upper::UpperError;
 pub use walk::{Change, ChangeKind, WalkError, changes, write_changes, write_merged};
 

@@ -40,7 +40,7 @@ pub(crate) fn of_directory(fd: BorrowedFd<'_>) -> Result<DirectoryMarks> {
 
 /// Returns whether the file is a whiteout in its form as a regular file.
 pub(crate) fn is_whiteout_file(fd: BorrowedFd<'_>, raw: &RawStat) -> Result<bool> {
-    let candidate = raw.st_mode & libc::S_IFMT == libc::S_IFREG && raw.st_size == 0;
+    let candidate = raw.mode & libc::S_IFMT == libc::S_IFREG && raw.size == 0;
     Ok(candidate && has_mark(fd, b"whiteout")?)
 }
 

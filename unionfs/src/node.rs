@@ -51,6 +51,8 @@ pub struct Stat {
     pub mtime: Timestamp,
     /// Last change of anything.
     pub ctime: Timestamp,
+    /// When it was made, where that is known.
+    pub birth: Option<Timestamp>,
 }
 
 impl Stat {

@@ -53,9 +53,9 @@ impl Override {
         let chosen = Override(names.first().copied());
         if writable {
             let raw = backing::stat(root)?;
-            let permissions = raw.st_mode & 0o7777;
+            let permissions = raw.mode & 0o7777;
             let kind = Some((Kind::Directory, Device::default()));
-            chosen.write(root, &Shown { uid: raw.st_uid, gid: raw.st_gid, permissions, kind })?;
+            chosen.write(root, &Shown { uid: raw.uid, gid: raw.gid, permissions, kind })?;
         }
         Ok(chosen)
     }
@@ -76,21 +76,21 @@ impl Override {
     /// Puts what the attribute says in the place of what the filesystem says. A value that makes no sense is none.
     pub(crate) fn apply(&self, file: BorrowedFd<'_>, raw: &mut RawStat) -> Result<()> {
         let Some(name) = self.0 else { return Ok(()) };
-        let own = raw.st_mode & libc::S_IFMT;
+        let own = raw.mode & libc::S_IFMT;
         if own != libc::S_IFREG && own != libc::S_IFDIR {
             return Ok(());
         }
         let Some(shown) = backing::xattr(file, name)?.and_then(|value| parse(&value)) else { return Ok(()) };
-        raw.st_uid = shown.uid;
-        raw.st_gid = shown.gid;
+        raw.uid = shown.uid;
+        raw.gid = shown.gid;
         let mut bits = own;
         if let Some((kind @ (Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket), device)) = shown.kind
             && own == libc::S_IFREG
         {
             bits = type_bits(kind);
-            raw.st_rdev = rustix::fs::makedev(device.major, device.minor);
+            raw.stands_for = device;
         }
-        raw.st_mode = bits | shown.permissions;
+        raw.mode = bits | shown.permissions;
         Ok(())
     }
 

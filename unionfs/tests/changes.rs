@@ -89,7 +89,7 @@ fn write(tree: &Tree, path: &str, data: &str) {
         Ok(stat) => stat.ino,
         Err(_) => tree.create(dir, name.as_bytes(), New::File { open: false }, 0o644, 0o022, &ROOT_USER).unwrap().ino,
     };
-    let _ = tree.open_file(ino, Access { write: true, truncate: true }, &ROOT_USER).unwrap();
+    let _ = tree.open_file(ino, Access { write: true, truncate: true, ..Access::default() }).unwrap();
     tree.write(ino, data.as_bytes(), 0, false).unwrap();
     tree.release(ino);
 }
@@ -155,7 +155,7 @@ fn a_file_that_was_copied_up_and_is_the_same_is_not_in_the_layer() {
     let fixture = Fixture::new();
     let tree = fixture.tree();
     let ino = find(&tree, "etc/passwd");
-    let _ = tree.open_file(ino, Access { write: true, truncate: false }, &ROOT_USER).unwrap();
+    let _ = tree.open_file(ino, Access { write: true, truncate: false, ..Access::default() }).unwrap();
     tree.release(ino);
     assert!(fixture.temp.path().join("upper/etc/passwd").exists());
     assert_eq!(fixture.changes(), [""; 0]);
@@ -170,7 +170,7 @@ fn other_content_of_the_same_size_and_time_is_in_the_layer() {
     let before = tree.stat(ino).unwrap();
     write(&tree, "etc/passwd", "ETC/PASSWD");
     let change = SetAttributes { mtime: Some(strata_unionfs::SetTime::At(before.mtime)), ..Default::default() };
-    tree.set_attributes(ino, &change, &ROOT_USER).unwrap();
+    tree.set_attributes(ino, &change).unwrap();
     assert_eq!(fixture.layer(), ["etc/", "etc/passwd"]);
 }
 

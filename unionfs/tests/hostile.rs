@@ -66,7 +66,7 @@ fn exercise(tree: &Tree) -> HashSet<Vec<u8>> {
                     if let Ok(read) = tree.read(stat.ino, &mut data, 0) {
                         seen.insert(data[..read].to_vec());
                     }
-                    if tree.open_file(stat.ino, Access { write: true, truncate: false }, &CALLER).is_ok() {
+                    if tree.open_file(stat.ino, Access { write: true, truncate: false, ..Access::default() }).is_ok() {
                         let _ = tree.write(stat.ino, b"written", 0, true);
                         tree.release(stat.ino);
                     }
@@ -77,7 +77,7 @@ fn exercise(tree: &Tree) -> HashSet<Vec<u8>> {
             }
             let change = SetAttributes { permissions: Some(0o700), ..SetAttributes::default() };
             if stat.kind != Kind::Symlink {
-                let _ = tree.set_attributes(stat.ino, &change, &CALLER);
+                let _ = tree.set_attributes(stat.ino, &change);
             }
             let _ = tree.rename(dir, &name, dir, b"moved", RenameMode::NoReplace);
         }
@@ -161,7 +161,9 @@ fn an_upper_changed_behind_the_mount_gives_errors_at_most() {
     for _ in 0..2 {
         let _ = tree.lookup(d, b"key");
         let _ = tree.stat(file);
-        let _ = tree.open_file(file, Access { write: true, truncate: true }, &CALLER).map(|_| tree.release(file));
+        let _ = tree
+            .open_file(file, Access { write: true, truncate: true, ..Access::default() })
+            .map(|_| tree.release(file));
         let _ = tree.create(d, b"planted", New::File { open: false }, 0o644, 0, &CALLER);
     }
     assert_eq!(fs::read_dir(temp.path().join("secret")).unwrap().count(), 1);

@@ -127,13 +127,16 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
+            kill_privileges: false,
         };
-        let (ino, caller) = (self.ino(node), caller(request));
+        let kill_privileges = change == SetAttributes::default() || size.is_some() && request.uid() != 0;
+        let change = SetAttributes { kill_privileges, ..change };
+        let ino = self.ino(node);
         if size.is_none_or(|size| size > 0) && self.shared.tree.copies_much(ino) {
             let adapter = Adapter { shared: Arc::clone(&self.shared) };
-            return self.shared.slow.run(move || adapter.change(node, ino, &change, &caller, reply));
+            return self.shared.slow.run(move || adapter.change(node, ino, &change, reply));
         }
-        self.change(node, ino, &change, &caller, reply);
+        self.change(node, ino, &change, reply);
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
@@ -189,16 +192,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let mode = if flags.is_empty() {
-            RenameMode::Replace
-        } else if flags == RenameFlags::RENAME_NOREPLACE {
-            RenameMode::NoReplace
-        } else if flags == RenameFlags::RENAME_EXCHANGE {
-            RenameMode::Exchange
-        } else {
-            // A whiteout would be a whiteout of ours and not be seen.
-            return reply.error(Errno::EINVAL);
-        };
+        let Some(mode) = rename_mode(flags) else { return reply.error(Errno::EINVAL) };
         let (from, to) = (self.ino(parent), self.ino(new_parent));
         reply_empty(self.shared.tree.rename(from, name.as_bytes(), to, new_name.as_bytes(), mode), reply);
     }
@@ -435,8 +429,8 @@ impl Filesystem for Adapter {
 }
 
 impl Adapter {
-    fn change(&self, node: INodeNo, ino: Ino, change: &SetAttributes, caller: &Caller, reply: ReplyAttr) {
-        let result = self.shared.tree.set_attributes(ino, change, caller);
+    fn change(&self, node: INodeNo, ino: Ino, change: &SetAttributes, reply: ReplyAttr) {
+        let result = self.shared.tree.set_attributes(ino, change);
         if change.size.is_some() && result.is_ok() {
             self.shared.outdate_lower_readers(node.0);
         }
@@ -454,6 +448,20 @@ impl Adapter {
     ) -> Result<Stat> {
         self.shared.tree.create(self.ino(parent), name.as_bytes(), new, mode, umask, &caller(request))
     }
+}
+
+fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
+    const WHITEOUT: RenameFlags = RenameFlags::RENAME_WHITEOUT;
+    const NO_REPLACE: RenameFlags = RenameFlags::RENAME_NOREPLACE;
+    let whiteout_no_replace = WHITEOUT | NO_REPLACE;
+    Some(match flags {
+        flags if flags.is_empty() => RenameMode::Replace,
+        NO_REPLACE => RenameMode::NoReplace,
+        RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+        WHITEOUT => RenameMode::Whiteout,
+        flags if flags == whiteout_no_replace => RenameMode::WhiteoutNoReplace,
+        _ => return None,
+    })
 }
 
 fn caller(request: &Request) -> Caller {

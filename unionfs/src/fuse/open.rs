@@ -31,12 +31,16 @@ impl Shared {
     /// Serves OPEN.
     pub(super) fn open(&self, caller: &Caller, node: NodeNumber, flags: i32, reply: ReplyOpen) {
         let ino = self.nodes.ino(node);
-        let access = Access { write: flags & libc::O_ACCMODE != libc::O_RDONLY, truncate: flags & libc::O_TRUNC != 0 };
+        let access = Access {
+            write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            truncate: flags & libc::O_TRUNC != 0,
+            kill_privileges: caller.uid != 0,
+        };
         let changes = access.write || access.truncate;
         if let Some(answer) = self.superseded(node, changes, caller.pid) {
             return self.answer_superseded(answer, reply);
         }
-        let opened = match self.tree.open_file(ino, access, caller) {
+        let opened = match self.tree.open_file(ino, access) {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(error)),
         };

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use rustix::fs::{AtFlags, Dir, OFlags};
+use rustix::fs::{Dir, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -58,7 +58,7 @@ impl Layer {
         if self.kept_beside.is_active() {
             return self.stat(rustix::fs::openat(dir, name, LOOK, NO_MODE)?.as_fd());
         }
-        rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+        backing::stat_name(dir.as_fd(), name)
     }
 }
 
@@ -274,6 +274,12 @@ impl FolderLower {
         // The kernel opens it again with whatever flags a client has.
         self.layers.get(usize::from(source.layer)).filter(|layer| layer.sealed)?;
         self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK).ok()
+    }
+
+    pub(crate) fn open_for_flags(&self, ino: Ino) -> Result<OwnedFd> {
+        let node = self.node(ino)?;
+        let source = node.sources.first().ok_or(Errno::STALE)?;
+        self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK)
     }
 
     pub(crate) fn usage(&self) -> Usage {

@@ -133,6 +133,7 @@ impl ImageLower {
             atime: attributes.mtime,
             mtime: attributes.mtime,
             ctime: attributes.mtime,
+            birth: None,
         })
     }
 

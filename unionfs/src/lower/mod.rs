@@ -147,6 +147,14 @@ impl LowerTree {
         dispatch!(self, lower => lower.open_object(ino))
     }
 
+    /// Opens a regular file or directory to ask for its flags; `None` if nothing there can have any.
+    pub(crate) fn open_for_flags(&self, ino: Ino) -> Result<Option<OwnedFd>> {
+        match self {
+            LowerTree::Image(_) => Ok(None),
+            LowerTree::Folders(lower) => lower.open_for_flags(ino).map(Some),
+        }
+    }
+
     /// Returns the space that the lower takes; nothing is free.
     pub(crate) fn usage(&self) -> Usage {
         dispatch!(self, lower => lower.usage())

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::backing;
 use crate::node::{Ino, Kind, Stat, Timestamp};
 
-/// What to change about a node. Nothing at all means: take away what lets it run as somebody else.
+/// What to change about a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttributes {
     /// The permission bits.
@@ -28,6 +28,8 @@ pub struct SetAttributes {
     pub atime: Option<SetTime>,
     /// The time of the last change.
     pub mtime: Option<SetTime>,
+    /// Takes away what lets it run as somebody else: set-user-id, set-group-id and file capabilities.
+    pub kill_privileges: bool,
 }
 
 /// A time to set.
@@ -47,20 +49,16 @@ impl Tree {
     }
 
     /// Changes attributes of a node and returns them all.
-    pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Stat> {
+    pub fn set_attributes(&self, ino: Ino, change: &SetAttributes) -> Result<Stat> {
+        if *change == SetAttributes::default() {
+            return self.stat(ino);
+        }
         let wanted = change.size.map_or(Wanted::Everything, Wanted::Data);
         let object = self.copy_up(ino, wanted)?;
         let _names = self.read_names();
         let fd = self.upper_file(&object)?;
-        if *change == SetAttributes::default() {
-            self.drop_privileges(fd.as_fd())?;
-            return self.stat_of(ino);
-        }
         if let Some(size) = change.size {
             self.truncate(&object, fd.as_fd(), size)?;
-            if !self.is_root(caller) {
-                self.drop_privileges(fd.as_fd())?;
-            }
         }
         if change.uid.is_some() || change.gid.is_some() {
             let stored = |id: Option<u32>| match id {
@@ -70,6 +68,9 @@ impl Tree {
             let uid = change.uid.map_or(Ok(None), |id| stored(self.ids.uid_to_disk(id)))?;
             let gid = change.gid.map_or(Ok(None), |id| stored(self.ids.gid_to_disk(id)))?;
             self.set_owner(fd.as_fd(), uid, gid)?;
+        }
+        if change.kill_privileges {
+            self.drop_privileges(fd.as_fd())?;
         }
         if let Some(permissions) = change.permissions {
             self.set_permissions(fd.as_fd(), permissions)?;
@@ -135,10 +136,10 @@ impl Tree {
     /// Takes away set-user-id, set-group-id (if it is not about locking) and file capabilities.
     pub(super) fn drop_privileges(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let raw = self.upper_stat(fd)?;
-        if raw.st_mode & libc::S_IFMT != libc::S_IFREG {
+        if raw.mode & libc::S_IFMT != libc::S_IFREG {
             return Ok(());
         }
-        let permissions = crate::node::permission_bits(raw.st_mode);
+        let permissions = crate::node::permission_bits(raw.mode);
         let kept = file::without_privileges(permissions);
         if kept != permissions {
             self.set_permissions(fd, kept)?;

@@ -164,7 +164,7 @@ impl Tree {
         let fd = file.as_fd();
         let owners = upper.owners();
         let raw = owners.stat(fd)?;
-        if raw.st_uid != stat.uid || raw.st_gid != stat.gid {
+        if raw.uid != stat.uid || raw.gid != stat.gid {
             match owners.set_owner(fd, Some(stat.uid), Some(stat.gid)) {
                 // An owner that our user namespace has no number for; the file cannot be anybody's but ours.
                 Err(Errno::INVAL | Errno::PERM) => {}

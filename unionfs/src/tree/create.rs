@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -63,19 +64,7 @@ impl Tree {
             return Err(Errno::EXIST);
         }
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
-        let parent_raw = upper.owners().stat(parent_fd)?;
-        let (uid, gid) = self.ids.owner_to_disk(caller.uid, caller.gid, upper.server())?;
-        let setgid = parent_raw.st_mode & libc::S_ISGID != 0;
-        let gid = if setgid { parent_raw.st_gid } else { gid };
-        let default_acl = backing::xattr(parent_fd, b"system.posix_acl_default")?;
-        let mut bits = mode & 0o7777;
-        if default_acl.is_none() {
-            bits &= !(umask & 0o777);
-        }
-        if new == New::Directory && setgid {
-            bits |= libc::S_ISGID;
-        }
-        let maker = Maker { upper, new, bits, default_acl, uid, gid };
+        let maker = self.maker(upper, parent_fd, new, mode, umask, caller)?;
         let opaque = new == New::Directory && directory.lower.is_some();
         let (file, data) = if found.whiteout {
             let (staged, made) = maker.stage(opaque)?;
@@ -105,6 +94,33 @@ impl Tree {
         self.hold(ino, dir, name)
     }
 
+    /// Makes a regular file without a name in the filesystem of the directory `dir`, open for writing, and counts a
+    /// reference to it. [`link`](Self::link) can name it.
+    pub fn create_unnamed(&self, dir: Ino, mode: u16, umask: u16, caller: &Caller) -> Result<Stat> {
+        let upper = self.writable_upper()?;
+        let _names = self.write_names();
+        let (_, directory) = self.directory_for_change(dir)?;
+        let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
+        let new = New::File { open: true };
+        let maker = self.maker(upper, parent_fd, new, mode.into(), umask.into(), caller)?;
+        let file = Arc::new(maker.make_unnamed(parent_fd)?);
+        let raw = backing::stat(file.as_fd())?;
+        let identity = backing::identity(&raw);
+        let state = State {
+            upper: Some(identity),
+            unnamed: true,
+            pinned: Some(Arc::clone(&file)),
+            data: Some(Data { file, writable: true }),
+            opens: 1,
+            ..State::default()
+        };
+        let object = Object::new(self.number(identity), Kind::Regular, false, state);
+        object.references.store(1, Ordering::Relaxed);
+        let ino = object.ino;
+        self.objects.insert(object);
+        self.stat_of(ino)
+    }
+
     /// Gives the node `ino` the further name `name` in `dir` and counts a reference to it.
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
         let upper = self.writable_upper()?;
@@ -118,12 +134,13 @@ impl Tree {
         if found.found.is_some() {
             return Err(Errno::EXIST);
         }
-        if object.is_removed() {
+        if object.is_removed() && !object.state().unnamed {
             return Err(Errno::NOENT);
         }
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
         self.link_in_upper(upper, &object, parent_fd, name, found.whiteout)?;
         object.add_place(dir, name);
+        self.unpin_named(&object);
         parent.list(name);
         self.hold(ino, dir, name)
     }
@@ -145,6 +162,41 @@ impl Tree {
         let staged = upper.staging_name();
         rustix::fs::linkat(rustix::fs::CWD, source, upper.staging(), &staged, AtFlags::SYMLINK_FOLLOW)?;
         upper.put_in_place(&staged, dir, name)
+    }
+
+    /// A file that has a name now need not be kept open.
+    fn unpin_named(&self, object: &Object) {
+        let mut state = object.state();
+        state.unnamed = false;
+        if let Some(file) = state.pinned.take() {
+            drop(state);
+            self.handles.insert(object.ino, file);
+        }
+    }
+
+    /// Collects how a new node in `parent` is to be made.
+    fn maker<'a>(
+        &self,
+        upper: &'a UpperLayer,
+        parent: BorrowedFd<'_>,
+        new: New<'a>,
+        mode: u32,
+        umask: u32,
+        caller: &Caller,
+    ) -> Result<Maker<'a>> {
+        let raw = upper.owners().stat(parent)?;
+        let (uid, gid) = self.ids.owner_to_disk(caller.uid, caller.gid, upper.server())?;
+        let setgid = raw.mode & libc::S_ISGID != 0;
+        let gid = if setgid { raw.gid } else { gid };
+        let default_acl = backing::xattr(parent, b"system.posix_acl_default")?;
+        let mut bits = mode & 0o7777;
+        if default_acl.is_none() {
+            bits &= !(umask & 0o777);
+        }
+        if new == New::Directory && setgid {
+            bits |= libc::S_ISGID;
+        }
+        Ok(Maker { upper, new, bits, default_acl, uid, gid })
     }
 
     /// Returns a directory that is in the upper now. The caller holds `namespace` for writing.
@@ -194,6 +246,15 @@ impl Maker<'_> {
         grown.map(|made| (name, made))
     }
 
+    /// Makes a regular file without a name on the filesystem of `dir`, whose default ACL counts.
+    fn make_unnamed(&self, dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+        // The directory itself is open as a path only, and "." asks for nothing that we may not do.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(dir, ".", flags, Mode::from_raw_mode(self.bits & 0o777))?;
+        self.finish(file.as_fd(), false)?;
+        Ok(file)
+    }
+
     /// Makes the node as `name` in `dir`, where the name is free. On failure nothing is left.
     fn make(&self, dir: BorrowedFd<'_>, name: &[u8], opaque: bool) -> Result<Made> {
         let mode = Mode::from_raw_mode(self.bits & 0o777);
@@ -222,15 +283,15 @@ impl Maker<'_> {
     fn finish(&self, file: BorrowedFd<'_>, opaque: bool) -> Result<()> {
         let owners = self.upper.owners();
         let mut raw = owners.stat(file)?;
-        if raw.st_uid != self.uid || raw.st_gid != self.gid {
+        if raw.uid != self.uid || raw.gid != self.gid {
             owners.set_owner(file, Some(self.uid), Some(self.gid))?;
             raw = owners.stat(file)?;
         }
         if !matches!(self.new, New::Symlink(_)) {
             // The special bits are asked for; the others are, unless the filesystem has applied a default ACL.
-            let ordinary = if self.default_acl.is_some() { raw.st_mode & 0o777 } else { self.bits & 0o777 };
+            let ordinary = if self.default_acl.is_some() { raw.mode & 0o777 } else { self.bits & 0o777 };
             let wanted = self.bits & 0o7000 | ordinary;
-            if raw.st_mode & 0o7777 != wanted {
+            if raw.mode & 0o7777 != wanted {
                 owners.set_permissions(file, crate::node::permission_bits(wanted))?;
             }
         }

@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::copy_up::Wanted;
-use super::create::Caller;
 use super::object::{Data, Object};
 use crate::Result;
 use crate::backing;
@@ -24,6 +23,8 @@ pub struct Access {
     pub write: bool,
     /// Its data is thrown away.
     pub truncate: bool,
+    /// Truncating it takes away what lets it run as somebody else.
+    pub kill_privileges: bool,
 }
 
 /// Where the data of an open file is.
@@ -38,7 +39,7 @@ pub enum Opened {
 
 impl Tree {
     /// Opens a regular file; for writing, it is brought into the upper.
-    pub fn open_file(&self, ino: Ino, access: Access, caller: &Caller) -> Result<Opened> {
+    pub fn open_file(&self, ino: Ino, access: Access) -> Result<Opened> {
         if access.write || access.truncate {
             let object = self.copy_up(ino, if access.truncate { Wanted::Data(0) } else { Wanted::Everything })?;
             let _names = self.read_names();
@@ -46,7 +47,7 @@ impl Tree {
                 return Err(Errno::INVAL);
             }
             object.state().opens += 1;
-            let opened = self.open_for_change(&object, access.truncate, caller);
+            let opened = self.open_for_change(&object, access);
             if opened.is_err() {
                 drop_data(&object);
             }
@@ -168,11 +169,11 @@ impl Tree {
         Ok(read as u64)
     }
 
-    fn open_for_change(&self, object: &Object, truncate: bool, caller: &Caller) -> Result<()> {
+    fn open_for_change(&self, object: &Object, access: Access) -> Result<()> {
         let file = self.data(object, true)?;
-        if truncate {
+        if access.truncate {
             rustix::fs::ftruncate(&*file, 0)?;
-            if !self.is_root(caller) {
+            if access.kill_privileges {
                 self.drop_privileges(file.as_fd())?;
             }
         }

@@ -18,6 +18,7 @@ mod copy_up;
 mod create;
 mod directory;
 mod file;
+mod flags;
 mod habits;
 mod listing;
 mod object;
@@ -30,6 +31,7 @@ mod xattr;
 pub use attributes::{SetAttributes, SetTime};
 pub use create::{Caller, New};
 pub use file::{Access, Opened};
+pub use flags::ExtendedFlags;
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use statfs::Usage;
@@ -153,8 +155,8 @@ impl Tree {
         let _names = self.read_names();
         match name {
             // The kernel asks for these when it has a file handle only.
-            b"." => return self.hold_again(dir),
-            b".." => return self.hold_again(self.parent_of(dir)?),
+            b"." => return self.by_number_locked(dir),
+            b".." => return self.by_number_locked(self.parent_of(dir)?),
             _ => {}
         }
         let directory = self.directory(dir)?;
@@ -229,8 +231,13 @@ impl Tree {
         self.stat_of(ino).inspect_err(|_| self.forget(ino, 1))
     }
 
-    /// Counts a reference to a node that is known by its number. The caller holds `namespace`.
-    fn hold_again(&self, ino: Ino) -> Result<Stat> {
+    /// Finds a node by its number alone, as who has a file handle does, and counts a reference to it.
+    pub fn by_number(&self, ino: Ino) -> Result<Stat> {
+        let _names = self.read_names();
+        self.by_number_locked(ino)
+    }
+
+    fn by_number_locked(&self, ino: Ino) -> Result<Stat> {
         if ino == Ino::ROOT {
             return self.stat_of(ino);
         }

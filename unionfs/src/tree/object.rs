@@ -42,7 +42,9 @@ pub(super) struct State {
     pub(super) opaque: bool,
     /// The names that lead here, as far as known. Empty: removed, but held. The root has none either.
     pub(super) places: Vec<Place>,
-    /// Held because no name leads here any more.
+    /// Made without a name, which it may still get.
+    pub(super) unnamed: bool,
+    /// Held because no name leads here any more, or none yet.
     pub(super) pinned: Option<Arc<OwnedFd>>,
     /// The open file for reading and writing data, while anybody has the node open.
     pub(super) data: Option<Data>,

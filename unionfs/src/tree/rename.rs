@@ -27,6 +27,16 @@ pub enum RenameMode {
     NoReplace,
     /// Exchange both.
     Exchange,
+    /// As `Replace`, and leave a whiteout at the old name, which is one of this union: nothing is seen there.
+    Whiteout,
+    /// As `NoReplace`, and leave a whiteout.
+    WhiteoutNoReplace,
+}
+
+impl RenameMode {
+    fn leaves_whiteout(self) -> bool {
+        matches!(self, RenameMode::Whiteout | RenameMode::WhiteoutNoReplace)
+    }
 }
 
 impl Tree {
@@ -60,7 +70,7 @@ impl Tree {
         let target = self.name(&to, new_name)?;
         let moved = source.found.as_ref().ok_or(Errno::NOENT)?;
         match (mode, &target.found) {
-            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST),
+            (RenameMode::NoReplace | RenameMode::WhiteoutNoReplace, Some(_)) => return Err(Errno::EXIST),
             (RenameMode::Exchange, None) => return Err(Errno::NOENT),
             // Two names of one file: nothing happens, as POSIX has it.
             (_, Some(other)) if other.ino == moved.ino => return Ok(None),
@@ -85,7 +95,8 @@ impl Tree {
         }
         let (from_fd, to_fd) = (fd(&from)?, fd(&to)?);
         let blocked = target.whiteout && directory;
-        move_name(upper, (from_fd, name), (to_fd, new_name), source.covered.is_some(), blocked)?;
+        let whiteout = source.covered.is_some() || mode.leaves_whiteout();
+        move_name(upper, (from_fd, name), (to_fd, new_name), whiteout, blocked)?;
 
         if let Some(replaced) = &replaced {
             self.finish_removal(upper, new_dir, new_name, &target, replaced)?;

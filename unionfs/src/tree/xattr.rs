@@ -97,14 +97,14 @@ impl Tree {
     /// Whoever sets an ACL without being of the file's group loses set-group-id, as with `chmod`.
     fn drop_foreign_setgid(&self, file: &std::os::fd::OwnedFd, caller: &Caller) -> Result<()> {
         let raw = self.upper_stat(file.as_fd())?;
-        if raw.st_mode & libc::S_ISGID == 0 || self.is_root(caller) {
+        if raw.mode & libc::S_ISGID == 0 || self.is_root(caller) {
             return Ok(());
         }
-        let group = self.ids.gid_to_host(raw.st_gid);
+        let group = self.ids.gid_to_host(raw.gid);
         if group == caller.gid || supplementary_groups(caller.pid).contains(&group) {
             return Ok(());
         }
-        self.set_permissions(file.as_fd(), crate::node::permission_bits(raw.st_mode & !libc::S_ISGID))
+        self.set_permissions(file.as_fd(), crate::node::permission_bits(raw.mode & !libc::S_ISGID))
     }
 
     /// Returns the name under which a layer stores what users call `name`.

@@ -88,7 +88,7 @@ impl UpperLayer {
             move |error: Errno| UpperError::Prepare { path, source: error.into() }
         };
         let root = open_directory(&upper.dir).map_err(failed(&upper.dir))?;
-        let device = backing::stat(root.as_fd()).map_err(failed(&upper.dir))?.st_dev;
+        let device = backing::stat(root.as_fd()).map_err(failed(&upper.dir))?.device;
         let durable = !options.volatile;
         let kept_beside = Override::of_upper(root.as_fd(), options.xattr_permissions, purpose == Purpose::Serve);
         let owners = Owners::new(kept_beside.map_err(failed(&upper.dir))?, Ids::of(options).squashes());
@@ -108,7 +108,7 @@ impl UpperLayer {
         let lock = lock.ok_or_else(|| UpperError::InUse { work: upper.work.clone() })?;
         let links = prepare(work.as_fd(), LINKS).map_err(failed(&links_path))?;
         empty_directory(staging.as_fd()).map_err(failed(&staging_path))?;
-        if backing::stat(staging.as_fd()).map_err(failed(&staging_path))?.st_dev != device {
+        if backing::stat(staging.as_fd()).map_err(failed(&staging_path))?.device != device {
             return Err(UpperError::DifferentFilesystems { dir: upper.dir.clone(), work: upper.work.clone() });
         }
         let links = Links::open(links).map_err(failed(&links_path))?;
@@ -179,7 +179,7 @@ impl UpperLayer {
             Err(error) => return Err(error),
         };
         let raw = self.owners.stat(fd.as_fd())?;
-        if raw.st_dev != self.device {
+        if raw.device != self.device {
             return Err(Errno::XDEV);
         }
         Ok(Some((fd, raw)))

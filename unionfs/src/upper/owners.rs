@@ -58,7 +58,7 @@ impl Owners {
         let own = backing::stat(file)?;
         // What is shown is checked by the kernel; on disk the server must be able to open the file, and nobody may
         // run it as somebody else.
-        let needed = if own.st_mode & libc::S_IFMT == libc::S_IFDIR { 0o700 } else { 0o600 };
+        let needed = if own.mode & libc::S_IFMT == libc::S_IFDIR { 0o700 } else { 0o600 };
         backing::set_permissions(file, permissions & 0o777 | needed)
     }
 
@@ -79,7 +79,7 @@ impl Owners {
             let file = rustix::fs::openat(dir, name, super::LOOK, Mode::empty())?;
             let raw = backing::stat(std::os::fd::AsFd::as_fd(&file))?;
             let permissions = mode.bits() & 0o7777;
-            let shown = Shown { uid: raw.st_uid, gid: raw.st_gid, permissions, kind: Some((kind, device)) };
+            let shown = Shown { uid: raw.uid, gid: raw.gid, permissions, kind: Some((kind, device)) };
             self.kept_beside.write(std::os::fd::AsFd::as_fd(&file), &shown)
         };
         finish().inspect_err(|_: &Errno| {
@@ -90,17 +90,16 @@ impl Owners {
 
     fn change(&self, file: BorrowedFd<'_>, change: impl Fn(&mut Shown)) -> Result<()> {
         let raw = self.stat(file)?;
-        let device = Device { major: rustix::fs::major(raw.st_rdev), minor: rustix::fs::minor(raw.st_rdev) };
-        let kind = kind_of(raw.st_mode).map(|kind| match kind {
-            Kind::CharDevice | Kind::BlockDevice => (kind, device),
+        let kind = kind_of(raw.mode).map(|kind| match kind {
+            Kind::CharDevice | Kind::BlockDevice => (kind, raw.stands_for),
             kind => (kind, Device::default()),
         });
-        let permissions = permission_bits(raw.st_mode).into();
-        let mut shown = Shown { uid: raw.st_uid, gid: raw.st_gid, permissions, kind };
+        let permissions = permission_bits(raw.mode).into();
+        let mut shown = Shown { uid: raw.uid, gid: raw.gid, permissions, kind };
         change(&mut shown);
         match self.kept_beside.write(file, &shown) {
             // Symbolic links have no such attributes; they belong to whoever made them.
-            Err(Errno::PERM | Errno::OPNOTSUPP) if raw.st_mode & libc::S_IFMT == libc::S_IFLNK => Ok(()),
+            Err(Errno::PERM | Errno::OPNOTSUPP) if raw.mode & libc::S_IFMT == libc::S_IFLNK => Ok(()),
             result => result,
         }
     }

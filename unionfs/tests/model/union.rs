@@ -42,7 +42,7 @@ impl Union {
             Kind::Symlink => return Err(Errno::LOOP),
             _ => {}
         }
-        let _ = self.tree.open_file(stat.ino, Access { write: true, truncate }, &CALLER)?;
+        let _ = self.tree.open_file(stat.ino, Access { write: true, truncate, ..Access::default() })?;
         Ok(stat.ino)
     }
 
@@ -144,7 +144,7 @@ impl Filesystem for Union {
             Operation::Truncate(path, size) => {
                 let ino = self.open(path, false)?;
                 let change = SetAttributes { size: Some(u64::from(*size)), ..SetAttributes::default() };
-                let changed = self.tree.set_attributes(ino, &change, &CALLER).map(drop);
+                let changed = self.tree.set_attributes(ino, &change).map(drop);
                 self.tree.release(ino);
                 changed
             }
@@ -188,7 +188,7 @@ impl Filesystem for Union {
                     return Err(Errno::LOOP);
                 }
                 let change = SetAttributes { permissions: Some(*mode), ..SetAttributes::default() };
-                self.tree.set_attributes(stat.ino, &change, &CALLER).map(drop)
+                self.tree.set_attributes(stat.ino, &change).map(drop)
             }
             Operation::SetXattr(path, value) => {
                 let ino = self.regular(path)?;
