@@ -6,6 +6,10 @@ use std::os::fd::BorrowedFd;
 
 use crate::Result;
 use crate::backing::{self, RawStat};
+use crate::node::Kind;
+
+/// The mark of an empty regular file that is shown as the character device 0:0, which itself would be a whiteout.
+pub(crate) const NULL_DEVICE: &[u8] = b"strata.device";
 
 /// The namespaces of the marks.
 pub(crate) const PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -15,8 +19,6 @@ pub(crate) const PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 pub(crate) struct DirectoryMarks {
     /// Layers below are hidden under this directory.
     pub(crate) opaque: bool,
-    /// It may hold regular files that stand for whiteouts.
-    pub(crate) whiteout_files: bool,
     /// Where in the layers below it came from: a name beside it, or a path from the root.
     pub(crate) redirect: Option<Vec<u8>>,
 }
@@ -26,11 +28,7 @@ pub(crate) fn of_directory(fd: BorrowedFd<'_>) -> Result<DirectoryMarks> {
     let mut marks = DirectoryMarks::default();
     for name in backing::list_xattrs(fd)?.split(|byte| *byte == 0) {
         match without_prefix(name) {
-            Some(b"opaque") => {
-                let value = backing::xattr(fd, name)?.unwrap_or_default();
-                marks.opaque |= value == b"y";
-                marks.whiteout_files |= value == b"x";
-            }
+            Some(b"opaque") => marks.opaque |= backing::xattr(fd, name)?.is_some_and(|value| value == b"y"),
             Some(b"redirect") => marks.redirect = backing::xattr(fd, name)?.filter(|target| is_usable_redirect(target)),
             _ => {}
         }
@@ -38,10 +36,22 @@ pub(crate) fn of_directory(fd: BorrowedFd<'_>) -> Result<DirectoryMarks> {
     Ok(marks)
 }
 
-/// Returns whether the file is a whiteout in its form as a regular file.
-pub(crate) fn is_whiteout_file(fd: BorrowedFd<'_>, raw: &RawStat) -> Result<bool> {
-    let candidate = raw.mode & libc::S_IFMT == libc::S_IFREG && raw.size == 0;
-    Ok(candidate && has_mark(fd, b"whiteout")?)
+/// Returns the type under which a file of a layer is shown; `None` for a whiteout, be it a device or a regular file.
+pub(crate) fn shown_kind(fd: BorrowedFd<'_>, raw: &RawStat) -> Result<Option<Kind>> {
+    if backing::is_whiteout(raw) {
+        return Ok(None);
+    }
+    let kind = backing::kind(raw)?;
+    if kind == Kind::Regular && raw.size == 0 {
+        for name in backing::list_xattrs(fd)?.split(|byte| *byte == 0) {
+            match without_prefix(name) {
+                Some(b"whiteout") => return Ok(None),
+                Some(NULL_DEVICE) => return Ok(Some(Kind::CharDevice)),
+                _ => {}
+            }
+        }
+    }
+    Ok(Some(kind))
 }
 
 /// Returns whether a file has only its attributes in this layer, and its data in one below.

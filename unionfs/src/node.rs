@@ -62,6 +62,11 @@ impl Stat {
     }
 }
 
+/// Returns whether a new node would be a whiteout if it were made as it is asked for.
+pub(crate) fn is_null_device(kind: Kind, device: Device) -> bool {
+    kind == Kind::CharDevice && device == Device { major: 0, minor: 0 }
+}
+
 /// Returns the `S_IFMT` bits of a type.
 pub(crate) fn type_bits(kind: Kind) -> u32 {
     match kind {

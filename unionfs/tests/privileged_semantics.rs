@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{TestMount, options, privileged};
-use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, XattrFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use strata_unionfs::{Lower, MountSpec, Options, Passthrough, Upper};
 
@@ -236,8 +236,27 @@ fn no_name_is_reserved_and_long_ones_work() {
         assert_eq!(fs::read_to_string(root.join(".wh.lower")).unwrap(), "ordinary");
         fs::write(root.join(".wh..wh..opq"), "also").unwrap();
         assert!(root.join(".wh..wh..opq").exists());
-        let whiteout = rustix::fs::mknodat(CWD, root.join("c"), FileType::CharacterDevice, Mode::RUSR, 0);
-        assert_eq!(whiteout.unwrap_err(), Errno::PERM);
+    });
+}
+
+/// In the upper this device would mean "deleted".
+#[test]
+fn the_character_device_0_0_is_a_device() {
+    each_mode(nothing, |root| {
+        shell(root, "mknod c c 0 0; mkdir dir; mknod dir/c c 0 0; : > dir/file");
+        for name in ["c", "dir/c"] {
+            let found = fs::symlink_metadata(root.join(name)).unwrap();
+            assert_eq!(found.mode() & libc::S_IFMT, libc::S_IFCHR, "{name}");
+            assert_eq!((found.rdev(), found.size()), (0, 0), "{name}");
+        }
+        assert_eq!(File::open(root.join("c")).unwrap_err().raw_os_error(), Some(libc::ENXIO));
+        shell(root, "chmod 640 c; chown 3:4 c; mv c dir/d; ln dir/d e; touch -d @1000 e; test -c e -a -c dir/d");
+        let found = fs::symlink_metadata(root.join("e")).unwrap();
+        assert_eq!((found.nlink(), found.uid(), found.mtime(), permissions(root.join("e"))), (2, 3, 1000, 0o640));
+        let kinds = fs::read_dir(root.join("dir")).unwrap().map(|entry| entry.unwrap().file_type().unwrap().is_file());
+        assert_eq!(kinds.filter(|file| *file).count(), 1);
+        shell(root, "rm e dir/c dir/d; rm dir/file; rmdir dir; mknod again c 0 0; rm again");
+        assert_eq!(fs::read_dir(root).unwrap().count(), 0);
     });
 }
 

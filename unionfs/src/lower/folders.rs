@@ -176,12 +176,12 @@ impl FolderLower {
         let node = self.node(dir)?;
         let listed = node.children.get().map(|children| {
             let place = children.binary_search_by(|child| (*child.name).cmp(name));
-            place.ok().map(|place| (children[place].kind, children[place].layer))
+            place.ok().map(|place| &children[place])
         });
         let found = match listed {
             Some(None) => return Ok(None),
             // The listing has found out where it lies; a directory's layers have to be looked at all the same.
-            Some(Some((kind, layer))) if kind != Kind::Directory => self.take(dir, &node, layer, name)?,
+            Some(Some(child)) if child.kind != Kind::Directory => self.take(dir, &node, child)?,
             _ => self.search(dir, &node, name)?,
         };
         let Some(found) = found else { return Ok(None) };
@@ -373,15 +373,13 @@ impl FolderLower {
                 Err(error) => return Err(error),
             };
             let raw = self.layer(source.layer)?.stat(fd.as_fd())?;
-            if backing::is_whiteout(&raw) || marks::is_whiteout_file(fd.as_fd(), &raw)? {
-                break;
-            }
-            let kind = backing::kind(&raw)?;
+            let Some(kind) = marks::shown_kind(fd.as_fd(), &raw)? else { break };
             let path = if is_parent { join(&source.path, &name) } else { source.path.clone() };
             let layer = source.layer;
             match &mut found {
                 None => {
                     let stat = backing::to_stat(&raw, self.number(backing::identity(&raw)))?;
+                    let stat = Stat { kind, ..stat };
                     found = Some(Found { stat, sources: vec![Source { layer, path }] });
                 }
                 Some(found) if kind == Kind::Directory => found.sources.push(Source { layer, path }),
@@ -407,13 +405,14 @@ impl FolderLower {
         Ok(found.map(|found| Found { stat: merged_stat(found.stat, &found.sources), ..found }))
     }
 
-    /// Looks at `name`, which the listing of the directory says is in `layer`.
-    fn take(&self, dir: Ino, node: &Node, layer: u16, name: &[u8]) -> Result<Option<Found>> {
-        let source = node.sources.iter().find(|source| source.layer == layer).ok_or(Errno::STALE)?;
+    /// Looks at what the listing of the directory says is there.
+    fn take(&self, dir: Ino, node: &Node, child: &Child) -> Result<Option<Found>> {
+        let source = node.sources.iter().find(|source| source.layer == child.layer).ok_or(Errno::STALE)?;
         let directory = self.directory(dir, source)?;
-        let raw = self.layer(layer)?.stat_at(&directory, name)?;
+        let raw = self.layer(child.layer)?.stat_at(&directory, &child.name)?;
         let stat = backing::to_stat(&raw, self.number(backing::identity(&raw)))?;
-        Ok(Some(Found { stat, sources: vec![Source { layer, path: join(&source.path, name) }] }))
+        let stat = Stat { kind: child.kind, ..stat };
+        Ok(Some(Found { stat, sources: vec![Source { layer: child.layer, path: join(&source.path, &child.name) }] }))
     }
 
     /// Finds the directories that an absolute redirect in `layer` leads to, in the layers below it.
@@ -464,7 +463,6 @@ impl FolderLower {
         let mut seen: HashMap<Vec<u8>, Option<(Ino, Kind, u16)>> = HashMap::new();
         for source in &node.sources {
             let directory = self.directory(dir, source)?;
-            let whiteout_files = marks::of_directory(directory.as_fd())?.whiteout_files;
             let listing = rustix::fs::openat(&*directory, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, NO_MODE)?;
             for entry in Dir::new(listing)? {
                 let entry = entry?;
@@ -473,13 +471,13 @@ impl FolderLower {
                     continue;
                 }
                 let raw = self.layer(source.layer)?.stat_at(&directory, name)?;
-                let hidden = backing::is_whiteout(&raw)
-                    || whiteout_files && {
-                        let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
-                        marks::is_whiteout_file(fd.as_fd(), &raw)?
-                    };
-                let (ino, kind) = (self.number(backing::identity(&raw)), backing::kind(&raw)?);
-                seen.insert(name.to_vec(), (!hidden).then_some((ino, kind, source.layer)));
+                let mut kind = Some(backing::kind(&raw)?).filter(|_| !backing::is_whiteout(&raw));
+                if kind == Some(Kind::Regular) && raw.size == 0 {
+                    let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
+                    kind = marks::shown_kind(fd.as_fd(), &raw)?;
+                }
+                let ino = self.number(backing::identity(&raw));
+                seen.insert(name.to_vec(), kind.map(|kind| (ino, kind, source.layer)));
             }
         }
         let visible = seen.into_iter().filter_map(|(name, visible)| {

@@ -104,7 +104,9 @@ impl Tree {
     fn object_stat(&self, object: &Object) -> Result<Stat> {
         let in_upper = object.is_in_upper();
         let mut stat = if in_upper {
-            backing::to_stat(&self.upper_stat(self.upper_file(object)?.as_fd())?, object.ino)?
+            let stat = backing::to_stat(&self.upper_stat(self.upper_file(object)?.as_fd())?, object.ino)?;
+            // The device 0:0 lies there in another form.
+            Stat { kind: object.kind, ..stat }
         } else {
             self.lower.stat(object.ino)?
         };

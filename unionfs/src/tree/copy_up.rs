@@ -16,7 +16,7 @@ use crate::Result;
 use crate::backing;
 use crate::lower::Place;
 use crate::marks;
-use crate::node::{Ino, Kind, Stat};
+use crate::node::{Ino, Kind, Stat, is_null_device};
 use crate::override_stat;
 use crate::upper::{LOOK, Link, UpperLayer};
 
@@ -130,6 +130,9 @@ impl Tree {
             Kind::Symlink => {
                 let target = self.lower.read_link(object.ino)?;
                 rustix::fs::symlinkat(&*target, upper.staging(), &staged)
+            }
+            kind if is_null_device(kind, stat.device) => {
+                upper.make_null_device(upper.staging(), staged.as_bytes(), Mode::RUSR | Mode::WUSR)
             }
             _ => {
                 let node = (object.kind, stat.device);

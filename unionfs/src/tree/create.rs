@@ -17,7 +17,7 @@ use super::directory::Directory;
 use super::object::{Data, Object, State};
 use crate::Result;
 use crate::backing;
-use crate::node::{Device, Ino, Kind, Stat};
+use crate::node::{Device, Ino, Kind, Stat, is_null_device};
 use crate::upper::{LOOK, UpperLayer};
 
 /// On whose behalf something is done, in the host's numbers.
@@ -47,16 +47,23 @@ pub enum New<'a> {
     Node(Kind, Device),
 }
 
+impl New<'_> {
+    fn kind(&self) -> Kind {
+        match self {
+            New::File { .. } => Kind::Regular,
+            New::Directory => Kind::Directory,
+            New::Symlink(_) => Kind::Symlink,
+            New::Node(kind, _) => *kind,
+        }
+    }
+}
+
 impl Tree {
     /// Makes `name` in the directory `dir` and counts a reference to it.
     ///
     /// `umask` counts unless the directory has a default ACL, which then says what is allowed.
     pub fn create(&self, dir: Ino, name: &[u8], new: New<'_>, mode: u32, umask: u32, caller: &Caller) -> Result<Stat> {
         let upper = self.writable_upper()?;
-        if let New::Node(Kind::CharDevice, Device { major: 0, minor: 0 }) = new {
-            // It would be a whiteout.
-            return Err(Errno::PERM);
-        }
         let _names = self.write_names();
         let (parent, directory) = self.directory_for_change(dir)?;
         let found = self.name(&directory, name)?;
@@ -87,7 +94,7 @@ impl Tree {
             data: data.map(|fd| Data { file: Arc::new(fd), writable: true }),
             ..State::default()
         };
-        let object = self.objects.insert(Object::new(ino, backing::kind(&raw)?, false, state));
+        let object = self.objects.insert(Object::new(ino, new.kind(), false, state));
         object.add_place(dir, name);
         self.handles.insert(ino, Arc::new(file));
         parent.list(name);
@@ -266,6 +273,7 @@ impl Maker<'_> {
             }
             New::Directory => rustix::fs::mkdirat(dir, name, mode)?,
             New::Symlink(target) => rustix::fs::symlinkat(target, dir, name)?,
+            New::Node(kind, device) if is_null_device(kind, device) => self.upper.make_null_device(dir, name, mode)?,
             New::Node(kind, device) => self.upper.owners().make_node(dir, name, (kind, device), mode)?,
         }
         let finish = || {

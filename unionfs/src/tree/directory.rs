@@ -100,10 +100,9 @@ impl Tree {
             };
             return Ok(Name { found, covered, whiteout: false });
         };
-        if backing::is_whiteout(&raw) || marks::is_whiteout_file(fd.as_fd(), &raw)? {
+        let Some(kind) = marks::shown_kind(fd.as_fd(), &raw)? else {
             return Ok(Name { found: None, covered, whiteout: true });
-        }
-        let kind = backing::kind(&raw)?;
+        };
         let found = if kind == Kind::Directory {
             self.found_directory(upper, dir, (fd, raw), covered)?
         } else {

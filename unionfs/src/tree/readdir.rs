@@ -16,7 +16,6 @@ use super::directory::Directory;
 use super::listing::Listing;
 use super::object::Object;
 use crate::Result;
-use crate::backing;
 use crate::marks;
 use crate::node::{Ino, Kind, Stat};
 use crate::upper::for_each_name;
@@ -147,9 +146,7 @@ impl Tree {
                 let hidden = match kind {
                     FileType::CharacterDevice | FileType::RegularFile | FileType::Unknown => {
                         match upper.look(fd.as_fd(), name)? {
-                            Some((file, raw)) => {
-                                backing::is_whiteout(&raw) || marks::is_whiteout_file(file.as_fd(), &raw)?
-                            }
+                            Some((file, raw)) => marks::shown_kind(file.as_fd(), &raw)?.is_none(),
                             None => true,
                         }
                     }

@@ -11,7 +11,6 @@ use super::Tree;
 use super::directory::{Found, Hold, Name};
 use super::object::{Object, State};
 use crate::Result;
-use crate::backing;
 use crate::marks;
 use crate::node::{Ino, Kind};
 use crate::upper::{Replaced, UpperLayer, for_each_name};
@@ -132,7 +131,7 @@ impl Tree {
         if let (Some((fd, _)), Some(upper)) = (&found.upper, &self.upper) {
             for_each_name(fd.as_fd(), &mut |name, _| {
                 if empty && let Some((entry, raw)) = upper.look(fd.as_fd(), name)? {
-                    empty = backing::is_whiteout(&raw) || marks::is_whiteout_file(entry.as_fd(), &raw)?;
+                    empty = marks::shown_kind(entry.as_fd(), &raw)?.is_none();
                 }
                 Ok(())
             })?;

@@ -185,6 +185,15 @@ impl UpperLayer {
         Ok(Some((fd, raw)))
     }
 
+    /// Makes what stands for the character device 0:0 as `name` in `dir`, where the name is free.
+    pub(crate) fn make_null_device(&self, dir: BorrowedFd<'_>, name: &[u8], mode: Mode) -> Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(dir, name, flags, mode)?;
+        self.set_mark(file.as_fd(), marks::NULL_DEVICE, b"0:0").inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+        })
+    }
+
     /// Makes a whiteout in the staging folder.
     pub(crate) fn stage_whiteout(&self) -> Result<String> {
         let name = self.staging_name();
