@@ -4,6 +4,7 @@
 //! * [`strata`] runs the command under test with a state folder of its own;
 //! * [`image`] makes images: a real Debian one, a small busybox one, synthetic ones of any number of layers,
 //!   and writes them in every archive form that is read;
+//! * [`union`] mounts stacks of folders, by strata and by its peers; [`tools`] finds programs that cargo installed;
 //! * [`oracle`] extracts layers with GNU tar, [`tree`] lists a folder so that two trees compare as text.
 //!
 //! None of it uses a crate of the product: what it expects comes from outside.
@@ -15,4 +16,6 @@ pub mod oracle;
 pub mod plain_user;
 pub mod strata;
 pub mod tier;
+pub mod tools;
 pub mod tree;
+pub mod union;

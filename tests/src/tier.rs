@@ -11,7 +11,8 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::image::{busybox, debian};
-use crate::{plain_user, strata};
+use crate::union::{self, Server};
+use crate::{plain_user, strata, tools};
 
 /// What a test needs besides the binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub enum Need {
     Busybox,
     /// A program on this machine.
     Program(&'static str),
+    /// A program on this machine or in the test cache.
+    Tool(&'static str),
+    /// Somebody who shows unions.
+    Server(Server),
 }
 
 /// All tests, on their way to the runner.
@@ -131,11 +136,11 @@ impl Need {
                 debian::kept().is_none().then(|| "no Debian image (test-images debian makes it)".to_owned())
             }
             Need::Busybox => busybox::program().err().map(|error| format!("{error:#}")),
-            Need::Program(name) => {
-                let path = std::env::var_os("PATH").unwrap_or_default();
-                let found = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
-                (!found).then(|| format!("no {name} on this machine"))
+            Need::Program(name) => union::on_path(name).is_none().then(|| format!("no {name} on this machine")),
+            Need::Tool(name) => {
+                tools::program(name).is_none().then(|| format!("no {name} (./test packages installs it)"))
             }
+            Need::Server(server) => union::missing(server),
         }
     }
 }

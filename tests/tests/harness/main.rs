@@ -1,6 +1,7 @@
 //! End-to-end tests: real mounts, namespaces and processes, with the binary as a user has it.
 
 mod bad_images;
+mod conformance;
 mod debian_image;
 mod debian_work;
 mod exit_codes;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     }
     let mut suite = Suite::default();
     bad_images::register(&mut suite);
+    conformance::register(&mut suite);
     debian_image::register(&mut suite);
     debian_work::register(&mut suite);
     exit_codes::register(&mut suite);

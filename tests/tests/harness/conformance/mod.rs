@@ -1,0 +1,9 @@
+//! What outside suites and our own say about the union filesystem, beside ext4 and the kernel's overlayfs.
+
+mod pjdfstest;
+
+use strata_tests::tier::Suite;
+
+pub(crate) fn register(suite: &mut Suite) {
+    pjdfstest::register(suite);
+}
