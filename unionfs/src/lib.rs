@@ -18,6 +18,7 @@ mod mount;
 mod node;
 pub mod objects;
 mod override_stat;
+mod quota;
 mod spec;
 mod tree;
 mod upper;
@@ -27,6 +28,7 @@ pub use idmap::{IdMap, IdRange, OVERFLOW_ID};
 pub use lower::{FolderError, ImageError};
 pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, adopt, mount, unmount};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
+pub use quota::LayerUsage;
 pub use spec::{ImageLayer, Limits, Lower, MountSpec, Options, Passthrough, Upper, UserXattr, XattrPermissions};
 pub use tree::{
     Access, Caller, DirEntry, ExtendedFlags, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage,

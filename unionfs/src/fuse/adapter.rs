@@ -266,7 +266,11 @@ impl Filesystem for Adapter {
     ) {
         let foreign = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.shared.tree.write(self.ino(node), data, offset, foreign) {
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            // The kernel does not look at how much of its own pages was written.
+            Ok(written) if written < data.len() && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) => {
+                reply.error(Errno::ENOSPC);
+            }
+            Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(error)),
         }
     }

@@ -58,7 +58,7 @@ impl Tree {
         let _names = self.read_names();
         let fd = self.upper_file(&object)?;
         if let Some(size) = change.size {
-            self.truncate(&object, fd.as_fd(), size)?;
+            self.accounted(&object, fd.as_fd(), || self.truncate(&object, fd.as_fd(), size))?;
         }
         if change.uid.is_some() || change.gid.is_some() {
             let stored = |id: Option<u32>| match id {

@@ -62,9 +62,12 @@ impl Tree {
         if object.is_in_upper() {
             return Ok(());
         }
+        let admission = self.admit_copy(object.ino, wanted)?;
         let staged = self.stage_copy(upper, object, wanted)?;
         let _names = self.write_names();
-        self.put_copy_in_place(upper, object, &staged)
+        self.put_copy_in_place(upper, object, &staged)?;
+        self.account_new(object, staged.file.as_fd(), admission);
+        Ok(())
     }
 
     /// Makes sure that a directory and those above it are in the upper. The caller holds `namespace` for writing.
@@ -90,12 +93,16 @@ impl Tree {
         while let Some((object, place)) = missing.pop() {
             let parent = self.objects.get(place.parent).ok_or(Errno::STALE)?;
             let parent_fd = self.upper_file(&parent)?;
+            let admission = self.admit_copy(object.ino, Wanted::Everything)?;
+            self.account_before(&parent, parent_fd.as_fd())?;
             let staged = upper.staging_name();
             rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
             let finished = self.finish_staged(upper, &object, &staged).inspect_err(|_| upper.discard(&staged))?;
             let before = backing::to_stat(&backing::stat(parent_fd.as_fd())?, parent.ino)?;
             upper.put_in_free_place(&staged, parent_fd.as_fd(), &place.name)?;
             backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
+            self.account_new(&object, finished.as_fd(), admission);
+            self.account_directory(&parent);
             self.now_in_upper(&object, finished, true)?;
         }
         let object = self.objects.get(ino).ok_or(Errno::STALE)?;
@@ -209,6 +216,7 @@ impl Tree {
             return self.now_in_upper(object, rustix::io::fcntl_dupfd_cloexec(&staged.file, 0)?, false);
         };
         let (parent, parent_fd) = self.copy_up_directory(parent).inspect_err(|_| upper.discard(&staged.name))?;
+        self.account_before(&parent, parent_fd.as_fd())?;
         if let Some(link) = link {
             let linked = upper
                 .links()
@@ -219,6 +227,7 @@ impl Tree {
         let before = backing::to_stat(&backing::stat(parent_fd.as_fd())?, parent.ino)?;
         upper.put_in_free_place(&staged.name, parent_fd.as_fd(), &name)?;
         backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
+        self.account_directory(&parent);
         if let Some(link) = &mut object.state().link {
             link.copied = true;
             link.covered += 1;

@@ -72,6 +72,7 @@ impl Tree {
         }
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
         let maker = self.maker(upper, parent_fd, new, mode, umask, caller)?;
+        let admission = self.admit(if matches!(new, New::Directory | New::Symlink(_)) { FIRST_BLOCK } else { 0 })?;
         let opaque = new == New::Directory && directory.lower.is_some();
         let (file, data) = if found.whiteout {
             let (staged, made) = maker.stage(opaque)?;
@@ -96,6 +97,8 @@ impl Tree {
         };
         let object = self.objects.insert(Object::new(ino, new.kind(), false, state));
         object.add_place(dir, name);
+        self.account_new(&object, file.as_fd(), admission);
+        self.account_directory(&parent);
         self.handles.insert(ino, Arc::new(file));
         parent.list(name);
         self.hold(ino, dir, name)
@@ -110,6 +113,7 @@ impl Tree {
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
         let new = New::File { open: true };
         let maker = self.maker(upper, parent_fd, new, mode.into(), umask.into(), caller)?;
+        let admission = self.admit(0)?;
         let file = Arc::new(maker.make_unnamed(parent_fd)?);
         let raw = backing::stat(file.as_fd())?;
         let identity = backing::identity(&raw);
@@ -117,12 +121,13 @@ impl Tree {
             upper: Some(identity),
             unnamed: true,
             pinned: Some(Arc::clone(&file)),
-            data: Some(Data { file, writable: true }),
+            data: Some(Data { file: Arc::clone(&file), writable: true }),
             opens: 1,
             ..State::default()
         };
         let object = Object::new(self.number(identity), Kind::Regular, false, state);
         object.references.store(1, Ordering::Relaxed);
+        self.account_new(&object, file.as_fd(), admission);
         let ino = object.ino;
         self.objects.insert(object);
         self.stat_of(ino)
@@ -148,6 +153,7 @@ impl Tree {
         self.link_in_upper(upper, &object, parent_fd, name, found.whiteout)?;
         object.add_place(dir, name);
         self.unpin_named(&object);
+        self.account_directory(&parent);
         parent.list(name);
         self.hold(ino, dir, name)
     }
@@ -208,13 +214,17 @@ impl Tree {
 
     /// Returns a directory that is in the upper now. The caller holds `namespace` for writing.
     pub(super) fn directory_for_change(&self, dir: Ino) -> Result<(Arc<Object>, Directory)> {
-        let (object, _) = self.copy_up_directory(dir)?;
+        let (object, file) = self.copy_up_directory(dir)?;
         if object.is_removed() {
             return Err(Errno::NOENT);
         }
+        self.account_before(&object, file.as_fd())?;
         Ok((object, self.directory(dir)?))
     }
 }
+
+/// What a new directory or symbolic link takes at most, at first.
+const FIRST_BLOCK: u64 = 4096;
 
 /// How a new node is made.
 struct Maker<'a> {

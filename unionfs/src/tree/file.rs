@@ -67,14 +67,16 @@ impl Tree {
     pub fn release(&self, ino: Ino) {
         if let Some(object) = self.object(ino) {
             drop_data(&object);
+            self.account_leaving(&object);
         }
     }
 
     /// Returns a file with the node's data for the kernel to work on directly: of the upper if it is there, else of the
-    /// lower, if that has such a thing.
+    /// lower, if that has such a thing. A file whose growth is counted is never given away.
     pub fn backing_file(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
         let _names = self.read_names();
         match self.upper_object(ino) {
+            Some(_) if self.ledger.is_some() => None,
             Some(object) => self.data(&object, false).ok(),
             None => self.lower.open_object(ino).map(Arc::new),
         }
@@ -101,21 +103,23 @@ impl Tree {
         Ok(done)
     }
 
-    /// Writes to a regular file that is in the upper. `foreign` says that the writer may not keep set-user-id bits.
-    pub fn write(&self, ino: Ino, data: &[u8], offset: u64, foreign: bool) -> Result<()> {
+    /// Writes to a regular file that is in the upper and returns how much was written: less than asked only where
+    /// space is limited and ends. `foreign` says that the writer may not keep set-user-id bits.
+    pub fn write(&self, ino: Ino, data: &[u8], offset: u64, foreign: bool) -> Result<usize> {
         let object = self.upper_object(ino).ok_or(Errno::BADF)?;
         let file = self.data_now(&object, true)?;
         if foreign {
             self.drop_privileges(file.as_fd())?;
         }
-        crate::copy::write_all_at(file.as_fd(), data, offset)
+        self.write_accounted(&object, &file, data, offset)
     }
 
     /// Allocates or frees space of a file; `mode` holds the bits of `fallocate`.
     pub fn allocate(&self, ino: Ino, mode: u32, offset: u64, length: u64) -> Result<()> {
         let object = self.copy_up(ino, Wanted::Everything)?;
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
-        rustix::fs::fallocate(&*self.data_now(&object, true)?, flags, offset, length)
+        let file = self.data_now(&object, true)?;
+        self.allocate_accounted(&object, &file, flags, offset, length)
     }
 
     /// Finds the next data or hole, as `lseek` does with `SEEK_DATA` and `SEEK_HOLE`.
@@ -130,14 +134,16 @@ impl Tree {
     pub fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), length: u64) -> Result<u64> {
         let target = self.copy_up(to.0, Wanted::Everything)?;
         let output = self.data_now(&target, true)?;
-        let Some(source) = self.upper_object(from.0) else {
-            return self.copy_range_from_lower(from, (&output, to.1), length);
+        let source = self.upper_object(from.0);
+        let (Some(source), None) = (source, self.copy_step(to.1, length)) else {
+            return self.copy_range_by_buffer(from, (&target, &output, to.1), length);
         };
         let input = self.data_now(&source, false)?;
         let (mut input_offset, mut output_offset) = (from.1, to.1);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(MAX_COPY);
-        let copied =
-            rustix::fs::copy_file_range(&*input, Some(&mut input_offset), &*output, Some(&mut output_offset), length)?;
+        let copied = self.accounted(&target, output.as_fd(), || {
+            rustix::fs::copy_file_range(&*input, Some(&mut input_offset), &*output, Some(&mut output_offset), length)
+        })?;
         Ok(copied as u64)
     }
 
@@ -161,18 +167,17 @@ impl Tree {
         if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) }
     }
 
-    fn copy_range_from_lower(&self, from: (Ino, u64), to: (&OwnedFd, u64), length: u64) -> Result<u64> {
+    fn copy_range_by_buffer(&self, from: (Ino, u64), to: (&Object, &OwnedFd, u64), length: u64) -> Result<u64> {
         let step = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 20);
         let mut buffer = vec![0; step];
-        let read = self.lower.read_at(from.0, &mut buffer, from.1)?;
-        crate::copy::write_all_at(to.0.as_fd(), &buffer[..read], to.1)?;
-        Ok(read as u64)
+        let read = self.read(from.0, &mut buffer, from.1)?;
+        Ok(self.write_accounted(to.0, to.1, &buffer[..read], to.2)? as u64)
     }
 
     fn open_for_change(&self, object: &Object, access: Access) -> Result<()> {
         let file = self.data(object, true)?;
         if access.truncate {
-            rustix::fs::ftruncate(&*file, 0)?;
+            self.accounted(object, file.as_fd(), || rustix::fs::ftruncate(&*file, 0))?;
             if access.kill_privileges {
                 self.drop_privileges(file.as_fd())?;
             }

@@ -12,6 +12,7 @@
 //!         Object::state  short, nothing waits under it
 //! ```
 
+mod accounting;
 mod attributes;
 mod compare;
 mod copy_up;
@@ -49,6 +50,7 @@ use crate::idmap::Ids;
 use crate::lower::{FolderError, FolderLower, ImageError, ImageLower, LowerTree};
 use crate::node::{Ino, Kind, Stat};
 use crate::override_stat;
+use crate::quota::Ledger;
 use crate::spec::{Lower, MountSpec, Options};
 use crate::upper::{Purpose, UpperError, UpperLayer};
 use directory::Hold;
@@ -62,6 +64,8 @@ pub struct Tree {
     upper: Option<UpperLayer>,
     ids: Ids,
     habits: Habits,
+    /// What the upper holds, if that is limited.
+    ledger: Option<Ledger>,
     objects: Objects,
     /// Open files of the upper (`O_PATH`).
     handles: Handles<Ino>,
@@ -141,8 +145,12 @@ impl Tree {
             }
         }
         let namespace = RwLock::default();
+        let ledger = match upper.as_ref().filter(|upper| upper.is_writable()) {
+            Some(upper) => Ledger::open(upper, options.limits)?,
+            None => None,
+        };
         let (ids, habits) = (Ids::of(options), Habits::of(options));
-        Ok(Tree { lower, upper, ids, habits, objects, handles: Handles::new(capacity), root_file, namespace })
+        Ok(Tree { lower, upper, ids, habits, ledger, objects, handles: Handles::new(capacity), root_file, namespace })
     }
 
     /// Returns whether nothing can be changed because there is nowhere to write.
@@ -180,7 +188,8 @@ impl Tree {
             }
             _ => self.lower.forget(ino, count),
         });
-        if dropped.is_some() {
+        if let Some(object) = dropped {
+            self.account_gone(&object);
             self.handles.remove(ino);
         }
     }
@@ -285,5 +294,11 @@ impl Tree {
 
     fn write_names(&self) -> RwLockWriteGuard<'_, ()> {
         self.namespace.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.keep_accounts();
     }
 }

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::accounting::Account;
 use super::listing::Listing;
 use crate::backing::Identity;
 use crate::lower::Place;
@@ -29,6 +30,7 @@ pub(super) struct Object {
     state: Mutex<State>,
     /// The names in their stable order, once somebody listed the directory. Taken after `Tree::namespace`.
     listing: Mutex<Option<Listing>>,
+    pub(super) account: Account,
 }
 
 /// The part of an object that changes.
@@ -71,6 +73,7 @@ impl Object {
             copying: Mutex::default(),
             state: Mutex::new(state),
             listing: Mutex::default(),
+            account: Account::default(),
         }
     }
 
@@ -169,6 +172,13 @@ impl Objects {
     pub(super) fn drop_if(&self, ino: Ino, left: impl FnOnce(Option<&Arc<Object>>) -> bool) -> Option<Arc<Object>> {
         let mut shard = self.write(ino);
         if left(shard.get(&ino)) { shard.remove(&ino) } else { None }
+    }
+
+    /// Calls `visit` with each object. It must not ask for others.
+    pub(super) fn for_each(&self, visit: &mut dyn FnMut(&Object)) {
+        for shard in &self.shards {
+            shard.read().unwrap_or_else(PoisonError::into_inner).values().for_each(|object| visit(object));
+        }
     }
 
     /// Returns the number of objects.

@@ -52,6 +52,7 @@ impl Tree {
             rustix::fs::unlinkat(parent_fd, name, AtFlags::empty())?;
         }
         self.finish_removal(upper, dir, name, &looked, &removed)?;
+        self.account_directory(&parent);
         parent.unlist(name);
         Ok(())
     }
@@ -109,6 +110,7 @@ impl Tree {
         }
         if object.is_removed() {
             self.handles.remove(object.ino);
+            self.account_leaving(object);
             if object.kind == Kind::Directory {
                 object.state().merged = false;
                 if let Some(listing) = object.listing().as_mut() {

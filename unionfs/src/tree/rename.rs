@@ -92,6 +92,7 @@ impl Tree {
         let directory = moved.kind == Kind::Directory;
         if directory {
             self.keep_lower(upper, &moved_object, &to)?;
+            self.account_directory(&moved_object);
         }
         let (from_fd, to_fd) = (fd(&from)?, fd(&to)?);
         let blocked = target.whiteout && directory;
@@ -103,6 +104,8 @@ impl Tree {
         }
         moved_object.remove_place(dir, name);
         moved_object.add_place(new_dir, new_name);
+        self.account_directory(&parent);
+        self.account_directory(&new_parent);
         parent.unlist(name);
         new_parent.list(new_name);
         Ok(None)
@@ -199,6 +202,7 @@ impl Tree {
             (state.merged, state.opaque)
         };
         let file = self.upper_file(object)?;
+        self.account_before(object, file.as_fd())?;
         if merged {
             if self.habits.noredirect {
                 return Err(Errno::XDEV);
@@ -225,6 +229,7 @@ impl Tree {
         for (object, place) in [(moved, to), (other, from)] {
             if object.kind == Kind::Directory {
                 self.keep_lower(upper, object, place)?;
+                self.account_directory(object);
             }
         }
         rustix::fs::renameat_with(fd(from)?, name, fd(to)?, new_name, RenameFlags::EXCHANGE)?;

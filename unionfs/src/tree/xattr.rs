@@ -76,7 +76,7 @@ impl Tree {
         let object = self.copy_up(ino, Wanted::Everything)?;
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
-        backing::set_xattr(file.as_fd(), &stored, &value, flags)?;
+        self.set_xattr_accounted(&object, file.as_fd(), &stored, &value, flags)?;
         if name == acl::ACCESS {
             self.drop_foreign_setgid(&file, caller)?;
         }
@@ -91,7 +91,8 @@ impl Tree {
         let stored = self.stored_name(name);
         let object = self.copy_up(ino, Wanted::Everything)?;
         let _names = self.read_names();
-        backing::remove_xattr(self.upper_file(&object)?.as_fd(), &stored)
+        let file = self.upper_file(&object)?;
+        self.accounted(&object, file.as_fd(), || backing::remove_xattr(file.as_fd(), &stored))
     }
 
     /// Whoever sets an ACL without being of the file's group loses set-group-id, as with `chmod`.

@@ -139,7 +139,7 @@ impl Filesystem for Union {
                 let ino = self.open(path, false)?;
                 let written = self.tree.write(ino, text.as_bytes(), u64::from(*offset), false);
                 self.tree.release(ino);
-                written
+                written.map(drop)
             }
             Operation::Truncate(path, size) => {
                 let ino = self.open(path, false)?;
@@ -155,7 +155,7 @@ impl Filesystem for Union {
                 };
                 let written = self.tree.write(ino, text.as_bytes(), 0, false);
                 self.tree.release(ino);
-                written
+                written.map(drop)
             }
             Operation::Mkdir(path) => self.create(path, New::Directory, 0o755).map(drop),
             Operation::Symlink(target, path) => self.create(path, New::Symlink(target.as_bytes()), 0o777).map(drop),

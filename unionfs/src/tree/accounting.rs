@@ -1,0 +1,282 @@
+//! Keeping count of what the upper holds: each change of a file is wrapped by one of these, and costs nothing but that
+//! where nothing is limited.
+//!
+//! A file's share is read before its first change and after each, so it does not matter what a filesystem allocates for
+//! what. Files on such a mount are never written by the kernel past us ([`Tree::backing_file`]).
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FallocateFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::copy_up::Wanted;
+use super::object::Object;
+use crate::Result;
+use crate::backing;
+use crate::node::{Ino, Kind};
+use crate::quota::{Admission, LayerUsage, allocated_of};
+
+/// What the sums hold of one file. `Account::charged` is the last of all locks.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Its allocated bytes, once they had to be known.
+    charged: Mutex<Option<u64>>,
+    /// It has no name, nobody has it open, and so the kernel is about to forget it.
+    leaving: AtomicBool,
+}
+
+impl Account {
+    fn charged(&self) -> MutexGuard<'_, Option<u64>> {
+        self.charged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tree {
+    /// Returns what the writable layer holds, if that is counted because it is limited.
+    pub fn layer_usage(&self) -> Option<LayerUsage> {
+        self.ledger.as_ref().map(|ledger| ledger.usage())
+    }
+
+    /// Ends the counting: keeps the sums for the next mount. Further changes would not be counted.
+    pub(super) fn keep_accounts(&self) {
+        let (Some(ledger), Some(upper)) = (&self.ledger, &self.upper) else { return };
+        // What was deleted and is still held goes with this process.
+        self.objects.for_each(&mut |object| self.account_gone(object));
+        if let Err(error) = ledger.keep(upper, ledger.usage()) {
+            tracing::warn!(%error, "the layer will be counted at its next mount");
+        }
+    }
+
+    /// Notes the share of a file that is about to change.
+    pub(super) fn account_before(&self, object: &Object, file: BorrowedFd<'_>) -> Result<()> {
+        if self.ledger.is_some() {
+            let mut charged = object.account.charged();
+            if charged.is_none() {
+                *charged = Some(allocated_of(file)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what a file has grown or shrunk by since then; returns whether it grew.
+    pub(super) fn account_after(&self, object: &Object, file: BorrowedFd<'_>) -> bool {
+        let Some(ledger) = &self.ledger else { return false };
+        let mut charged = object.account.charged();
+        // If it cannot be told, the next change tells.
+        let Ok(now) = allocated_of(file) else { return false };
+        let before = charged.replace(now).unwrap_or(now);
+        ledger.changed(before, now);
+        now > before
+    }
+
+    /// Changes a file in a way that takes no space.
+    pub(super) fn accounted<T>(
+        &self,
+        object: &Object,
+        file: BorrowedFd<'_>,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        self.account_before(object, file)?;
+        let result = change();
+        self.account_after(object, file);
+        result
+    }
+
+    /// Counts a directory's growth by a name.
+    pub(super) fn account_directory(&self, directory: &Object) {
+        if self.ledger.is_some()
+            && let Ok(file) = self.upper_file(directory)
+        {
+            self.account_after(directory, file.as_fd());
+        }
+    }
+
+    /// Allows one more inode, of which `bytes` are needed at once.
+    pub(super) fn admit(&self, bytes: u64) -> Result<Option<Admission<'_>>> {
+        self.ledger.as_ref().map(|ledger| ledger.admit(bytes)).transpose()
+    }
+
+    /// Allows the copy of a lower node.
+    pub(super) fn admit_copy(&self, ino: Ino, wanted: Wanted) -> Result<Option<Admission<'_>>> {
+        let Some(ledger) = &self.ledger else { return Ok(None) };
+        let stat = self.lower.stat(ino)?;
+        let bytes = match (stat.kind, wanted) {
+            (Kind::Regular, Wanted::Everything) => stat.size.min(stat.blocks.saturating_mul(512)),
+            (Kind::Regular, Wanted::Data(length)) => length.min(stat.size),
+            (Kind::Directory, _) => ledger.block(),
+            _ => 0,
+        };
+        ledger.admit(ledger.span(0, bytes)).map(Some)
+    }
+
+    /// Counts a new file.
+    pub(super) fn account_new(&self, object: &Object, file: BorrowedFd<'_>, admission: Option<Admission<'_>>) {
+        let (Some(ledger), Some(admission)) = (&self.ledger, admission) else { return };
+        let mut charged = object.account.charged();
+        let now = allocated_of(file).unwrap_or(0);
+        ledger.changed(0, now);
+        *charged = Some(now);
+        admission.used();
+    }
+
+    /// Notes that a file may be about to go, so that whoever finds no space waits for it.
+    pub(super) fn account_leaving(&self, object: &Object) {
+        let Some(ledger) = &self.ledger else { return };
+        let goes = object.is_removed() && object.is_in_upper() && object.state().opens == 0;
+        if goes && !object.account.leaving.swap(true, Ordering::Relaxed) {
+            ledger.leaving();
+        }
+    }
+
+    /// Counts that the file of an object that nobody knows any more is gone, if it is.
+    pub(super) fn account_gone(&self, object: &Object) {
+        let Some(ledger) = &self.ledger else { return };
+        if object.account.leaving.swap(false, Ordering::Relaxed) {
+            ledger.left();
+        }
+        if !object.is_removed() {
+            return;
+        }
+        let Some(file) = object.state().pinned.clone() else { return };
+        let Ok(raw) = backing::stat(file.as_fd()) else { return };
+        // A removed directory has a link count on some filesystems.
+        if raw.nlink == 0 || object.kind == Kind::Directory {
+            let charged = object.account.charged().take();
+            ledger.gone(charged.unwrap_or_else(|| crate::quota::allocated(&raw)));
+        }
+    }
+
+    /// Writes as much as there is room for; fails only if there is none for the first byte.
+    pub(super) fn write_accounted(&self, object: &Object, file: &OwnedFd, data: &[u8], offset: u64) -> Result<usize> {
+        let whole = |data: &[u8]| crate::copy::write_all_at(file.as_fd(), data, offset).map(|()| data.len());
+        let Some(ledger) = &self.ledger else { return whole(data) };
+        self.account_before(object, file.as_fd())?;
+        let most = ledger.span(offset, data.len() as u64);
+        let mut room = ledger.reserve(most);
+        // From here on one at a time, as what is left may be enough after all.
+        let narrow = room.is_none().then(|| ledger.narrow());
+        if narrow.is_some() {
+            room = ledger.wait_for_room(most);
+        }
+        if room.is_some() {
+            let result = whole(data);
+            self.account_after(object, file.as_fd());
+            return result;
+        }
+        let mut done = 0;
+        while done < data.len() {
+            let position = offset.saturating_add(done as u64);
+            let in_block = usize::try_from(ledger.block() - position % ledger.block()).unwrap_or(usize::MAX);
+            let part = &data[done..data.len().min(done.saturating_add(in_block))];
+            match self.write_block(object, file, part, position) {
+                Ok(true) => done += part.len(),
+                Ok(false) | Err(Errno::NOSPC | Errno::DQUOT) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if done == 0 && !data.is_empty() { Err(Errno::NOSPC) } else { Ok(done) }
+    }
+
+    /// Writes within one block, and takes it back if the block was a new one and one too many.
+    fn write_block(&self, object: &Object, file: &OwnedFd, part: &[u8], offset: u64) -> Result<bool> {
+        let ledger = self.ledger.as_ref().ok_or(Errno::INVAL)?;
+        let size = backing::stat(file.as_fd())?.size;
+        crate::copy::write_all_at(file.as_fd(), part, offset)?;
+        if !self.account_after(object, file.as_fd()) || !ledger.is_over() {
+            return Ok(true);
+        }
+        if size <= offset {
+            rustix::fs::ftruncate(file, size)?;
+        } else {
+            let start = offset - offset % ledger.block();
+            punch(file, start, ledger.block())?;
+            // A hole at the end may have been shorter.
+            rustix::fs::ftruncate(file, size)?;
+        }
+        self.account_after(object, file.as_fd());
+        Ok(false)
+    }
+
+    /// Allocates or frees space of a file.
+    pub(super) fn allocate_accounted(
+        &self,
+        object: &Object,
+        file: &OwnedFd,
+        flags: FallocateFlags,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        let Some(ledger) = &self.ledger else { return rustix::fs::fallocate(file, flags, offset, length) };
+        self.account_before(object, file.as_fd())?;
+        let frees = flags.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE);
+        let most = if frees { 0 } else { ledger.span(offset, length) };
+        let _narrow = ledger.narrow();
+        if frees || ledger.wait_for_room(most).is_some() {
+            let result = rustix::fs::fallocate(file, flags, offset, length);
+            self.account_after(object, file.as_fd());
+            return result;
+        }
+        // Some of it may be allocated already. Hopeless is what would not fit even if all was.
+        let held = allocated_of(file.as_fd())?;
+        if ledger.reserve(most.saturating_sub(held)).is_none() {
+            return Err(Errno::NOSPC);
+        }
+        let end = offset.saturating_add(length);
+        let mut position = offset;
+        while position < end {
+            let step = (ledger.block() - position % ledger.block()).min(end - position);
+            let size = backing::stat(file.as_fd())?.size;
+            rustix::fs::fallocate(file, flags, position, step)?;
+            if self.account_after(object, file.as_fd()) && ledger.is_over() {
+                punch(file, position - position % ledger.block(), ledger.block())?;
+                rustix::fs::ftruncate(file, size)?;
+                self.account_after(object, file.as_fd());
+                return Err(Errno::NOSPC);
+            }
+            position += step;
+        }
+        Ok(())
+    }
+
+    /// Returns how much of a copy between files fits in one step, `None` if nothing is limited or all of it fits.
+    pub(super) fn copy_step(&self, offset: u64, length: u64) -> Option<usize> {
+        let ledger = self.ledger.as_ref()?;
+        let fits = ledger.reserve(ledger.span(offset, length)).is_some();
+        (!fits).then_some(COPY_STEP)
+    }
+
+    /// Sets an attribute, and takes that back if it needed a block too many.
+    pub(super) fn set_xattr_accounted(
+        &self,
+        object: &Object,
+        file: BorrowedFd<'_>,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        let Some(ledger) = &self.ledger else { return backing::set_xattr(file, name, value, flags) };
+        self.account_before(object, file)?;
+        let before = backing::xattr(file, name)?;
+        backing::set_xattr(file, name, value, flags)?;
+        if self.account_after(object, file) && ledger.is_over() {
+            match before {
+                Some(before) => backing::set_xattr(file, name, &before, XattrFlags::empty())?,
+                None => backing::remove_xattr(file, name)?,
+            }
+            self.account_after(object, file);
+            return Err(Errno::NOSPC);
+        }
+        Ok(())
+    }
+}
+
+/// Frees a block, of which nothing is to remain.
+fn punch(file: &OwnedFd, offset: u64, length: u64) -> Result<()> {
+    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)
+}
+
+/// How much is copied at a time while space is scarce.
+const COPY_STEP: usize = 1 << 20;
