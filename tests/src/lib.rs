@@ -14,8 +14,11 @@
 pub mod image;
 pub mod oracle;
 pub mod plain_user;
+pub mod random;
+pub mod step;
 pub mod strata;
 pub mod tier;
 pub mod tools;
 pub mod tree;
+pub mod twin;
 pub mod union;
