@@ -11,6 +11,7 @@ mod capability;
 mod copy;
 mod fuse;
 mod handles;
+mod helper;
 mod idmap;
 mod lower;
 mod marks;
@@ -24,12 +25,16 @@ mod tree;
 mod upper;
 mod walk;
 
+pub use fuse::{Counts, default_transport};
+pub use helper::mount_by_helper;
 pub use idmap::{IdMap, IdRange, OVERFLOW_ID};
 pub use lower::{FolderError, ImageError};
 pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, adopt, mount, unmount};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use quota::LayerUsage;
-pub use spec::{ImageLayer, Limits, Lower, MountSpec, Options, Passthrough, Upper, UserXattr, XattrPermissions};
+pub use spec::{
+    ImageLayer, Limits, Lower, MountSpec, Options, Passthrough, Transport, Upper, UserXattr, XattrPermissions,
+};
 pub use tree::{
     Access, Caller, DirEntry, ExtendedFlags, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage,
 };

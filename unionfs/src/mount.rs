@@ -13,8 +13,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use crate::fuse::Connection;
-use crate::spec::{MountSpec, Options};
+use crate::fuse::{Connection, Counts};
+use crate::helper::mount_by_helper;
+use crate::spec::{MountSpec, Options, Transport};
 use crate::tree::{OpenError, Tree};
 
 /// Where to mount.
@@ -44,6 +45,10 @@ pub struct MountReport {
     pub passthrough: bool,
     /// Why not, if it was wanted.
     pub passthrough_refused: Option<String>,
+    /// How requests come from the kernel.
+    pub transport: Transport,
+    /// Why this way.
+    pub transport_reason: String,
     /// Number of serving threads.
     pub threads: usize,
 }
@@ -109,8 +114,8 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
     match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => {
             let (device, detached) = mount_by_kernel(context.as_fd(), options, read_only)?;
-            let connection = Connection::from_device(tree, device, options, threads)
-                .map_err(|source| MountError::Handshake { source })?;
+            let connection =
+                Connection::new(tree, device, options, threads).map_err(|source| MountError::Handshake { source })?;
             if let Target::Directory(dir) = target {
                 attach(detached.as_fd(), dir)?;
             }
@@ -120,8 +125,10 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
         }
         Err(Errno::PERM) if let Target::Directory(dir) = target => {
             let options = Options { read_only, ..options.clone() };
-            let connection = Connection::by_helper(tree, dir, &options, threads)
-                .map_err(|source| MountError::Place { path: dir.clone(), source })?;
+            let device =
+                mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
+            let connection =
+                Connection::new(tree, device, &options, threads).map_err(|source| MountError::Handshake { source })?;
             let report = report(&connection, true, threads);
             Ok(Mounted { connection, detached: None, report })
         }
@@ -133,8 +140,8 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
 pub fn adopt(spec: &MountSpec, device: OwnedFd) -> Result<Mounted, MountError> {
     let tree = Arc::new(Tree::open(spec)?);
     let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
-    let connection = Connection::from_device(tree, device, &spec.options, threads)
-        .map_err(|source| MountError::Handshake { source })?;
+    let connection =
+        Connection::new(tree, device, &spec.options, threads).map_err(|source| MountError::Handshake { source })?;
     let report = report(&connection, true, threads);
     Ok(Mounted { connection, detached: None, report })
 }
@@ -148,6 +155,11 @@ impl Mounted {
     /// Returns what was chosen.
     pub fn report(&self) -> &MountReport {
         &self.report
+    }
+
+    /// Returns how often the kernel asks for what; it goes on counting while the mount is served.
+    pub fn counts(&self) -> Arc<Counts> {
+        self.connection.counts()
     }
 
     /// Serves until the filesystem is unmounted, a detached one until nobody has a reference any more.
@@ -214,8 +226,15 @@ fn mount_by_kernel(
 }
 
 fn report(connection: &Connection, by_helper: bool, threads: usize) -> MountReport {
-    let refused = connection.passthrough_refused().map(ToString::to_string);
-    MountReport { by_helper, passthrough: connection.has_passthrough(), passthrough_refused: refused, threads }
+    let choice = connection.choice();
+    MountReport {
+        by_helper,
+        passthrough: matches!(connection.passthrough(), Ok(true)),
+        passthrough_refused: connection.passthrough().as_ref().err().map(ToString::to_string),
+        transport: choice.transport,
+        transport_reason: choice.reason.to_owned(),
+        threads,
+    }
 }
 
 fn attach(mount: BorrowedFd<'_>, dir: &Path) -> Result<(), MountError> {

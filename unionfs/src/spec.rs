@@ -59,6 +59,8 @@ pub struct Options {
     pub read_only: bool,
     /// Whether file data may bypass this process.
     pub passthrough: Passthrough,
+    /// How requests come from the kernel.
+    pub transport: Transport,
     /// User ids: what is on disk and what is shown.
     pub uid_map: Option<IdMap>,
     /// Group ids: what is on disk and what is shown.
@@ -114,6 +116,7 @@ impl Default for Options {
         Options {
             read_only: false,
             passthrough: Passthrough::Auto,
+            transport: Transport::Auto,
             uid_map: None,
             gid_map: None,
             squash_uid: None,
@@ -150,6 +153,29 @@ pub enum Passthrough {
     Auto,
     /// Never.
     Off,
+}
+
+/// How requests come from the kernel and answers get back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// The best that works.
+    #[default]
+    Auto,
+    /// `/dev/fuse`, read and written by a thread per CPU.
+    Device,
+    /// The `fuser` crate.
+    Fuser,
+}
+
+impl Transport {
+    /// Returns what the mount option calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Transport::Auto => "auto",
+            Transport::Device => "device",
+            Transport::Fuser => "fuser",
+        }
+    }
 }
 
 /// The xattr namespace of the marks in the upper.

@@ -17,7 +17,6 @@
 //! with its last descriptor in any case.
 
 mod channel;
-mod helper;
 mod process;
 mod server;
 

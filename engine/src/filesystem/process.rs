@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags};
 use strata_sandbox::capabilities::{SYS_ADMIN, has_effective};
 use strata_unionfs::MountSpec;
 
-use super::{Reply, Request, VERB, channel, helper};
+use super::{Reply, Request, VERB, channel};
 use crate::process::wait_for_end;
 
 /// A running filesystem process.
@@ -151,7 +151,7 @@ fn converse(
             (Reply::Failed { error }, _) => return Err(FilesystemError::Mount(error)),
             (Reply::Inside | Reply::Mounted { .. }, _) => {}
         }
-        let device = helper::mount(directory, &request.spec.options)
+        let device = strata_unionfs::mount_by_helper(directory, &request.spec.options)
             .map_err(|error| FilesystemError::Mount(crate::error_chain(&error)))?;
         channel::send(socket.as_fd(), &Reply::Inside, &[device.as_fd()]).map_err(FilesystemError::Talk)?;
     }

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use strata_unionfs::{IdMap, Options, Passthrough, UserXattr, XattrPermissions};
+use strata_unionfs::{IdMap, Options, Passthrough, Transport, UserXattr, XattrPermissions};
 
 use crate::size::parse_size;
 
@@ -149,6 +149,15 @@ impl MountOptions {
                 options.passthrough = match option.value {
                     None | Some(b"auto") => Passthrough::Auto,
                     Some(b"off") => Passthrough::Off,
+                    Some(_) => return Err(option.wrong()),
+                };
+                return Ok(true);
+            }
+            b"transport" => {
+                options.transport = match option.value {
+                    None | Some(b"auto") => Transport::Auto,
+                    Some(b"device") => Transport::Device,
+                    Some(b"fuser") => Transport::Fuser,
                     Some(_) => return Err(option.wrong()),
                 };
                 return Ok(true);
@@ -405,6 +414,7 @@ mod tests {
         assert_eq!((options.options.threads, options.options.source.as_str()), (Some(2), "mine"));
         assert!(parse("rw").unwrap().writable);
         assert_eq!(parse("passthrough=off").unwrap().options.passthrough, Passthrough::Off);
+        assert_eq!(parse("transport=fuser").unwrap().options.transport, Transport::Fuser);
     }
 
     #[test]
@@ -417,6 +427,7 @@ mod tests {
             ("lowerdir=/a::/b", value("lowerdir", "/a::/b")),
             ("threads=0", value("threads", "0")),
             ("passthrough=x", value("passthrough", "x")),
+            ("transport=x", value("transport", "x")),
             ("uidmapping=0:1", value("uidmapping", "0:1")),
             ("gidmapping", InvalidOption::NoValue("gidmapping".to_owned())),
             ("squash_to_uid=root", value("squash_to_uid", "root")),

@@ -1,106 +1,199 @@
-//! Putting our values into `fuser`'s.
+//! Answers to requests, as values and as bytes.
 
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 
-use fuser::{Errno, FileAttr, FileType, INodeNo};
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
-use crate::node::{Device, Kind, Stat, Timestamp};
+use super::backing::Backing;
+use super::wire::{
+    self, Attr, AttrOut, CopyFileRangeOut, EntryOut, GetxattrOut, IoctlOut, LseekOut, OpenOut, StatfsOut, StatxOut,
+    WriteOut, fopen,
+};
+use crate::node::{Kind, Stat, type_bits};
+use crate::tree::Usage;
 
-/// How long the kernel may keep what it was told: until it is told otherwise.
-///
-/// As large as the kernel's arithmetic allows, so that it never expires.
-pub(super) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
-
-/// Turns our errno into `fuser`'s: the one place where the operations' errors leave the union.
-pub(super) fn errno(error: rustix::io::Errno) -> Errno {
-    Errno::from_i32(error.raw_os_error())
+/// An answer.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// There is none to give.
+    Silent,
+    Error(Errno),
+    Done,
+    Entry(EntryOut),
+    Attributes(AttrOut),
+    Statx(Box<StatxOut>),
+    Opened(Open),
+    Created(EntryOut, Open),
+    /// So many bytes, which have been put into the room that the transport gave.
+    InRoom(usize),
+    Bytes(Vec<u8>),
+    Written(u32),
+    Copied(u64),
+    /// How much room a value needs.
+    Needs(u32),
+    Position(u64),
+    Statfs(StatfsOut),
+    Ioctl(Vec<u8>),
+    #[allow(dead_code, reason = "for a journal")]
+    /// What an earlier process has answered, or was about to.
+    Recorded(Recorded),
 }
 
-pub(super) fn attributes(stat: &Stat) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(stat.ino.0),
+/// How a file was opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Open {
+    pub(crate) handle: u64,
+    pub(crate) flags: u32,
+    pub(crate) backing: Option<Arc<Backing>>,
+}
+
+/// The bytes of an answer to a request that changed something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    /// Negative errno, or 0.
+    pub(crate) error: i32,
+    pub(crate) length: u32,
+    pub(crate) bytes: [u8; RECORDED_MAX],
+}
+
+/// The bytes of an answer, for one write.
+pub(crate) struct Encoded<'a> {
+    /// Negative errno, or 0.
+    pub(crate) error: i32,
+    pub(crate) first: &'a [u8],
+    pub(crate) second: &'a [u8],
+}
+
+impl Reply {
+    /// Returns the bytes of the answer; those in the room are not among them. `None` if there is nothing to send.
+    pub(crate) fn with_bytes<T>(&self, send: impl FnOnce(Option<Encoded<'_>>) -> T) -> T {
+        let fine = |first, second| Some(Encoded { error: 0, first, second });
+        match self {
+            Reply::Silent => send(None),
+            Reply::Error(error) => send(Some(Encoded { error: -error.raw_os_error(), first: &[], second: &[] })),
+            Reply::Done | Reply::InRoom(_) => send(fine(&[], &[])),
+            Reply::Entry(entry) => send(fine(entry.as_bytes(), &[])),
+            Reply::Attributes(attributes) => send(fine(attributes.as_bytes(), &[])),
+            Reply::Statx(statx) => send(fine(statx.as_bytes(), &[])),
+            Reply::Opened(open) => send(fine(open.to_wire().as_bytes(), &[])),
+            Reply::Created(entry, open) => send(fine(entry.as_bytes(), open.to_wire().as_bytes())),
+            Reply::Bytes(bytes) => send(fine(bytes, &[])),
+            Reply::Written(size) => send(fine(WriteOut { size: *size, padding: 0 }.as_bytes(), &[])),
+            Reply::Copied(copied) => send(fine(CopyFileRangeOut { copied: *copied }.as_bytes(), &[])),
+            Reply::Needs(size) => send(fine(GetxattrOut { size: *size, padding: 0 }.as_bytes(), &[])),
+            Reply::Position(offset) => send(fine(LseekOut { offset: *offset }.as_bytes(), &[])),
+            Reply::Statfs(statfs) => send(fine(statfs.as_bytes(), &[])),
+            Reply::Ioctl(data) => send(fine(IoctlOut::default().as_bytes(), data)),
+            Reply::Recorded(recorded) => {
+                let first = recorded.bytes.get(..recorded.length as usize).unwrap_or_default();
+                send(Some(Encoded { error: recorded.error, first, second: &[] }))
+            }
+        }
+    }
+
+    #[allow(dead_code, reason = "for a journal")]
+    /// Returns the bytes to be sent if the same request comes once more, or `None` if they are too many to be kept.
+    pub(crate) fn record(&self) -> Option<Recorded> {
+        if matches!(self, Reply::InRoom(_)) {
+            return None;
+        }
+        self.with_bytes(|encoded| {
+            let Encoded { error, first, second } = encoded?;
+            let mut bytes = [0; RECORDED_MAX];
+            let length = first.len() + second.len();
+            bytes.get_mut(..first.len())?.copy_from_slice(first);
+            bytes.get_mut(first.len()..length)?.copy_from_slice(second);
+            Some(Recorded { error, length: u32::try_from(length).ok()?, bytes })
+        })
+    }
+}
+
+impl Open {
+    fn to_wire(&self) -> OpenOut {
+        match &self.backing {
+            Some(backing) => {
+                let backing = backing.number();
+                OpenOut { handle: self.handle, open_flags: self.flags | fopen::PASSTHROUGH, backing }
+            }
+            None => OpenOut { handle: self.handle, open_flags: self.flags, backing: 0 },
+        }
+    }
+}
+
+impl From<Errno> for Reply {
+    fn from(error: Errno) -> Reply {
+        Reply::Error(error)
+    }
+}
+
+/// Puts attributes into the kernel's form.
+pub(super) fn attributes(stat: &Stat) -> Attr {
+    Attr {
+        ino: stat.ino.0,
         size: stat.size,
         blocks: stat.blocks,
-        atime: system_time(stat.atime),
-        mtime: system_time(stat.mtime),
-        ctime: system_time(stat.ctime),
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: file_type(stat.kind),
-        perm: stat.permissions,
+        atime: stat.atime.seconds.cast_unsigned(),
+        mtime: stat.mtime.seconds.cast_unsigned(),
+        ctime: stat.ctime.seconds.cast_unsigned(),
+        atime_nanoseconds: stat.atime.nanoseconds,
+        mtime_nanoseconds: stat.mtime.nanoseconds,
+        ctime_nanoseconds: stat.ctime.nanoseconds,
+        mode: stat.mode(),
         nlink: stat.nlink,
         uid: stat.uid,
         gid: stat.gid,
-        rdev: device_number(stat.device.major, stat.device.minor),
-        blksize: stat.block_size,
+        device: device_number(stat.device.major, stat.device.minor),
+        block_size: stat.block_size,
         flags: 0,
     }
 }
 
-/// The attributes of "there is no such name": inode number 0, which may be cached like any other answer.
-pub(super) fn absent() -> FileAttr {
-    let epoch = SystemTime::UNIX_EPOCH;
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: epoch,
-        mtime: epoch,
-        ctime: epoch,
-        crtime: epoch,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
+/// Returns the answer "there is no such name", which may be kept like any other.
+pub(super) fn absent() -> EntryOut {
+    EntryOut { entry_valid: FOREVER, ..EntryOut::default() }
+}
+
+pub(super) fn statfs(usage: &Usage) -> StatfsOut {
+    StatfsOut {
+        blocks: usage.blocks,
+        free: usage.free,
+        available: usage.available,
+        files: usage.files,
+        free_files: usage.free_files,
+        block_size: usage.block_size,
+        name_length: 255,
+        fragment_size: usage.block_size,
+        ..StatfsOut::default()
     }
 }
 
-pub(super) fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::Regular => FileType::RegularFile,
-        Kind::Symlink => FileType::Symlink,
-        Kind::CharDevice => FileType::CharDevice,
-        Kind::BlockDevice => FileType::BlockDevice,
-        Kind::Fifo => FileType::NamedPipe,
-        Kind::Socket => FileType::Socket,
-    }
+/// Returns the `d_type` of a kind.
+pub(super) fn dirent_kind(kind: Kind) -> u32 {
+    type_bits(kind) >> 12
 }
 
-/// Returns the moment that the kernel meant.
-///
-/// For moments before 1970, `fuser` subtracts the nanoseconds where it has to add them.
-pub(super) fn timestamp(time: SystemTime) -> Timestamp {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => {
-            Timestamp { seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), nanoseconds: after.subsec_nanos() }
-        }
-        Err(before) => {
-            let before = before.duration();
-            let seconds = i64::try_from(before.as_secs()).map_or(i64::MIN, |seconds| -seconds);
-            Timestamp { seconds, nanoseconds: before.subsec_nanos() }
-        }
-    }
-}
-
-/// Unpacks a device number.
-pub(super) fn device(number: u32) -> Device {
-    Device { major: (number >> 8) & 0xfff, minor: (number & 0xff) | ((number >> 12) & 0xfff00) }
-}
-
-/// Returns the moment, or the nearest one that `SystemTime` can hold.
-fn system_time(time: Timestamp) -> SystemTime {
-    let nanoseconds = Duration::from_nanos(time.nanoseconds.min(999_999_999).into());
-    let whole = Duration::from_secs(time.seconds.unsigned_abs());
-    let seconds = if time.seconds >= 0 {
-        SystemTime::UNIX_EPOCH.checked_add(whole)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_sub(whole)
+/// Appends one entry of a directory to `room` behind `used` bytes and returns the new end, or `None` if it is full.
+pub(super) fn put_dirent(
+    room: &mut [u8],
+    used: usize,
+    entry: Option<&EntryOut>,
+    dirent: &wire::Dirent,
+    name: &[u8],
+) -> Option<usize> {
+    let mut end = used;
+    let mut put = |bytes: &[u8]| {
+        room.get_mut(end..end + bytes.len())?.copy_from_slice(bytes);
+        end += bytes.len();
+        Some(())
     };
-    seconds.and_then(|seconds| seconds.checked_add(nanoseconds)).unwrap_or(SystemTime::UNIX_EPOCH)
+    if let Some(entry) = entry {
+        put(entry.as_bytes())?;
+    }
+    put(dirent.as_bytes())?;
+    put(name)?;
+    put(&[0; 7][..name.len().next_multiple_of(8) - name.len()])?;
+    Some(end)
 }
 
 /// Packs a device number as the FUSE protocol does (`new_encode_dev`).
@@ -108,9 +201,19 @@ fn device_number(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & !0xff) << 12)
 }
 
+/// How long the kernel may keep what it was told, in seconds: until it is told otherwise.
+///
+/// As large as the kernel's arithmetic allows, so that it never expires.
+pub(super) const FOREVER: u64 = u32::MAX as u64;
+
+/// The longest answer to a request that changes something is that to CREATE.
+pub(crate) const RECORDED_MAX: usize = size_of::<EntryOut>() + size_of::<OpenOut>();
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuse::request::device;
+    use crate::node::Device;
 
     #[test]
     fn device_numbers_survive_the_packing() {
@@ -120,15 +223,26 @@ mod tests {
     }
 
     #[test]
-    fn moments_out_of_range_do_not_panic() {
-        for seconds in [i64::MIN, -1, 0, 1, i64::MAX] {
-            system_time(Timestamp { seconds, nanoseconds: u32::MAX });
-        }
+    fn a_directory_entry_is_padded_and_never_written_in_part() {
+        let dirent = wire::Dirent { name_length: 3, ..wire::Dirent::default() };
+        let mut room = [0xff; 64];
+        assert_eq!(put_dirent(&mut room, 0, None, &dirent, b"abc"), Some(32));
+        assert_eq!(&room[24..32], b"abc\0\0\0\0\0");
+        assert_eq!(put_dirent(&mut room, 32, None, &dirent, b"12345678"), Some(64));
+        assert_eq!(put_dirent(&mut room, 33, None, &dirent, b"12345678"), None);
+        assert_eq!(put_dirent(&mut room, 64, None, &dirent, b""), None);
     }
 
     #[test]
-    fn moments_before_1970_keep_their_nanoseconds() {
-        let as_fuser_says = SystemTime::UNIX_EPOCH - Duration::new(2, 500);
-        assert_eq!(timestamp(as_fuser_says), Timestamp { seconds: -2, nanoseconds: 500 });
+    fn the_longest_answer_that_changes_something_can_be_kept() {
+        let open = Open { handle: 5, flags: fopen::NOFLUSH, backing: None };
+        let kept = Reply::Created(EntryOut { node: 9, ..EntryOut::default() }, open).record().unwrap();
+        assert_eq!((kept.error, kept.length as usize), (0, RECORDED_MAX));
+        assert_eq!((kept.bytes[0], kept.bytes[128]), (9, 5));
+        assert_eq!(Reply::Error(Errno::NOENT).record().unwrap().error, -libc::ENOENT);
+        assert_eq!(Reply::InRoom(5).record(), None);
+        assert_eq!(Reply::Bytes(vec![0; 200]).record(), None);
+        let again = Reply::Recorded(kept);
+        again.with_bytes(|bytes| assert_eq!(bytes.unwrap().first.len(), RECORDED_MAX));
     }
 }

@@ -5,20 +5,27 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::cpus::Cpus;
 use super::guard::survive;
 
 /// A few threads for long work, started when there is some.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Slow {
     queue: OnceLock<Option<Sender<Job>>>,
+    /// Not those of the serving thread that happens to start the others.
+    cpus: Cpus,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
 impl Slow {
+    pub(super) fn new() -> Slow {
+        Slow { queue: OnceLock::new(), cpus: Cpus::allowed() }
+    }
+
     /// Does `job` in another thread; here and now if there can be none.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        match self.queue.get_or_init(start) {
+        match self.queue.get_or_init(|| start(&self.cpus)) {
             Some(queue) => {
                 if let Err(refused) = queue.send(Box::new(job)) {
                     refused.0();
@@ -30,16 +37,18 @@ impl Slow {
 }
 
 /// Starts the threads; they end when the queue is dropped.
-fn start() -> Option<Sender<Job>> {
+fn start(cpus: &Cpus) -> Option<Sender<Job>> {
     let (sender, receiver) = channel();
     let receiver = Arc::new(Mutex::new(receiver));
     let started = (0..THREADS).filter(|number| {
         let receiver: Arc<Mutex<Receiver<Job>>> = Arc::clone(&receiver);
+        let cpus = cpus.clone();
         let work = move || {
+            cpus.set_free();
             loop {
                 let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 match next {
-                    Ok(job) => survive("slow", job),
+                    Ok(job) => drop(survive(job)),
                     Err(_) => break,
                 }
             }
@@ -58,7 +67,7 @@ mod tests {
 
     #[test]
     fn jobs_run_beside_each_other_and_outlive_a_panic() {
-        let slow = Slow::default();
+        let slow = Slow::new();
         for _ in 0..THREADS {
             slow.run(|| panic!("on purpose"));
         }

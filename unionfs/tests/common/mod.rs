@@ -7,7 +7,7 @@ pub(crate) mod image;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use strata_unionfs::{MountReport, MountSpec, Options, ServeError, Target, mount, unmount};
+use strata_unionfs::{MountReport, MountSpec, Options, ServeError, Target, Transport, mount, unmount};
 
 /// A mount that is taken away at the end of the test.
 pub(crate) struct TestMount {
@@ -55,6 +55,13 @@ pub(crate) fn privileged() -> bool {
     allowed
 }
 
+/// Options of a test's mount. `STRATA_TEST_TRANSPORT` says which transport the mount is to use.
 pub(crate) fn options() -> Options {
-    Options { source: "test".to_owned(), ..Options::default() }
+    let transport = match std::env::var("STRATA_TEST_TRANSPORT").as_deref() {
+        Err(_) => Transport::Auto,
+        Ok("device") => Transport::Device,
+        Ok("fuser") => Transport::Fuser,
+        Ok(other) => panic!("no such transport: {other}"),
+    };
+    Options { source: "test".to_owned(), transport, ..Options::default() }
 }

@@ -1,17 +1,17 @@
 //! Opening and closing files: which mode a node gets.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use fuser::{BackingId, Errno, FileHandle, FopenFlags, INodeNo, ReplyCreate, ReplyOpen};
+use rustix::io::Errno;
 
-use super::Shared;
-use super::adapter::GENERATION;
+use super::Operations;
 use super::nodes::{HEAD, Mode, Node, NodeNumber, suits_passthrough};
-use super::reply::{FOREVER, attributes, errno};
+use crate::fuse::backing::{Backing, Register};
+use crate::fuse::reply::{Open, Reply};
+use crate::fuse::wire::fopen;
 use crate::node::{Ino, Stat};
 use crate::tree::{Access, Caller, Opened};
 
@@ -20,76 +20,79 @@ enum Answer {
     Cached {
         keep: bool,
     },
-    Passed(Arc<BackingId>),
+    Passed(Arc<Backing>),
     /// Look the name up again.
     Again,
     /// A reopen through a descriptor, which cannot be sent anywhere else.
     Busy,
 }
 
-impl Shared {
+impl Operations {
     /// Serves OPEN.
-    pub(super) fn open(&self, caller: &Caller, node: NodeNumber, flags: i32, reply: ReplyOpen) {
+    pub(super) fn open(
+        &self,
+        caller: &Caller,
+        node: NodeNumber,
+        flags: i32,
+        kill: bool,
+        register: &dyn Register,
+    ) -> Reply {
         let ino = self.nodes.ino(node);
         let access = Access {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
             truncate: flags & libc::O_TRUNC != 0,
-            kill_privileges: caller.uid != 0,
+            kill_privileges: kill,
         };
         let changes = access.write || access.truncate;
         if let Some(answer) = self.superseded(node, changes, caller.pid) {
-            return self.answer_superseded(answer, reply);
+            return match answer {
+                Answer::Passed(backing) => Reply::Opened(open(Opened::Lower, Answer::Passed(backing))),
+                Answer::Busy => Reply::Error(Errno::TXTBSY),
+                Answer::Again | Answer::Cached { .. } => Reply::Error(Errno::STALE),
+            };
         }
         let opened = match self.tree.open_file(ino, access) {
             Ok(opened) => opened,
-            Err(error) => return reply.error(errno(error)),
+            Err(error) => return Reply::Error(error),
         };
-        let answer = self.choose(node, ino, opened, changes, caller.pid, &|fd| reply.open_backing(fd.as_fd()));
-        if flags & libc::O_ACCMODE == libc::O_RDWR && matches!(answer, Answer::Passed(_)) {
-            self.note_mapped(node);
-        }
-        let handle = handle(opened);
+        let answer = self.choose(node, ino, opened, changes, caller.pid, register);
         match answer {
-            Answer::Cached { keep } => reply.opened(handle, cached_flags(keep)),
-            Answer::Passed(backing) => reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing),
+            Answer::Cached { .. } => Reply::Opened(open(opened, answer)),
+            Answer::Passed(_) => {
+                if flags & libc::O_ACCMODE == libc::O_RDWR {
+                    self.note_mapped(node);
+                }
+                Reply::Opened(open(opened, answer))
+            }
             Answer::Again | Answer::Busy => {
                 if opened == Opened::Upper {
                     self.tree.release(ino);
                 }
                 self.outdate_attributes(node);
-                reply.error(Errno::ESTALE);
+                Reply::Error(Errno::STALE)
             }
         }
     }
 
     /// Answers CREATE for a file that was just made, open.
-    pub(super) fn created(&self, stat: &Stat, flags: i32, reply: ReplyCreate) {
+    pub(super) fn created(&self, stat: &Stat, flags: i32, register: &dyn Register) -> Reply {
         let node = stat.ino.0;
-        let answer = self.choose(node, stat.ino, Opened::Upper, true, 0, &|fd| reply.open_backing(fd.as_fd()));
-        let attributes = attributes(stat);
-        let handle = handle(Opened::Upper);
-        match answer {
-            Answer::Passed(backing) => {
-                let mut ttl = FOREVER;
-                if flags & libc::O_ACCMODE == libc::O_RDWR {
-                    self.note_mapped(node);
-                    ttl = Duration::ZERO;
-                }
-                reply.created_passthrough(&ttl, &attributes, GENERATION, handle, FopenFlags::FOPEN_NOFLUSH, &backing);
-            }
-            _ => reply.created(&FOREVER, &attributes, GENERATION, handle, cached_flags(true)),
+        let answer = self.choose(node, stat.ino, Opened::Upper, true, 0, register);
+        if flags & libc::O_ACCMODE == libc::O_RDWR && matches!(answer, Answer::Passed(_)) {
+            self.note_mapped(node);
         }
+        Reply::Created(self.entry(stat), open(Opened::Upper, answer))
     }
 
     /// Serves RELEASE.
-    pub(super) fn release(&self, node: NodeNumber, handle: FileHandle) {
+    pub(super) fn release(&self, node: NodeNumber, handle: u64) {
         {
             let mut shard = self.nodes.lock(node);
             if let Some(state) = shard.get_mut(&node) {
                 state.opens = state.opens.saturating_sub(1);
             }
         }
-        if handle.0 == IN_UPPER {
+        if handle == IN_UPPER {
             self.tree.release(self.nodes.ino(node));
         }
     }
@@ -130,16 +133,6 @@ impl Shared {
         }
     }
 
-    fn answer_superseded(&self, answer: Answer, reply: ReplyOpen) {
-        match answer {
-            Answer::Passed(backing) => {
-                reply.opened_passthrough(handle(Opened::Lower), FopenFlags::FOPEN_NOFLUSH, &backing);
-            }
-            Answer::Busy => reply.error(Errno::ETXTBSY),
-            Answer::Again | Answer::Cached { .. } => reply.error(Errno::ESTALE),
-        }
-    }
-
     /// Chooses how an opened file is served and counts the open.
     fn choose(
         &self,
@@ -148,7 +141,7 @@ impl Shared {
         opened: Opened,
         changes: bool,
         thread: u32,
-        register: &dyn Fn(&OwnedFd) -> std::io::Result<BackingId>,
+        register: &dyn Register,
     ) -> Answer {
         if !self.passthrough.load(Ordering::Relaxed) {
             return Answer::Cached { keep: true };
@@ -200,13 +193,7 @@ impl Shared {
 
     /// Makes a closed node ready for `mode`, or for the cached one if the kernel takes no backing file for it. Returns
     /// whether it has a backing file that it had not before.
-    fn give_backing(
-        &self,
-        state: &mut Node,
-        ino: Ino,
-        mode: Mode,
-        register: &dyn Fn(&OwnedFd) -> std::io::Result<BackingId>,
-    ) -> bool {
+    fn give_backing(&self, state: &mut Node, ino: Ino, mode: Mode, register: &dyn Register) -> bool {
         if mode == Mode::Cached {
             state.mode = mode;
             return false;
@@ -216,7 +203,7 @@ impl Shared {
         }
         let had = state.backing.take().is_some();
         state.mode = Mode::Cached;
-        let registered = self.tree.backing_file(ino).and_then(|file| register(&file).ok());
+        let registered = self.tree.backing_file(ino).and_then(|file| register.register(file.as_fd()).ok());
         if let Some(backing) = registered {
             state.backing = Some(Arc::new(backing));
             state.mode = mode;
@@ -240,26 +227,20 @@ impl Shared {
             state.mapped = true;
         }
     }
-
-    /// Makes the kernel ask for the attributes of a node again.
-    fn outdate_attributes(&self, node: NodeNumber) {
-        if let Some(notifier) = self.notifier.get() {
-            // The node may be gone by now.
-            let _ = notifier.inval_inode(INodeNo(node), -1, 0);
-        }
-    }
 }
 
-/// RELEASE has to know whether the tree counted the open.
-fn handle(opened: Opened) -> FileHandle {
-    FileHandle(match opened {
+/// Describes an opened file. RELEASE has to know whether the tree counted the open.
+fn open(opened: Opened, answer: Answer) -> Open {
+    let handle = match opened {
         Opened::Lower => 0,
         Opened::Upper => IN_UPPER,
-    })
-}
-
-fn cached_flags(keep: bool) -> FopenFlags {
-    if keep { FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::FOPEN_NOFLUSH }
+    };
+    let (keep, backing) = match answer {
+        Answer::Cached { keep } => (keep, None),
+        Answer::Passed(backing) => (false, Some(backing)),
+        Answer::Again | Answer::Busy => (false, None),
+    };
+    Open { handle, flags: if keep { fopen::KEEP_CACHE | fopen::NOFLUSH } else { fopen::NOFLUSH }, backing }
 }
 
 const IN_UPPER: u64 = 1;

@@ -13,8 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use fuser::BackingId;
-
+use crate::fuse::backing::Backing;
 use crate::node::Ino;
 
 /// The number by which the kernel names a node. The same as the inode number, but for nodes that supersede another.
@@ -34,7 +33,7 @@ pub(super) struct Nodes {
 pub(super) struct Node {
     pub(super) opens: u64,
     pub(super) mode: Mode,
-    pub(super) backing: Option<Arc<BackingId>>,
+    pub(super) backing: Option<Arc<Backing>>,
     /// Its pages in the kernel may be older than the file.
     pub(super) stale_cache: bool,
     /// Whether the lower's file is one to pass through, once that was found out.

@@ -10,11 +10,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::spec::Options;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use strata_unionfs::Options;
 
 /// Mounts on `directory` and returns the connection, on which nobody serves yet.
-pub(super) fn mount(directory: &Path, options: &Options) -> io::Result<OwnedFd> {
+pub fn mount_by_helper(directory: &Path, options: &Options) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("fusermount3");
     command.arg("-o").arg(option_list(options)).arg("--").arg(directory);

@@ -1,0 +1,339 @@
+//! What the requests of the kernel mean for the tree. One implementation, whatever brings the requests.
+
+mod directory;
+mod nodes;
+mod open;
+mod special;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::backing::Register;
+use super::counts::Counts;
+use super::guard::survive;
+use super::journal::{Journal, Verdict};
+use super::notify;
+use super::reply::{self, FOREVER, Reply, absent};
+use super::request::{Change, Operation, Request};
+use super::slow::Slow;
+use super::wire::{AttrOut, EntryOut};
+use crate::Result;
+use crate::node::{Device, Ino, Kind, Stat, kind_of};
+use crate::tree::{Caller, New, RenameMode, SetAttributes, Tree};
+use nodes::{NodeNumber, Nodes};
+
+/// The tree as the kernel sees it, shared by all serving threads.
+#[derive(Debug)]
+pub(crate) struct Operations {
+    tree: Arc<Tree>,
+    nodes: Nodes,
+    /// Whether the kernel lets us name backing files. Known after the handshake.
+    passthrough: AtomicBool,
+    /// The connection, for notes to the kernel.
+    device: Arc<OwnedFd>,
+    journal: Option<Arc<dyn Journal>>,
+    counts: Arc<Counts>,
+    slow: Slow,
+}
+
+/// What came of a request.
+pub(crate) enum Outcome {
+    /// The answer.
+    Now(Reply),
+    /// It takes long. The transport is to run it in another thread and then to send what it returns.
+    Later(Job),
+}
+
+/// Work that takes long.
+pub(crate) type Job = Box<dyn FnOnce(&dyn Register) -> Reply + Send>;
+
+impl Operations {
+    pub(crate) fn new(tree: Arc<Tree>, device: Arc<OwnedFd>, journal: Option<Arc<dyn Journal>>) -> Arc<Operations> {
+        Arc::new(Operations {
+            tree,
+            nodes: Nodes::new(),
+            passthrough: AtomicBool::new(false),
+            device,
+            journal,
+            counts: Arc::default(),
+            slow: Slow::new(),
+        })
+    }
+
+    /// Lets file data bypass us from now on.
+    pub(crate) fn allow_passthrough(&self) {
+        self.passthrough.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
+    /// Returns the threads for [`Outcome::Later`].
+    pub(crate) fn slow(&self) -> &Slow {
+        &self.slow
+    }
+
+    /// Executes a request. Data of the answer that is long goes to the start of `room`, which is as large as the request
+    /// says.
+    pub(crate) fn serve(self: &Arc<Self>, request: &Request<'_>, room: &mut [u8], register: &dyn Register) -> Outcome {
+        let Some(journal) = &self.journal else { return self.execute(request, room, register) };
+        let ticket = match journal.before(request) {
+            Verdict::Answer(reply) => return Outcome::Now(reply),
+            Verdict::Execute(ticket) => ticket,
+        };
+        let Some(ticket) = ticket else { return self.execute(request, room, register) };
+        match self.execute(request, room, register) {
+            Outcome::Now(reply) => {
+                journal.after(ticket, &reply);
+                Outcome::Now(reply)
+            }
+            Outcome::Later(job) => {
+                let journal = Arc::clone(journal);
+                Outcome::Later(Box::new(move |register| {
+                    let reply = job(register);
+                    journal.after(ticket, &reply);
+                    reply
+                }))
+            }
+        }
+    }
+
+    /// Executes a request; one that panics is answered EIO.
+    fn execute(self: &Arc<Self>, request: &Request<'_>, room: &mut [u8], register: &dyn Register) -> Outcome {
+        let silent = request.operation.is_unanswered();
+        survive(|| self.dispatch(request, room, register))
+            .unwrap_or_else(|| Outcome::Now(if silent { Reply::Silent } else { Reply::Error(Errno::IO) }))
+    }
+
+    fn dispatch(self: &Arc<Self>, request: &Request<'_>, room: &mut [u8], register: &dyn Register) -> Outcome {
+        let Request { node, caller, .. } = *request;
+        let ino = self.nodes.ino(node);
+        let tree = &self.tree;
+        Outcome::Now(match request.operation {
+            Operation::Lookup { name } => self.lookup(ino, name, &caller),
+            Operation::Forget { count } => {
+                self.forget(node, count);
+                Reply::Silent
+            }
+            Operation::BatchForget(forgets) => {
+                forgets.iter().for_each(|(node, count)| self.forget(node, count));
+                Reply::Silent
+            }
+            Operation::GetAttributes => self.attributes(node, tree.stat(ino)),
+            Operation::GetStatx => self.statx(node, tree.stat(ino)),
+            Operation::SetAttributes(change) => {
+                if change.size.is_none_or(|size| size > 0) && tree.copies_much(ino) {
+                    let this = Arc::clone(self);
+                    return Outcome::Later(Box::new(move |_| this.change(node, ino, &change)));
+                }
+                self.change(node, ino, &change)
+            }
+            Operation::ReadLink => answer(tree.read_link(ino), Reply::Bytes),
+            Operation::Symlink { name, target } => self.make(ino, name, New::Symlink(target), 0o777, 0, &caller),
+            Operation::MakeNode { name, mode, umask, device } => match new_node(mode, device) {
+                Some(new) => self.make(ino, name, new, mode, umask, &caller),
+                None => Reply::Error(Errno::INVAL),
+            },
+            Operation::MakeDirectory { name, mode, umask } => {
+                self.make(ino, name, New::Directory, mode, umask, &caller)
+            }
+            Operation::Unlink { name } => done(tree.unlink(ino, name)),
+            Operation::RemoveDirectory { name } => done(tree.rmdir(ino, name)),
+            Operation::Rename { name, new_dir, new_name, flags } => match rename_mode(flags) {
+                Some(mode) => done(tree.rename(ino, name, self.nodes.ino(new_dir), new_name, mode)),
+                None => Reply::Error(Errno::INVAL),
+            },
+            Operation::Link { node: linked, name } => self.known(tree.link(self.nodes.ino(linked), ino, name)),
+            Operation::Open { flags, kill } => {
+                let changes = flags & (libc::O_ACCMODE | libc::O_TRUNC);
+                let copies = changes != libc::O_RDONLY && changes & libc::O_TRUNC == 0;
+                if copies && tree.copies_much(ino) {
+                    let this = Arc::clone(self);
+                    return Outcome::Later(Box::new(move |register| this.open(&caller, node, flags, kill, register)));
+                }
+                self.open(&caller, node, flags, kill, register)
+            }
+            Operation::Create { name, mode, umask, flags } => {
+                match tree.create(ino, name, New::File { open: true }, mode, umask, &caller) {
+                    Ok(stat) => self.created(&stat, flags, register),
+                    Err(error) => Reply::Error(error),
+                }
+            }
+            Operation::CreateUnnamed { mode, umask, flags } => {
+                self.create_unnamed(ino, mode, umask, flags, &caller, register)
+            }
+            Operation::Read { offset, size } => {
+                let length = room.len().min(size as usize);
+                answer(tree.read(ino, &mut room[..length], offset), Reply::InRoom)
+            }
+            Operation::Write { offset, data, kill, cached } => match tree.write(ino, data, offset, kill) {
+                // The kernel does not look at how much of its own pages was written.
+                Ok(written) if written < data.len() && cached => Reply::Error(Errno::NOSPC),
+                result => answer(result, |written| Reply::Written(saturate(written))),
+            },
+            Operation::Release { handle } => {
+                self.release(node, handle);
+                Reply::Done
+            }
+            Operation::Sync { data_only } => done(tree.sync(ino, data_only)),
+            Operation::SyncFilesystem => self.sync_filesystem(),
+            Operation::ReadDirectory { cookie, size, attributes } => {
+                let length = room.len().min(size as usize);
+                self.read_directory(ino, cookie, attributes, &mut room[..length])
+            }
+            Operation::Statfs => answer(tree.statfs(), |usage| Reply::Statfs(reply::statfs(&usage))),
+            Operation::SetXattr { name, value, flags } => {
+                let flags = XattrFlags::from_bits_truncate(flags);
+                done(tree.set_xattr(ino, name, value, flags, &caller))
+            }
+            Operation::GetXattr { name, room } => sized(tree.xattr(ino, name), room),
+            Operation::ListXattrs { room } => sized(tree.list_xattrs(ino, caller.uid == 0), room),
+            Operation::RemoveXattr { name } => done(tree.remove_xattr(ino, name)),
+            Operation::Ioctl { command, input, room } => self.ioctl(ino, command, input, room),
+            Operation::Allocate { offset, length, mode } => done(tree.allocate(ino, mode, offset, length)),
+            Operation::Seek { offset, whence } => self.seek(ino, offset, whence),
+            Operation::CopyRange { offset, to, to_offset, length, wide } => {
+                let copied = tree.copy_range((ino, offset), (self.nodes.ino(to), to_offset), length);
+                answer(copied, |copied| {
+                    if wide { Reply::Copied(copied) } else { Reply::Written(u32::try_from(copied).unwrap_or(u32::MAX)) }
+                })
+            }
+            Operation::Destroy => Reply::Done,
+            // "Not served" makes the kernel stop asking: there is nothing to do on close, listing keeps no state, and
+            // what is under way is not taken back.
+            Operation::Flush | Operation::OpenDirectory | Operation::Interrupt | Operation::Other => {
+                Reply::Error(Errno::NOSYS)
+            }
+        })
+    }
+
+    fn lookup(&self, dir: Ino, name: &[u8], caller: &Caller) -> Reply {
+        match self.tree.lookup(dir, name) {
+            Err(Errno::NOENT) => Reply::Entry(absent()),
+            result => {
+                if let Ok(stat) = &result {
+                    self.nodes.looked_up(stat.ino, caller.pid);
+                }
+                self.known(result)
+            }
+        }
+    }
+
+    fn forget(&self, node: NodeNumber, count: u64) {
+        self.tree.forget(self.nodes.ino(node), count);
+        self.nodes.forget(node, count);
+    }
+
+    fn make(&self, dir: Ino, name: &[u8], new: New<'_>, mode: u32, umask: u32, caller: &Caller) -> Reply {
+        self.known(self.tree.create(dir, name, new, mode, umask, caller))
+    }
+
+    fn change(&self, node: NodeNumber, ino: Ino, change: &Change) -> Reply {
+        let attributes = SetAttributes {
+            permissions: change.permissions,
+            uid: change.uid,
+            gid: change.gid,
+            size: change.size,
+            atime: change.atime,
+            mtime: change.mtime,
+            kill_privileges: change.kill,
+        };
+        let result = self.tree.set_attributes(ino, &attributes);
+        if change.size.is_some() && result.is_ok() {
+            self.outdate_lower_readers(node);
+        }
+        self.attributes(node, result)
+    }
+
+    /// Answers with a node that the kernel is to know.
+    fn known(&self, result: Result<Stat>) -> Reply {
+        match result {
+            Ok(stat) => {
+                let entry = self.entry(&stat);
+                self.nodes.remember(entry.node);
+                Reply::Entry(entry)
+            }
+            Err(error) => Reply::Error(error),
+        }
+    }
+
+    /// Describes the node that stands for an inode number.
+    fn entry(&self, stat: &Stat) -> EntryOut {
+        let node = self.nodes.current(stat.ino);
+        EntryOut {
+            node,
+            // Inode numbers are never reused while the kernel knows them, so one generation is enough.
+            generation: 0,
+            entry_valid: FOREVER,
+            attr_valid: self.validity(node),
+            attr: reply::attributes(stat),
+            ..EntryOut::default()
+        }
+    }
+
+    fn attributes(&self, node: NodeNumber, result: Result<Stat>) -> Reply {
+        answer(result, |stat| {
+            let attr = reply::attributes(&stat);
+            Reply::Attributes(AttrOut { attr_valid: self.validity(node), attr, ..AttrOut::default() })
+        })
+    }
+
+    /// Returns how long the kernel may keep the attributes of a node, in seconds.
+    fn validity(&self, node: NodeNumber) -> u64 {
+        if self.nodes.attributes_stay(node) { FOREVER } else { 0 }
+    }
+
+    /// Makes the kernel ask for the attributes of a node again.
+    fn outdate_attributes(&self, node: NodeNumber) {
+        // The node may be gone by now.
+        let _: io::Result<()> = notify::outdate_attributes(&self.device, node);
+    }
+}
+
+fn answer<T>(result: Result<T>, reply: impl FnOnce(T) -> Reply) -> Reply {
+    result.map_or_else(Reply::Error, reply)
+}
+
+fn done(result: Result<()>) -> Reply {
+    answer(result, |()| Reply::Done)
+}
+
+/// Answers with the value or, if the caller left no room, with its size.
+fn sized(value: Result<Vec<u8>>, room: u32) -> Reply {
+    answer(value, |value| match room {
+        0 => Reply::Needs(saturate(value.len())),
+        room if value.len() > room as usize => Reply::Error(Errno::RANGE),
+        _ => Reply::Bytes(value),
+    })
+}
+
+fn saturate(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+fn new_node(mode: u32, device: Device) -> Option<New<'static>> {
+    match kind_of(mode)? {
+        Kind::Regular => Some(New::File { open: false }),
+        kind @ (Kind::CharDevice | Kind::BlockDevice) => Some(New::Node(kind, device)),
+        kind @ (Kind::Fifo | Kind::Socket) => Some(New::Node(kind, Device::default())),
+        Kind::Directory | Kind::Symlink => None,
+    }
+}
+
+fn rename_mode(flags: u32) -> Option<RenameMode> {
+    const WHITEOUT_NO_REPLACE: u32 = libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE;
+    match flags {
+        0 => Some(RenameMode::Replace),
+        libc::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
+        libc::RENAME_EXCHANGE => Some(RenameMode::Exchange),
+        libc::RENAME_WHITEOUT => Some(RenameMode::Whiteout),
+        WHITEOUT_NO_REPLACE => Some(RenameMode::WhiteoutNoReplace),
+        _ => None,
+    }
+}
