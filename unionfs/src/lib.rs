@@ -21,6 +21,7 @@ pub mod objects;
 mod override_stat;
 mod quota;
 mod spec;
+mod survive;
 mod tree;
 mod upper;
 mod walk;
