@@ -21,6 +21,7 @@ pub mod objects;
 mod override_stat;
 mod quota;
 mod spec;
+#[allow(dead_code, unused_imports, reason = "the keeper, which comes next, uses all of it")]
 mod survive;
 mod tree;
 mod upper;

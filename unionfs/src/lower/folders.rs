@@ -16,6 +16,7 @@ use rustix::fs::{Dir, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use super::folders_kept::Kept;
 use super::{LowerChild, Place};
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
@@ -24,6 +25,7 @@ use crate::handles::Handles;
 use crate::marks;
 use crate::node::{Ino, Kind, Stat};
 use crate::override_stat::Override;
+use crate::survive::{Keep, RecordId};
 use crate::tree::Usage;
 
 /// A stack of read-only folders.
@@ -36,6 +38,7 @@ pub(crate) struct FolderLower {
     nodes: RwLock<HashMap<Ino, Arc<Node>>>,
     /// Open directories (`O_PATH`) and files (for reading), by node and layer.
     handles: Handles<(Ino, u16)>,
+    kept: Kept,
 }
 
 /// One folder of the stack.
@@ -81,6 +84,7 @@ struct Node {
     places: Mutex<Vec<(Ino, Box<[u8]>)>>,
     children: OnceLock<Arc<[Child]>>,
     references: AtomicU64,
+    record: OnceLock<RecordId>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,6 +128,7 @@ impl FolderLower {
             devices: Mutex::new(devices),
             nodes: RwLock::default(),
             handles: Handles::new(capacity),
+            kept: Kept::default(),
         };
         let sources: Vec<Source> =
             (0..).zip(&lower.layers).map(|(layer, _)| Source { layer, path: Box::default() }).collect();
@@ -142,6 +147,7 @@ impl FolderLower {
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         let tag = devices.iter().position(|device| *device == identity.device).unwrap_or_else(|| {
             devices.push(identity.device);
+            self.kept.write_devices(&devices);
             devices.len() - 1
         });
         let tagged = identity.ino ^ ((tag as u64) << TAG_SHIFT);
@@ -318,18 +324,64 @@ impl FolderLower {
             return false;
         }
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(node) = nodes.get(&ino) else { return true };
+        let Some(node) = nodes.get(&ino) else { return self.kept.forget(ino, count) };
         let held = node.references.load(Ordering::Acquire).saturating_sub(count);
         node.references.store(held, Ordering::Release);
         if held == 0 {
+            self.kept.remove(node.record.get().copied());
             nodes.remove(&ino);
         }
         held == 0
     }
 
     fn node(&self, ino: Ino) -> Result<Arc<Node>> {
-        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        nodes.get(&ino).cloned().ok_or(Errno::STALE)
+        match self.known_node(ino) {
+            Some(node) => Ok(node),
+            None if self.kept.has_left(ino) => self.recall(ino),
+            None => Err(Errno::STALE),
+        }
+    }
+
+    fn known_node(&self, ino: Ino) -> Option<Arc<Node>> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&ino).cloned()
+    }
+
+    /// Finds a node again that an earlier server knew: from the nearest directory that is known, down.
+    fn recall(&self, ino: Ino) -> Result<Arc<Node>> {
+        let mut way = Vec::new();
+        let mut current = ino;
+        while self.known_node(current).is_none() {
+            let place = self.kept.place(current).ok_or(Errno::STALE)?;
+            let parent = place.parent;
+            way.push((current, place));
+            current = parent;
+        }
+        while let Some((expected, place)) = way.pop() {
+            if self.lookup(place.parent, &place.name)? != Some(expected) {
+                return Err(Errno::STALE);
+            }
+        }
+        self.known_node(ino).ok_or(Errno::STALE)
+    }
+
+    /// Writes what is known for the next server, from now on.
+    pub(crate) fn keep(&self, keep: &Arc<Keep>) {
+        self.kept.start(keep);
+    }
+
+    /// Remembers what an earlier server knew: reads one of its records, if it is of a folder.
+    pub(crate) fn restore(&self, record: RecordId, bytes: &[u8]) {
+        if let Some(devices) = self.kept.restore(record, bytes) {
+            *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = devices;
+        }
+    }
+
+    /// Sets how often the kernel holds a node that an earlier server knew.
+    pub(crate) fn restore_references(&self, ino: Ino, references: u64) {
+        match self.known_node(ino) {
+            Some(node) => node.references.store(references, Ordering::Release),
+            None => self.kept.restore_references(ino, references),
+        }
     }
 
     fn insert(&self, found: Found, place: Option<(Ino, &[u8])>) -> Arc<Node> {
@@ -342,14 +394,24 @@ impl FolderLower {
                 places: Mutex::default(),
                 children: OnceLock::new(),
                 references: AtomicU64::new(0),
+                record: OnceLock::new(),
             }))),
         };
-        if let Some((parent, name)) = place {
-            let mut places = node.places.lock().unwrap_or_else(PoisonError::into_inner);
-            if !places.iter().any(|(known, known_name)| *known == parent && **known_name == *name) {
-                places.push((parent, name.into()));
+        let mut places = node.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left) = self.kept.take(node.stat.ino) {
+            node.references.fetch_add(left.references, Ordering::AcqRel);
+            let _ = node.record.set(left.record);
+            places.extend(left.places.into_iter().map(|place| (place.parent, place.name.into())));
+        }
+        if let Some((parent, name)) = place
+            && !places.iter().any(|(known, known_name)| *known == parent && **known_name == *name)
+        {
+            places.push((parent, name.into()));
+            if let Some(record) = self.kept.write_node(node.record.get().copied(), node.stat.ino, &places) {
+                let _ = node.record.set(record);
             }
         }
+        drop(places);
         node
     }
 

@@ -267,6 +267,12 @@ impl ImageLower {
         Ok(())
     }
 
+    pub(crate) fn restore_references(&self, ino: Ino, references: u64) {
+        if let Some(known) = self.known(ino) {
+            known.references.store(u32::try_from(references).unwrap_or(u32::MAX), Ordering::Release);
+        }
+    }
+
     pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
         let Some(known) = self.known(ino) else { return false };
         let count = u32::try_from(count).unwrap_or(u32::MAX);

@@ -4,6 +4,7 @@
 //! the inode number that users see.
 
 mod folders;
+mod folders_kept;
 mod image;
 
 pub use folders::FolderError;
@@ -13,9 +14,11 @@ pub(crate) use image::ImageLower;
 
 use std::ops::ControlFlow;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::Result;
 use crate::node::{Ino, Kind, Stat};
+use crate::survive::{Keep, RecordId};
 use crate::tree::Usage;
 
 /// The lowers of a mount.
@@ -158,6 +161,33 @@ impl LowerTree {
     /// Returns the space that the lower takes; nothing is free.
     pub(crate) fn usage(&self) -> Usage {
         dispatch!(self, lower => lower.usage())
+    }
+
+    /// Writes what is known for the next server, from now on. An image needs nothing to be written.
+    pub(crate) fn keep(&self, keep: &Arc<Keep>) {
+        if let LowerTree::Folders(lower) = self {
+            lower.keep(keep);
+        }
+    }
+
+    /// Reads a record of an earlier server.
+    pub(crate) fn restore(&self, record: RecordId, bytes: &[u8]) {
+        if let LowerTree::Folders(lower) = self {
+            lower.restore(record, bytes);
+        }
+    }
+
+    /// Sets how often the kernel holds a node that an earlier server knew.
+    pub(crate) fn restore_references(&self, ino: Ino, references: u64) {
+        dispatch!(self, lower => lower.restore_references(ino, references));
+    }
+
+    /// Returns how many nodes are numbered from 1 on without gaps.
+    pub(crate) fn gapless(&self) -> u64 {
+        match self {
+            LowerTree::Image(lower) => lower.highest_ino(),
+            LowerTree::Folders(_) => 0,
+        }
     }
 
     /// Counts a reference that the kernel now holds, to a node found as `name` in `parent`.

@@ -84,6 +84,9 @@ pub(crate) enum Header {
     Dice,
     /// Kills by those dice.
     Kills,
+    /// The first word and the length of the list of nodes that are numbered without gaps.
+    DirectFirst,
+    DirectCount,
     /// Longest time from a worker's death to its successor's readiness, in microseconds.
     LongestPause,
 }
@@ -154,6 +157,9 @@ impl Memory {
                 0 => free.records.push(record),
                 block => used.push(block),
             }
+        }
+        if self.read_header(Header::DirectCount) > 0 {
+            used.push(usize_of(self.read_header(Header::DirectFirst)) - 1);
         }
         used.sort_unstable();
         let mut used = used.into_iter().peekable();
@@ -266,6 +272,32 @@ impl Memory {
 
     pub(super) fn node_count(&self) -> usize {
         usize_of(self.read_header(Header::NextNode))
+    }
+
+    /// Returns the entry, and the place in it, that a word is.
+    pub(super) fn node_of_word(&self, word: usize) -> Option<(usize, usize)> {
+        let place = word.checked_sub(self.layout.nodes).filter(|_| word < self.layout.table)?;
+        Some((place / NODE_WORDS, place % NODE_WORDS))
+    }
+
+    /// Returns the list of words for nodes that are numbered without gaps, made the first time: where it begins and how
+    /// many it is for.
+    pub(super) fn direct(&self, count: u64) -> (usize, u64) {
+        if self.read_header(Header::DirectCount) == 0 && count > 0 {
+            // A block like any other, but of no record: it stays.
+            let class = (usize_of(count) + 1).next_power_of_two().trailing_zeros() as usize;
+            let block = usize_of(self.read_header(Header::NextBlock));
+            match block.checked_add(1 << class).filter(|next| *next <= self.layout.end && class < CLASSES) {
+                Some(next) => {
+                    self.words[block].store(class as u64, Ordering::Release);
+                    self.header(Header::DirectFirst).store(block as u64 + 1, Ordering::Release);
+                    self.header(Header::NextBlock).store(next as u64, Ordering::Release);
+                    self.header(Header::DirectCount).store(count, Ordering::Release);
+                }
+                None => self.lose(),
+            }
+        }
+        (usize_of(self.read_header(Header::DirectFirst)), self.read_header(Header::DirectCount))
     }
 
     /// Takes a block with room for so many bytes, and a record if none is given.

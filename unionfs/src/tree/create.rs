@@ -14,10 +14,12 @@ use rustix::io::Errno;
 use super::Tree;
 use super::copy_up::Wanted;
 use super::directory::Directory;
+use super::intent::Intent;
 use super::object::{Data, Object, State};
 use crate::Result;
 use crate::backing;
 use crate::node::{Device, Ino, Kind, Stat, is_null_device};
+use crate::survive;
 use crate::upper::{LOOK, UpperLayer};
 
 /// On whose behalf something is done, in the host's numbers.
@@ -64,12 +66,18 @@ impl Tree {
     /// `umask` counts unless the directory has a default ACL, which then says what is allowed.
     pub fn create(&self, dir: Ino, name: &[u8], new: New<'_>, mode: u32, umask: u32, caller: &Caller) -> Result<Stat> {
         let upper = self.writable_upper()?;
+        let past = Intent::of_the_past();
         let _names = self.write_names();
+        if let Some(Intent::Make { whiteout }) = past {
+            self.unmake(dir, name, whiteout)?;
+        }
         let (parent, directory) = self.directory_for_change(dir)?;
         let found = self.name(&directory, name)?;
         if found.found.is_some() {
             return Err(Errno::EXIST);
         }
+        Intent::Make { whiteout: found.whiteout }.note();
+        survive::step();
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
         let maker = self.maker(upper, parent_fd, new, mode, umask, caller)?;
         let admission = self.admit(if matches!(new, New::Directory | New::Symlink(_)) { FIRST_BLOCK } else { 0 })?;
@@ -95,6 +103,7 @@ impl Tree {
             data: data.map(|fd| Data { file: Arc::new(fd), writable: true }),
             ..State::default()
         };
+        survive::step();
         let object = self.objects.insert(Object::new(ino, new.kind(), false, state));
         object.add_place(dir, name);
         self.account_new(&object, file.as_fd(), admission);
@@ -136,6 +145,7 @@ impl Tree {
     /// Gives the node `ino` the further name `name` in `dir` and counts a reference to it.
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
         let upper = self.writable_upper()?;
+        let past = Intent::of_the_past();
         let object = self.copy_up(ino, Wanted::Everything)?;
         if object.kind == Kind::Directory {
             return Err(Errno::PERM);
@@ -143,6 +153,11 @@ impl Tree {
         let _names = self.write_names();
         let (parent, directory) = self.directory_for_change(dir)?;
         let found = self.name(&directory, name)?;
+        let before = matches!(past, Some(Intent::Link { ino: linked }) if linked == ino);
+        if before && found.found.as_ref().is_some_and(|found| found.ino == ino && found.upper.is_some()) {
+            survive::was_executed();
+            return self.finish_link(&object, &parent, dir, name);
+        }
         if found.found.is_some() {
             return Err(Errno::EXIST);
         }
@@ -150,12 +165,20 @@ impl Tree {
             return Err(Errno::NOENT);
         }
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
+        Intent::Link { ino }.note();
+        survive::step();
         self.link_in_upper(upper, &object, parent_fd, name, found.whiteout)?;
+        survive::step();
+        self.finish_link(&object, &parent, dir, name)
+    }
+
+    /// Notes that an object has one more name, and counts a reference to it. May be done more than once but for that.
+    fn finish_link(&self, object: &Object, parent: &Object, dir: Ino, name: &[u8]) -> Result<Stat> {
         object.add_place(dir, name);
-        self.unpin_named(&object);
-        self.account_directory(&parent);
+        self.unpin_named(object);
+        self.account_directory(parent);
         parent.list(name);
-        self.hold(ino, dir, name)
+        self.hold(object.ino, dir, name)
     }
 
     /// Links an object's file in the upper to one more name, in place of a whiteout if there is one.
@@ -286,6 +309,7 @@ impl Maker<'_> {
             New::Node(kind, device) if is_null_device(kind, device) => self.upper.make_null_device(dir, name, mode)?,
             New::Node(kind, device) => self.upper.owners().make_node(dir, name, (kind, device), mode)?,
         }
+        survive::step();
         let finish = || {
             let file = rustix::fs::openat(dir, name, LOOK, Mode::empty())?;
             self.finish(file.as_fd(), opaque)?;

@@ -21,11 +21,14 @@ mod directory;
 mod file;
 mod flags;
 mod habits;
+mod intent;
 mod listing;
 mod object;
 mod readdir;
+mod record;
 mod remove;
 mod rename;
+mod restore;
 mod statfs;
 mod xattr;
 
@@ -52,6 +55,7 @@ use crate::node::{Ino, Kind, Stat};
 use crate::override_stat;
 use crate::quota::Ledger;
 use crate::spec::{Lower, MountSpec, Options};
+use crate::survive::Keep;
 use crate::upper::{Purpose, UpperError, UpperLayer};
 use directory::Hold;
 use habits::Habits;
@@ -95,20 +99,42 @@ pub enum OpenError {
 impl Tree {
     /// Opens the layers. An upper is cleaned of what a crash has left.
     pub fn open(spec: &MountSpec) -> Result<Tree, OpenError> {
-        Tree::open_for(spec, Purpose::Serve)
+        Tree::open_for(spec, Purpose::Serve, None, None)
+    }
+
+    /// Opens the layers as one of several servers that come one after another and leave each other `keep`. `lock` is
+    /// that of [`lock_upper`](crate::upper::lock_upper), if there is an upper.
+    #[allow(dead_code, reason = "called by the keeper, which comes next")]
+    pub(crate) fn open_kept(spec: &MountSpec, keep: &Arc<Keep>, lock: Option<OwnedFd>) -> Result<Tree, OpenError> {
+        let tree = Tree::open_for(spec, Purpose::Serve, Some(keep), lock)?;
+        if keep.is_left() {
+            tree.restore(keep);
+        }
+        Ok(tree)
     }
 
     /// Opens the layers to look at them, while another process may serve them: nothing on disk is touched, and nothing
     /// can be changed.
     pub fn observe(spec: &MountSpec) -> Result<Tree, OpenError> {
-        Tree::open_for(spec, Purpose::Observe)
+        Tree::open_for(spec, Purpose::Observe, None, None)
     }
 
-    fn open_for(spec: &MountSpec, purpose: Purpose) -> Result<Tree, OpenError> {
+    /// Returns how many nodes are numbered from 1 on without gaps.
+    #[allow(dead_code, reason = "called by the keeper, which comes next")]
+    pub(crate) fn gapless(&self) -> u64 {
+        self.lower.gapless()
+    }
+
+    fn open_for(
+        spec: &MountSpec,
+        purpose: Purpose,
+        keep: Option<&Arc<Keep>>,
+        lock: Option<OwnedFd>,
+    ) -> Result<Tree, OpenError> {
         let options = &spec.options;
         let capacity = handles::capacity();
         let upper = match spec.upper.as_ref() {
-            Some(upper) => Some(UpperLayer::open(upper, options, purpose)?),
+            Some(upper) => Some(UpperLayer::open(upper, options, purpose, lock)?),
             None => None,
         };
         let lower = match &spec.lower {
@@ -123,11 +149,20 @@ impl Tree {
                 )?)
             }
         };
-        Tree::new(lower, upper, options, capacity).map_err(|error| OpenError::Root(error.into()))
+        Tree::new(lower, upper, options, capacity, keep.cloned()).map_err(|error| OpenError::Root(error.into()))
     }
 
-    fn new(lower: LowerTree, upper: Option<UpperLayer>, options: &Options, capacity: usize) -> Result<Tree> {
-        let objects = Objects::new();
+    fn new(
+        lower: LowerTree,
+        upper: Option<UpperLayer>,
+        options: &Options,
+        capacity: usize,
+        keep: Option<Arc<Keep>>,
+    ) -> Result<Tree> {
+        if let Some(keep) = &keep {
+            lower.keep(keep);
+        }
+        let objects = Objects::new(keep);
         let mut root_file = None;
         if let Some(upper) = &upper {
             let raw = backing::stat(upper.root())?;

@@ -5,15 +5,18 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::accounting::Account;
 use super::listing::Listing;
+use super::record;
 use crate::backing::Identity;
 use crate::lower::Place;
 use crate::node::{Ino, Kind};
+use crate::survive::{Keep, RecordId};
 use crate::upper::Link;
 
 /// A node with a side in the upper.
@@ -28,6 +31,8 @@ pub(super) struct Object {
     /// Held while the node is copied up, so that this happens once. Taken before `Tree::namespace`.
     pub(super) copying: Mutex<()>,
     state: Mutex<State>,
+    /// Where the state is written as well, from the moment that the object is in the table.
+    kept: OnceLock<Kept>,
     /// The names in their stable order, once somebody listed the directory. Taken after `Tree::namespace`.
     listing: Mutex<Option<Listing>>,
     pub(super) account: Account,
@@ -56,6 +61,61 @@ pub(super) struct State {
     pub(super) link: Option<Link>,
 }
 
+/// Where an object's state is written for the next server.
+#[derive(Debug)]
+struct Kept {
+    keep: Arc<Keep>,
+    written: Mutex<Written>,
+}
+
+/// What has been written of an object.
+#[derive(Debug, Default)]
+struct Written {
+    record: Option<RecordId>,
+    /// Its file lies with the pins.
+    pinned: bool,
+    /// The object has left the table.
+    gone: bool,
+}
+
+/// An object's state, locked. When it was changed, it is written for the next server before the lock is gone.
+#[derive(Debug)]
+pub(super) struct StateGuard<'a> {
+    object: &'a Object,
+    state: MutexGuard<'a, State>,
+    changed: bool,
+}
+
+impl Kept {
+    /// Taken after the object's state.
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for StateGuard<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for StateGuard<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.changed = true;
+        &mut self.state
+    }
+}
+
+impl Drop for StateGuard<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            self.object.write(&self.state);
+        }
+    }
+}
+
 /// An open regular file of the upper.
 #[derive(Clone, Debug)]
 pub(super) struct Data {
@@ -72,14 +132,75 @@ impl Object {
             references: AtomicU64::new(0),
             copying: Mutex::default(),
             state: Mutex::new(state),
+            kept: OnceLock::new(),
             listing: Mutex::default(),
             account: Account::default(),
         }
     }
 
     /// Nothing that can panic runs under this lock, and nothing that waits.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn state(&self) -> StateGuard<'_> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        StateGuard { object: self, state, changed: false }
+    }
+
+    /// Writes the state for the next server from now on; it may have been written by an earlier one.
+    pub(super) fn keep(&self, keep: &Arc<Keep>, record: Option<RecordId>) {
+        // The root is found again without.
+        if self.ino == Ino::ROOT {
+            return;
+        }
+        let written = Mutex::new(Written { record, ..Written::default() });
+        if self.kept.set(Kept { keep: Arc::clone(keep), written }).is_ok() && record.is_none() {
+            self.write(&self.state());
+        }
+    }
+
+    /// Gives an object its file back that the last server had pinned.
+    pub(super) fn restore_file(&self, file: Arc<OwnedFd>) {
+        // Not by the guard: it is pinned already.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.pinned = Some(file);
+        if let Some(kept) = self.kept.get() {
+            kept.written().pinned = true;
+        }
+    }
+
+    /// Sets how often the node is open.
+    pub(super) fn restore_opens(&self, opens: u64) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).opens = opens;
+    }
+
+    /// Takes back what was written for the next server.
+    fn leave(&self) {
+        let _state = self.state();
+        let Some(kept) = self.kept.get() else { return };
+        let written = std::mem::replace(&mut *kept.written(), Written { gone: true, ..Written::default() });
+        if let Some(record) = written.record {
+            kept.keep.memory().remove(record);
+        }
+        if written.pinned {
+            kept.keep.pins().unpin(self.ino.0);
+        }
+    }
+
+    /// Writes the state. The caller holds its lock.
+    fn write(&self, state: &State) {
+        let Some(kept) = self.kept.get() else { return };
+        let mut written = kept.written();
+        if written.gone {
+            return;
+        }
+        // The file first: a record that promises one is of no use without.
+        match &state.pinned {
+            Some(file) if !written.pinned => written.pinned = kept.keep.pin(self.ino, file),
+            None if written.pinned => {
+                kept.keep.pins().unpin(self.ino.0);
+                written.pinned = false;
+            }
+            _ => {}
+        }
+        written.record = kept.keep.memory().put(written.record, &record::encode(self, state));
     }
 
     pub(super) fn listing(&self) -> MutexGuard<'_, Option<Listing>> {
@@ -127,11 +248,20 @@ impl Object {
 /// file open, so that the backing filesystem cannot give the number away.
 pub(super) struct Objects {
     shards: [RwLock<HashMap<Ino, Arc<Object>>>; SHARDS],
+    keep: Option<Arc<Keep>>,
 }
 
 impl Objects {
-    pub(super) fn new() -> Objects {
-        Objects { shards: std::array::from_fn(|_| RwLock::default()) }
+    /// Makes an empty table; with `keep`, what is in it is written for the next server.
+    pub(super) fn new(keep: Option<Arc<Keep>>) -> Objects {
+        Objects { shards: std::array::from_fn(|_| RwLock::default()), keep }
+    }
+
+    fn made(&self, object: Object) -> Arc<Object> {
+        if let Some(keep) = &self.keep {
+            object.keep(keep, None);
+        }
+        Arc::new(object)
     }
 
     pub(super) fn get(&self, ino: Ino) -> Option<Arc<Object>> {
@@ -140,7 +270,7 @@ impl Objects {
 
     /// Returns the object of a number, made by `make` if there is none.
     pub(super) fn get_or_insert(&self, ino: Ino, make: impl FnOnce() -> Object) -> Arc<Object> {
-        Arc::clone(self.write(ino).entry(ino).or_insert_with(|| Arc::new(make())))
+        Arc::clone(self.write(ino).entry(ino).or_insert_with(|| self.made(make())))
     }
 
     /// The same, and calls `count` under the lock that `forget` takes, so that the object is not dropped in between.
@@ -151,13 +281,23 @@ impl Objects {
         count: impl FnOnce(&Object) -> Result<(), E>,
     ) -> Result<Arc<Object>, E> {
         let mut shard = self.write(ino);
-        let object = shard.entry(ino).or_insert_with(|| Arc::new(make()));
+        let object = shard.entry(ino).or_insert_with(|| self.made(make()));
         count(object)?;
         Ok(Arc::clone(object))
     }
 
     /// Puts a new object in, in place of what has its number.
     pub(super) fn insert(&self, object: Object) -> Arc<Object> {
+        let object = self.made(object);
+        let replaced = self.write(object.ino).insert(object.ino, Arc::clone(&object));
+        if let Some(replaced) = replaced {
+            replaced.leave();
+        }
+        object
+    }
+
+    /// Puts an object of the last server in, whose record is there.
+    pub(super) fn restore(&self, object: Object) -> Arc<Object> {
         let object = Arc::new(object);
         self.write(object.ino).insert(object.ino, Arc::clone(&object));
         object
@@ -171,7 +311,17 @@ impl Objects {
     /// Calls `left` under the lock, and drops the object if it says that nobody knows it any more.
     pub(super) fn drop_if(&self, ino: Ino, left: impl FnOnce(Option<&Arc<Object>>) -> bool) -> Option<Arc<Object>> {
         let mut shard = self.write(ino);
-        if left(shard.get(&ino)) { shard.remove(&ino) } else { None }
+        let dropped = if left(shard.get(&ino)) { shard.remove(&ino) } else { None };
+        if let Some(object) = &dropped {
+            object.leave();
+        }
+        dropped
+    }
+
+    /// Returns all objects.
+    pub(super) fn all(&self) -> Vec<Arc<Object>> {
+        let shards = self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner));
+        shards.flat_map(|shard| shard.values().cloned().collect::<Vec<_>>()).collect()
     }
 
     /// Calls `visit` with each object. It must not ask for others.

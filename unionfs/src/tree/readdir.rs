@@ -164,8 +164,9 @@ impl Tree {
         let mut listing = Listing::new(first_new);
         if let Some(lower) = directory.lower {
             self.lower.for_each_child(lower, 0, &mut |child| {
-                if !from_upper.remove(child.name).unwrap_or(false) {
-                    listing.insert_at(child.position, child.name);
+                match from_upper.remove(child.name) {
+                    Some(true) => listing.reserve(child.position, child.name),
+                    _ => listing.insert_at(child.position, child.name),
                 }
                 ControlFlow::Continue(())
             })?;

@@ -8,11 +8,13 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::Tree;
-use super::directory::{Found, Hold, Name};
+use super::directory::{Found, Hold};
+use super::intent::{Intent, Removed};
 use super::object::{Object, State};
 use crate::Result;
 use crate::marks;
 use crate::node::{Ino, Kind};
+use crate::survive;
 use crate::upper::{Replaced, UpperLayer, for_each_name};
 
 impl Tree {
@@ -28,8 +30,13 @@ impl Tree {
 
     fn remove(&self, dir: Ino, name: &[u8], directory: bool) -> Result<()> {
         let upper = self.writable_upper()?;
+        let past = Intent::of_the_past();
         let _names = self.write_names();
         let looked = self.name(&self.directory(dir)?, name)?;
+        if let (Some(Intent::Remove(removed)), None) = (past, &looked.found) {
+            survive::was_executed();
+            return self.finish_past_removal(dir, name, &removed);
+        }
         let found = looked.found.as_ref().ok_or(Errno::NOENT)?;
         match (directory, found.kind == Kind::Directory) {
             (true, false) => return Err(Errno::NOTDIR),
@@ -44,6 +51,9 @@ impl Tree {
             (Some(_), false) => Replaced::File,
             (Some(_), true) => Replaced::Directory,
         };
+        let intent = Removed { ino: removed.ino, only_in_lower: found.upper.is_none(), link: removed.state().link };
+        Intent::Remove(intent).note();
+        survive::step();
         if looked.covered.is_some() {
             upper.put_whiteout(parent_fd, name, replaced)?;
         } else if directory {
@@ -51,7 +61,8 @@ impl Tree {
         } else {
             rustix::fs::unlinkat(parent_fd, name, AtFlags::empty())?;
         }
-        self.finish_removal(upper, dir, name, &looked, &removed)?;
+        survive::step();
+        self.finish_removal(upper, dir, name, intent.only_in_lower, &removed)?;
         self.account_directory(&parent);
         parent.unlist(name);
         Ok(())
@@ -85,17 +96,16 @@ impl Tree {
         Ok(object)
     }
 
-    /// Notes that a name is gone.
+    /// Notes that a name is gone, under which the upper had a file unless it was `only_in_lower`.
     pub(super) fn finish_removal(
         &self,
         upper: &UpperLayer,
         dir: Ino,
         name: &[u8],
-        looked: &Name,
+        only_in_lower: bool,
         object: &Arc<Object>,
     ) -> Result<()> {
         object.remove_place(dir, name);
-        let only_in_lower = looked.found.as_ref().is_some_and(|found| found.upper.is_none());
         let link = object.state().link;
         if let Some(mut link) = link {
             if only_in_lower {

@@ -12,10 +12,12 @@ use rustix::io::Errno;
 use super::Tree;
 use super::copy_up::Wanted;
 use super::directory::{Directory, Found, Hold, Name};
+use super::intent::{Intent, Move, Removed};
 use super::object::Object;
 use crate::Result;
 use crate::lower::Place;
 use crate::node::{Ino, Kind};
+use crate::survive;
 use crate::upper::UpperLayer;
 
 /// What to do about the new name.
@@ -43,6 +45,13 @@ impl Tree {
     /// Moves `name` in `dir` to `new_name` in `new_dir`.
     pub fn rename(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
         let upper = self.writable_upper()?;
+        if let Some(Intent::Rename(moved)) = Intent::of_the_past() {
+            let _names = self.write_names();
+            if self.was_moved(&moved)? {
+                survive::was_executed();
+                return self.finish_past_move(&moved);
+            }
+        }
         loop {
             // What is only in the lower is copied up first, without the lock on the names.
             let pending = {
@@ -85,6 +94,7 @@ impl Tree {
             if pending {
                 return Ok(Some(other.ino));
             }
+            intend(&moved_object, (&from, name), (&to, new_name), Aim::Exchange(&other_object))?;
             self.exchange(upper, (&from, name, &moved_object), (&to, new_name, &other_object))?;
             return Ok(None);
         }
@@ -97,11 +107,17 @@ impl Tree {
         let (from_fd, to_fd) = (fd(&from)?, fd(&to)?);
         let blocked = target.whiteout && directory;
         let whiteout = source.covered.is_some() || mode.leaves_whiteout();
+        let only_in_lower = target.found.as_ref().is_some_and(|found| found.upper.is_none());
+        let gone =
+            replaced.as_ref().map(|object| Removed { ino: object.ino, only_in_lower, link: object.state().link });
+        intend(&moved_object, (&from, name), (&to, new_name), Aim::Replace { gone, whiteout })?;
+        survive::step();
         move_name(upper, (from_fd, name), (to_fd, new_name), whiteout, blocked)?;
-
+        survive::step();
         if let Some(replaced) = &replaced {
-            self.finish_removal(upper, new_dir, new_name, &target, replaced)?;
+            self.finish_removal(upper, new_dir, new_name, only_in_lower, replaced)?;
         }
+        survive::step();
         moved_object.remove_place(dir, name);
         moved_object.add_place(new_dir, new_name);
         self.account_directory(&parent);
@@ -232,15 +248,36 @@ impl Tree {
                 self.account_directory(object);
             }
         }
+        survive::step();
         rustix::fs::renameat_with(fd(from)?, name, fd(to)?, new_name, RenameFlags::EXCHANGE)?;
+        survive::step();
         let (old, new) =
             (Place { parent: from.ino, name: name.to_vec() }, Place { parent: to.ino, name: new_name.to_vec() });
         for (object, was, is) in [(moved, &old, &new), (other, &new, &old)] {
             object.remove_place(was.parent, &was.name);
+            survive::step();
             object.add_place(is.parent, &is.name);
         }
         Ok(())
     }
+}
+
+/// What a move does to what has the new name.
+enum Aim<'a> {
+    Exchange(&'a Object),
+    Replace { gone: Option<Removed>, whiteout: bool },
+}
+
+/// Notes what the names are like before a move.
+fn intend(moved: &Object, from: (&Directory, &[u8]), to: (&Directory, &[u8]), aim: Aim<'_>) -> Result<()> {
+    let identity = |object: &Object| Ok((object.ino, object.state().upper.ok_or(Errno::STALE)?));
+    let (replaced, exchanged, whiteout) = match aim {
+        Aim::Exchange(other) => (None, Some(identity(other)?), false),
+        Aim::Replace { gone, whiteout } => (gone, None, whiteout),
+    };
+    let [from, to] = [from, to].map(|(dir, name)| (dir.ino, name.to_vec()));
+    Intent::Rename(Box::new(Move { from, to, moved: identity(moved)?, replaced, exchanged, whiteout })).note();
+    Ok(())
 }
 
 /// Moves a name in the upper, leaving a whiteout if asked; `blocked` says that a whiteout is in a directory's way.
@@ -253,6 +290,7 @@ fn move_name(
 ) -> Result<()> {
     if blocked {
         rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::EXCHANGE)?;
+        survive::step();
         // The whiteout is at the old name now, right where one may be wanted.
         return if whiteout { Ok(()) } else { rustix::fs::unlinkat(from, name, rustix::fs::AtFlags::empty()) };
     }
@@ -263,6 +301,7 @@ fn move_name(
         Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
             let staged = upper.stage_whiteout()?;
             rustix::fs::renameat(from, name, to, new_name).inspect_err(|_| upper.discard(&staged))?;
+            survive::step();
             upper.put_in_place(&staged, from, name)
         }
         result => result,

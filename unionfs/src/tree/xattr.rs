@@ -12,11 +12,13 @@ use rustix::io::Errno;
 use super::Tree;
 use super::copy_up::Wanted;
 use super::create::Caller;
+use super::intent::Intent;
 use crate::Result;
 use crate::acl;
 use crate::backing;
 use crate::marks;
 use crate::node::Ino;
+use crate::survive;
 
 impl Tree {
     /// Returns the value of an extended attribute.
@@ -71,12 +73,21 @@ impl Tree {
     /// Sets an extended attribute; `flags` as for `setxattr`.
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags, caller: &Caller) -> Result<()> {
         self.check_xattr_change(name)?;
+        let past = Intent::of_the_past();
         let value = self.ids.xattr_to_disk(name, value)?;
         let stored = self.stored_name(name);
         let object = self.copy_up(ino, Wanted::Everything)?;
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
+        let mut flags = flags;
+        if flags.contains(XattrFlags::CREATE) && backing::xattr(file.as_fd(), &stored)?.is_none() {
+            Intent::AddXattr.note();
+        } else if matches!(past, Some(Intent::AddXattr)) {
+            // It was not there, and an earlier server has added it for this very request.
+            flags.remove(XattrFlags::CREATE);
+        }
         self.set_xattr_accounted(&object, file.as_fd(), &stored, &value, flags)?;
+        survive::step();
         if name == acl::ACCESS {
             self.drop_foreign_setgid(&file, caller)?;
         }
@@ -87,12 +98,21 @@ impl Tree {
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         self.check_xattr_change(name)?;
         // Nothing is copied up for what is not there.
-        self.xattr(ino, name)?;
+        match (self.xattr(ino, name), Intent::of_the_past()) {
+            (Err(Errno::NODATA), Some(Intent::RemoveXattr)) => {
+                survive::was_executed();
+                return Ok(());
+            }
+            (found, _) => drop(found?),
+        }
         let stored = self.stored_name(name);
         let object = self.copy_up(ino, Wanted::Everything)?;
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
-        self.accounted(&object, file.as_fd(), || backing::remove_xattr(file.as_fd(), &stored))
+        Intent::RemoveXattr.note();
+        self.accounted(&object, file.as_fd(), || backing::remove_xattr(file.as_fd(), &stored))?;
+        survive::step();
+        Ok(())
     }
 
     /// Whoever sets an ACL without being of the file's group loses set-group-id, as with `chmod`.

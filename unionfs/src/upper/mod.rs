@@ -82,7 +82,14 @@ pub enum UpperError {
 
 impl UpperLayer {
     /// Opens the layer and finds out which marks it uses; to serve it, also cleans the staging folder.
-    pub(crate) fn open(upper: &Upper, options: &Options, purpose: Purpose) -> Result<UpperLayer, UpperError> {
+    ///
+    /// `lock` is that of [`lock_upper`] if somebody has taken it before.
+    pub(crate) fn open(
+        upper: &Upper,
+        options: &Options,
+        purpose: Purpose,
+        lock: Option<OwnedFd>,
+    ) -> Result<UpperLayer, UpperError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |error: Errno| UpperError::Prepare { path, source: error.into() }
@@ -104,8 +111,10 @@ impl UpperLayer {
         let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
         let staging_path = upper.work.join("work");
         let staging = prepare(work.as_fd(), "work").map_err(failed(&staging_path))?;
-        let lock = lock(staging.as_fd()).map_err(failed(&staging_path))?;
-        let lock = lock.ok_or_else(|| UpperError::InUse { work: upper.work.clone() })?;
+        let lock = match lock {
+            Some(lock) => lock,
+            None => lock_staging(upper, staging.as_fd())?,
+        };
         let links = prepare(work.as_fd(), LINKS).map_err(failed(&links_path))?;
         empty_directory(staging.as_fd()).map_err(failed(&staging_path))?;
         if backing::stat(staging.as_fd()).map_err(failed(&staging_path))?.device != device {
@@ -339,6 +348,19 @@ fn choose_marks(file: BorrowedFd<'_>, userxattr: UserXattr) -> &'static [u8] {
 /// Returns a descriptor below which nothing can be found or made.
 fn nowhere() -> Result<OwnedFd> {
     rustix::fs::memfd_create("strata-nowhere", rustix::fs::MemfdFlags::CLOEXEC)
+}
+
+/// Takes the lock of a layer for whoever will serve it. It is held until all copies of the descriptor are closed.
+#[allow(dead_code, reason = "called by the keeper, which comes next")]
+pub(crate) fn lock_upper(upper: &Upper) -> Result<OwnedFd, UpperError> {
+    let failed = |error: Errno| UpperError::Prepare { path: upper.work.clone(), source: error.into() };
+    let work = open_directory(&upper.work).map_err(failed)?;
+    lock_staging(upper, prepare(work.as_fd(), "work").map_err(failed)?.as_fd())
+}
+
+fn lock_staging(upper: &Upper, staging: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
+    let failed = |error: Errno| UpperError::Prepare { path: upper.work.join("work"), source: error.into() };
+    lock(staging).map_err(failed)?.ok_or_else(|| UpperError::InUse { work: upper.work.clone() })
 }
 
 /// Locks the staging folder, waiting a moment for a server that is just ending; `None` if it does not end.
