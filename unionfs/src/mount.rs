@@ -230,7 +230,7 @@ fn report(connection: &Connection, by_helper: bool, threads: usize) -> MountRepo
     MountReport {
         by_helper,
         passthrough: matches!(connection.passthrough(), Ok(true)),
-        passthrough_refused: connection.passthrough().as_ref().err().map(ToString::to_string),
+        passthrough_refused: connection.passthrough().as_ref().err().cloned(),
         transport: choice.transport,
         transport_reason: choice.reason.to_owned(),
         threads,

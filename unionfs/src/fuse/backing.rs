@@ -27,6 +27,12 @@ pub(crate) trait Register {
 }
 
 impl Backing {
+    /// Takes over a number that an earlier process registered on the same connection.
+    #[allow(dead_code, reason = "for who takes over a connection")]
+    pub(crate) fn taken_over(device: &Arc<OwnedFd>, number: u32) -> Backing {
+        Backing::Numbered { device: Arc::clone(device), number }
+    }
+
     /// Returns the number by which the kernel knows it; `fuser` keeps it to itself.
     pub(crate) fn number(&self) -> u32 {
         match self {
@@ -42,12 +48,5 @@ impl Drop for Backing {
             // If the connection is gone, so is the number.
             let _ = strata_sys::fuse::close_backing(device.as_fd(), *number);
         }
-    }
-}
-
-impl Register for Arc<OwnedFd> {
-    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Backing> {
-        let number = strata_sys::fuse::open_backing(self.as_fd(), file)?;
-        Ok(Backing::Numbered { device: Arc::clone(self), number })
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::wire::{self, InHeader, InitIn, InitOut, OutHeader, init, opcode};
+use crate::spec::{Options, Passthrough};
 
 /// What we would like to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,13 +18,22 @@ pub(crate) struct Wishes {
     pub(crate) passthrough: bool,
 }
 
+impl Wishes {
+    /// Returns what a mount with these options is to have.
+    pub(crate) fn of(options: &Options) -> Wishes {
+        Wishes { passthrough: options.passthrough == Passthrough::Auto }
+    }
+}
+
 /// What was agreed on. It holds for as long as the connection, whoever serves it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Agreed {
     /// The kernel's minor version.
     pub(crate) minor: u32,
     /// What both sides can do.
     pub(crate) flags: u64,
+    /// Whether file data may bypass us, or why not if it was wanted.
+    pub(crate) passthrough: Result<bool, String>,
 }
 
 /// Answers the first request of a new connection.
@@ -41,16 +51,19 @@ pub(crate) fn shake_hands(device: impl AsFd, wishes: Wishes) -> io::Result<Agree
         let out = OutHeader { len: u32::try_from(length).unwrap_or(u32::MAX), error: 0, unique: header.unique };
         rustix::io::writev(&device, &[io::IoSlice::new(out.as_bytes()), io::IoSlice::new(answer.as_bytes())])?;
         if let Some(agreed) = agreed {
-            return Ok(agreed);
+            return Ok(Agreed { passthrough: passthrough(&device, wishes), ..agreed });
         }
     }
 }
 
 /// Finds out whether we may name backing files: what the handshake says is only what the kernel knows.
-pub(crate) fn try_passthrough(device: impl AsFd) -> io::Result<()> {
-    let probe = rustix::fs::memfd_create("strata-probe", MemfdFlags::CLOEXEC)?;
-    let number = strata_sys::fuse::open_backing(device.as_fd(), probe.as_fd())?;
-    strata_sys::fuse::close_backing(device.as_fd(), number)
+pub(crate) fn passthrough(device: impl AsFd, wishes: Wishes) -> Result<bool, String> {
+    let attempt = || -> io::Result<()> {
+        let probe = rustix::fs::memfd_create("strata-probe", MemfdFlags::CLOEXEC)?;
+        let number = strata_sys::fuse::open_backing(device.as_fd(), probe.as_fd())?;
+        strata_sys::fuse::close_backing(device.as_fd(), number)
+    };
+    if wishes.passthrough { attempt().map(|()| true).map_err(|error| error.to_string()) } else { Ok(false) }
 }
 
 fn read_offer(message: &[u8]) -> io::Result<(InHeader, InitIn)> {
@@ -95,7 +108,7 @@ fn respond(offer: &InitIn, wishes: Wishes) -> (InitOut, Option<Agreed>) {
     out.time_granularity = 1;
     // The least that allows passthrough, so that a container may still stack an overlay on us.
     out.max_stack_depth = u32::from(flags & init::PASSTHROUGH != 0);
-    (out, Some(Agreed { minor: out.minor, flags }))
+    (out, Some(Agreed { minor: out.minor, flags, passthrough: Ok(false) }))
 }
 
 /// Largest read and write.
@@ -150,10 +163,13 @@ mod tests {
         assert_eq!(agreed.unwrap().flags, WANTED | init::PASSTHROUGH);
         assert_eq!((out.minor, out.max_stack_depth, out.max_write), (45, 1, 1 << 20));
         let (_, agreed) = answer(&offer(7, 99, init::POSIX_ACL | init::INIT_EXT | (1 << 62)), true);
-        assert_eq!(agreed, Some(Agreed { minor: wire::MINOR, flags: init::POSIX_ACL | init::INIT_EXT }));
+        assert_eq!(
+            agreed,
+            Some(Agreed { minor: wire::MINOR, flags: init::POSIX_ACL | init::INIT_EXT, passthrough: Ok(false) })
+        );
         // Without the flag that says so there are no further flags.
         let (_, agreed) = answer(&offer(7, 36, init::PASSTHROUGH | init::DONT_MASK), true);
-        assert_eq!(agreed, Some(Agreed { minor: 36, flags: init::DONT_MASK }));
+        assert_eq!(agreed, Some(Agreed { minor: 36, flags: init::DONT_MASK, passthrough: Ok(false) }));
     }
 
     #[test]

@@ -12,8 +12,6 @@ mod counts;
 mod cpus;
 mod guard;
 mod handshake;
-#[allow(dead_code, reason = "the seam for whoever survives the process")]
-mod journal;
 mod notify;
 mod operations;
 mod reply;
@@ -26,10 +24,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::spec::{Options, Passthrough, Transport};
+use crate::spec::{Options, Transport};
 use crate::tree::Tree;
 pub use counts::Counts;
-use handshake::Wishes;
+use handshake::{Agreed, Wishes};
 use operations::Operations;
 
 /// A mounted filesystem whose requests are about to be served.
@@ -38,7 +36,7 @@ pub(crate) struct Connection {
     transport: Box<dyn transport::Transport>,
     operations: Arc<Operations>,
     choice: Choice,
-    passthrough: io::Result<bool>,
+    passthrough: Result<bool, String>,
 }
 
 /// The transport that was chosen, and why.
@@ -51,23 +49,39 @@ pub(crate) struct Choice {
 impl Connection {
     /// Shakes hands with the kernel over an open `/dev/fuse` that has been mounted already.
     pub(crate) fn new(tree: Arc<Tree>, device: OwnedFd, options: &Options, threads: usize) -> io::Result<Connection> {
-        let wishes = Wishes { passthrough: options.passthrough == Passthrough::Auto };
+        let wishes = Wishes::of(options);
         let choice = choose(options.transport);
         let device = Arc::new(device);
-        let transport: Box<dyn transport::Transport> = match choice.transport {
-            Transport::Fuser => Box::new(transport::Fuser::new(device.try_clone()?, threads, wishes)?),
-            Transport::Auto | Transport::Device => {
-                handshake::shake_hands(&*device, wishes)?;
-                Box::new(transport::Device::new(&device, threads))
-            }
-        };
-        let passthrough =
-            if wishes.passthrough { handshake::try_passthrough(&*device).map(|()| true) } else { Ok(false) };
-        let operations = Operations::new(tree, device, None);
-        if matches!(passthrough, Ok(true)) {
+        if choice.transport == Transport::Fuser {
+            let transport = Box::new(transport::Fuser::new(device.try_clone()?, threads, wishes)?);
+            let passthrough = handshake::passthrough(&*device, wishes);
+            return Ok(Connection::over(transport, tree, device, choice, passthrough));
+        }
+        let agreed = handshake::shake_hands(&*device, wishes)?;
+        let channels = transport::channels(&device, threads);
+        Ok(Connection::agreed(tree, channels, agreed, choice))
+    }
+
+    /// Goes on with a connection after the handshake, whoever made that: `channels` are the connection itself and its
+    /// clones, one for each serving thread.
+    pub(crate) fn agreed(tree: Arc<Tree>, channels: Vec<Arc<OwnedFd>>, agreed: Agreed, choice: Choice) -> Connection {
+        let device = Arc::clone(&channels[0]);
+        let transport = Box::new(transport::Device::new(channels));
+        Connection::over(transport, tree, device, choice, agreed.passthrough)
+    }
+
+    fn over(
+        transport: Box<dyn transport::Transport>,
+        tree: Arc<Tree>,
+        device: Arc<OwnedFd>,
+        choice: Choice,
+        passthrough: Result<bool, String>,
+    ) -> Connection {
+        let operations = Operations::new(tree, device);
+        if passthrough == Ok(true) {
             operations.allow_passthrough();
         }
-        Ok(Connection { transport, operations, choice, passthrough })
+        Connection { transport, operations, choice, passthrough }
     }
 
     /// Returns which transport was chosen, and why.
@@ -76,7 +90,7 @@ impl Connection {
     }
 
     /// Returns whether file data may bypass us, or why not if it was wanted.
-    pub(crate) fn passthrough(&self) -> &io::Result<bool> {
+    pub(crate) fn passthrough(&self) -> &Result<bool, String> {
         &self.passthrough
     }
 

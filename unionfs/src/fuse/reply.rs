@@ -35,9 +35,6 @@ pub(crate) enum Reply {
     Position(u64),
     Statfs(StatfsOut),
     Ioctl(Vec<u8>),
-    #[allow(dead_code, reason = "for a journal")]
-    /// What an earlier process has answered, or was about to.
-    Recorded(Recorded),
 }
 
 /// How a file was opened.
@@ -46,15 +43,6 @@ pub(crate) struct Open {
     pub(crate) handle: u64,
     pub(crate) flags: u32,
     pub(crate) backing: Option<Arc<Backing>>,
-}
-
-/// The bytes of an answer to a request that changed something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Recorded {
-    /// Negative errno, or 0.
-    pub(crate) error: i32,
-    pub(crate) length: u32,
-    pub(crate) bytes: [u8; RECORDED_MAX],
 }
 
 /// The bytes of an answer, for one write.
@@ -85,27 +73,7 @@ impl Reply {
             Reply::Position(offset) => send(fine(LseekOut { offset: *offset }.as_bytes(), &[])),
             Reply::Statfs(statfs) => send(fine(statfs.as_bytes(), &[])),
             Reply::Ioctl(data) => send(fine(IoctlOut::default().as_bytes(), data)),
-            Reply::Recorded(recorded) => {
-                let first = recorded.bytes.get(..recorded.length as usize).unwrap_or_default();
-                send(Some(Encoded { error: recorded.error, first, second: &[] }))
-            }
         }
-    }
-
-    #[allow(dead_code, reason = "for a journal")]
-    /// Returns the bytes to be sent if the same request comes once more, or `None` if they are too many to be kept.
-    pub(crate) fn record(&self) -> Option<Recorded> {
-        if matches!(self, Reply::InRoom(_)) {
-            return None;
-        }
-        self.with_bytes(|encoded| {
-            let Encoded { error, first, second } = encoded?;
-            let mut bytes = [0; RECORDED_MAX];
-            let length = first.len() + second.len();
-            bytes.get_mut(..first.len())?.copy_from_slice(first);
-            bytes.get_mut(first.len()..length)?.copy_from_slice(second);
-            Some(Recorded { error, length: u32::try_from(length).ok()?, bytes })
-        })
     }
 }
 
@@ -206,9 +174,6 @@ fn device_number(major: u32, minor: u32) -> u32 {
 /// As large as the kernel's arithmetic allows, so that it never expires.
 pub(super) const FOREVER: u64 = u32::MAX as u64;
 
-/// The longest answer to a request that changes something is that to CREATE.
-pub(crate) const RECORDED_MAX: usize = size_of::<EntryOut>() + size_of::<OpenOut>();
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,18 +196,5 @@ mod tests {
         assert_eq!(put_dirent(&mut room, 32, None, &dirent, b"12345678"), Some(64));
         assert_eq!(put_dirent(&mut room, 33, None, &dirent, b"12345678"), None);
         assert_eq!(put_dirent(&mut room, 64, None, &dirent, b""), None);
-    }
-
-    #[test]
-    fn the_longest_answer_that_changes_something_can_be_kept() {
-        let open = Open { handle: 5, flags: fopen::NOFLUSH, backing: None };
-        let kept = Reply::Created(EntryOut { node: 9, ..EntryOut::default() }, open).record().unwrap();
-        assert_eq!((kept.error, kept.length as usize), (0, RECORDED_MAX));
-        assert_eq!((kept.bytes[0], kept.bytes[128]), (9, 5));
-        assert_eq!(Reply::Error(Errno::NOENT).record().unwrap().error, -libc::ENOENT);
-        assert_eq!(Reply::InRoom(5).record(), None);
-        assert_eq!(Reply::Bytes(vec![0; 200]).record(), None);
-        let again = Reply::Recorded(kept);
-        again.with_bytes(|bytes| assert_eq!(bytes.unwrap().first.len(), RECORDED_MAX));
     }
 }

@@ -16,7 +16,6 @@ use rustix::io::Errno;
 use super::backing::Register;
 use super::counts::Counts;
 use super::guard::survive;
-use super::journal::{Journal, Verdict};
 use super::notify;
 use super::reply::{self, FOREVER, Reply, absent};
 use super::request::{Change, Operation, Request};
@@ -36,7 +35,6 @@ pub(crate) struct Operations {
     passthrough: AtomicBool,
     /// The connection, for notes to the kernel.
     device: Arc<OwnedFd>,
-    journal: Option<Arc<dyn Journal>>,
     counts: Arc<Counts>,
     slow: Slow,
 }
@@ -53,13 +51,12 @@ pub(crate) enum Outcome {
 pub(crate) type Job = Box<dyn FnOnce(&dyn Register) -> Reply + Send>;
 
 impl Operations {
-    pub(crate) fn new(tree: Arc<Tree>, device: Arc<OwnedFd>, journal: Option<Arc<dyn Journal>>) -> Arc<Operations> {
+    pub(crate) fn new(tree: Arc<Tree>, device: Arc<OwnedFd>) -> Arc<Operations> {
         Arc::new(Operations {
             tree,
             nodes: Nodes::new(),
             passthrough: AtomicBool::new(false),
             device,
-            journal,
             counts: Arc::default(),
             slow: Slow::new(),
         })
@@ -79,33 +76,9 @@ impl Operations {
         &self.slow
     }
 
-    /// Executes a request. Data of the answer that is long goes to the start of `room`, which is as large as the request
-    /// says.
+    /// Executes a request; one that panics is answered EIO. Data of the answer that is long goes to the start of `room`,
+    /// which is as large as the request says.
     pub(crate) fn serve(self: &Arc<Self>, request: &Request<'_>, room: &mut [u8], register: &dyn Register) -> Outcome {
-        let Some(journal) = &self.journal else { return self.execute(request, room, register) };
-        let ticket = match journal.before(request) {
-            Verdict::Answer(reply) => return Outcome::Now(reply),
-            Verdict::Execute(ticket) => ticket,
-        };
-        let Some(ticket) = ticket else { return self.execute(request, room, register) };
-        match self.execute(request, room, register) {
-            Outcome::Now(reply) => {
-                journal.after(ticket, &reply);
-                Outcome::Now(reply)
-            }
-            Outcome::Later(job) => {
-                let journal = Arc::clone(journal);
-                Outcome::Later(Box::new(move |register| {
-                    let reply = job(register);
-                    journal.after(ticket, &reply);
-                    reply
-                }))
-            }
-        }
-    }
-
-    /// Executes a request; one that panics is answered EIO.
-    fn execute(self: &Arc<Self>, request: &Request<'_>, room: &mut [u8], register: &dyn Register) -> Outcome {
         let silent = request.operation.is_unanswered();
         survive(|| self.dispatch(request, room, register))
             .unwrap_or_else(|| Outcome::Now(if silent { Reply::Silent } else { Reply::Error(Errno::IO) }))

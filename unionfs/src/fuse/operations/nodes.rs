@@ -106,8 +106,18 @@ impl Nodes {
         }
     }
 
-    /// Returns the shard that holds a node's state.
-    pub(super) fn lock(&self, node: NodeNumber) -> MutexGuard<'_, HashMap<NodeNumber, Node>> {
+    /// Reads and changes the state of a node, which is made if there is none. All changes go through here and
+    /// [`with_known`](Self::with_known).
+    pub(super) fn with<R>(&self, node: NodeNumber, change: impl FnOnce(&mut Node) -> R) -> R {
+        change(self.lock(node).entry(node).or_default())
+    }
+
+    /// Reads and changes the state of a node if there is any.
+    pub(super) fn with_known<R>(&self, node: NodeNumber, change: impl FnOnce(&mut Node) -> R) -> Option<R> {
+        self.lock(node).get_mut(&node).map(change)
+    }
+
+    fn lock(&self, node: NodeNumber) -> MutexGuard<'_, HashMap<NodeNumber, Node>> {
         let shard = usize::try_from(node % SHARDS as u64).unwrap_or(0);
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,9 +137,7 @@ impl Nodes {
         if !self.any_alias.load(Ordering::Acquire) {
             return;
         }
-        if let Some(marks) = self.lock(ino.0).get_mut(&ino.0).and_then(|node| node.superseded.as_mut()) {
-            marks.remove(&thread);
-        }
+        self.with_known(ino.0, |node| node.superseded.as_mut().map(|marks| marks.remove(&thread)));
     }
 
     /// Returns whether the kernel may keep the attributes of a node.

@@ -86,12 +86,7 @@ impl Operations {
 
     /// Serves RELEASE.
     pub(super) fn release(&self, node: NodeNumber, handle: u64) {
-        {
-            let mut shard = self.nodes.lock(node);
-            if let Some(state) = shard.get_mut(&node) {
-                state.opens = state.opens.saturating_sub(1);
-            }
-        }
+        self.nodes.with_known(node, |state| state.opens = state.opens.saturating_sub(1));
         if handle == IN_UPPER {
             self.tree.release(self.nodes.ino(node));
         }
@@ -99,38 +94,35 @@ impl Operations {
 
     /// Lets new opens of a node whose file was changed by its name go to another node, if readers hold the old bytes.
     pub(super) fn outdate_lower_readers(&self, node: NodeNumber) {
-        let mut shard = self.nodes.lock(node);
-        if let Some(state) = shard.get_mut(&node)
-            && state.opens > 0
-            && state.mode == Mode::Lower
-            && state.superseded.is_none()
-        {
-            state.superseded = Some(HashSet::new());
-            self.nodes.supersede(self.nodes.ino(node));
-        }
+        self.nodes.with_known(node, |state| {
+            if state.opens > 0 && state.mode == Mode::Lower && state.superseded.is_none() {
+                state.superseded = Some(HashSet::new());
+                self.nodes.supersede(self.nodes.ino(node));
+            }
+        });
     }
 
     /// Decides about an open of a node that another has superseded; `None` if it is to be opened as usual.
     fn superseded(&self, node: NodeNumber, changes: bool, thread: u32) -> Option<Answer> {
-        let mut shard = self.nodes.lock(node);
-        let state = shard.get_mut(&node)?;
-        let told = state.superseded.as_mut()?;
-        if state.opens == 0 {
-            // Nobody holds the old bytes any more.
-            state.superseded = None;
-            return None;
-        }
-        if told.insert(thread) {
-            return Some(Answer::Again);
-        }
-        // It was sent to look up the name and came back without: it has no name, only a descriptor.
-        match (&state.backing, changes) {
-            (Some(backing), false) => {
-                state.opens += 1;
-                Some(Answer::Passed(Arc::clone(backing)))
+        self.nodes.with_known(node, |state| {
+            let told = state.superseded.as_mut()?;
+            if state.opens == 0 {
+                // Nobody holds the old bytes any more.
+                state.superseded = None;
+                return None;
             }
-            _ => Some(Answer::Busy),
-        }
+            if told.insert(thread) {
+                return Some(Answer::Again);
+            }
+            // It was sent to look up the name and came back without: it has no name, only a descriptor.
+            match (&state.backing, changes) {
+                (Some(backing), false) => {
+                    state.opens += 1;
+                    Some(Answer::Passed(Arc::clone(backing)))
+                }
+                _ => Some(Answer::Busy),
+            }
+        })?
     }
 
     /// Chooses how an opened file is served and counts the open.
@@ -146,49 +138,54 @@ impl Operations {
         if !self.passthrough.load(Ordering::Relaxed) {
             return Answer::Cached { keep: true };
         }
-        let mut shard = self.nodes.lock(node);
-        let state = shard.entry(node).or_default();
-        if state.opens > 0 {
-            match (state.mode, &state.backing) {
-                (Mode::Lower, _) if changes => {
-                    if state.superseded.get_or_insert_default().insert(thread) {
-                        self.nodes.supersede(ino);
-                    }
-                    return Answer::Again;
-                }
-                (Mode::Lower | Mode::Upper, Some(backing)) => {
-                    let backing = Arc::clone(backing);
-                    state.opens += 1;
-                    return Answer::Passed(backing);
-                }
-                _ => {
-                    state.opens += 1;
-                    return Answer::Cached { keep: !state.stale_cache };
-                }
+        let (answer, new) = self.nodes.with(node, |state| {
+            if state.opens > 0 {
+                return (self.join(state, ino, changes, thread), false);
             }
-        }
-        let mode = match opened {
-            Opened::Upper => Mode::Upper,
-            Opened::Lower if *state.suits.get_or_insert_with(|| self.suits(ino)) => Mode::Lower,
-            Opened::Lower => Mode::Cached,
-        };
-        state.opens = 1;
-        let new = self.give_backing(state, ino, mode, register);
-        let answer = match (&state.backing, state.mode) {
-            (Some(backing), Mode::Lower | Mode::Upper) => Answer::Passed(Arc::clone(backing)),
-            _ => Answer::Cached { keep: !state.stale_cache },
-        };
-        if matches!(answer, Answer::Passed(_)) {
-            // Changes made there do not reach the node's own pages.
-            state.stale_cache |= state.mode == Mode::Upper;
-        } else {
-            state.stale_cache = false;
-        }
-        drop(shard);
+            let mode = match opened {
+                Opened::Upper => Mode::Upper,
+                Opened::Lower if *state.suits.get_or_insert_with(|| self.suits(ino)) => Mode::Lower,
+                Opened::Lower => Mode::Cached,
+            };
+            state.opens = 1;
+            let new = self.give_backing(state, ino, mode, register);
+            let answer = match (&state.backing, state.mode) {
+                (Some(backing), Mode::Lower | Mode::Upper) => Answer::Passed(Arc::clone(backing)),
+                _ => Answer::Cached { keep: !state.stale_cache },
+            };
+            if matches!(answer, Answer::Passed(_)) {
+                // Changes made there do not reach the node's own pages.
+                state.stale_cache |= state.mode == Mode::Upper;
+            } else {
+                state.stale_cache = false;
+            }
+            (answer, new)
+        });
         if new {
             self.nodes.added_backing();
         }
         answer
+    }
+
+    /// Opens a node that is open already, which has a mode.
+    fn join(&self, state: &mut Node, ino: Ino, changes: bool, thread: u32) -> Answer {
+        match (state.mode, &state.backing) {
+            (Mode::Lower, _) if changes => {
+                if state.superseded.get_or_insert_default().insert(thread) {
+                    self.nodes.supersede(ino);
+                }
+                Answer::Again
+            }
+            (Mode::Lower | Mode::Upper, Some(backing)) => {
+                let backing = Arc::clone(backing);
+                state.opens += 1;
+                Answer::Passed(backing)
+            }
+            _ => {
+                state.opens += 1;
+                Answer::Cached { keep: !state.stale_cache }
+            }
+        }
     }
 
     /// Makes a closed node ready for `mode`, or for the cached one if the kernel takes no backing file for it. Returns
@@ -223,9 +220,7 @@ impl Operations {
     }
 
     fn note_mapped(&self, node: NodeNumber) {
-        if let Some(state) = self.nodes.lock(node).get_mut(&node) {
-            state.mapped = true;
-        }
+        self.nodes.with_known(node, |state| state.mapped = true);
     }
 }
 

@@ -2,19 +2,20 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
-use super::Transport;
+use super::{Sink, Transport, serve_frame};
+use crate::fuse::backing::{Backing, Register};
 use crate::fuse::cpus::Cpus;
 use crate::fuse::handshake::MAX_WRITE;
-use crate::fuse::operations::{Operations, Outcome};
+use crate::fuse::operations::Operations;
 use crate::fuse::reply::Reply;
 use crate::fuse::request::Frame;
-use crate::fuse::wire::{OutHeader, opcode};
+use crate::fuse::wire::OutHeader;
 
 /// A connection and its channels. A request must be answered on the channel that it was read from.
 #[derive(Debug)]
@@ -24,18 +25,17 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Serves a connection by `threads` threads.
-    pub(crate) fn new(device: &Arc<OwnedFd>, threads: usize) -> Device {
-        let mut channels = vec![Arc::clone(device)];
-        // Without a channel of its own, a thread shares the first.
-        channels.extend((1..threads).map(|_| clone(device).map_or_else(|_| Arc::clone(device), Arc::new)));
-        Device::with_channels(channels)
-    }
-
-    /// Serves a connection by one thread for each of the channels that somebody has made before.
-    pub(crate) fn with_channels(channels: Vec<Arc<OwnedFd>>) -> Device {
+    /// Serves a connection by one thread for each of its channels.
+    pub(crate) fn new(channels: Vec<Arc<OwnedFd>>) -> Device {
         Device { channels, cpus: Cpus::allowed() }
     }
+}
+
+/// Returns a connection and as many clones of it as it takes for `threads` threads.
+pub(crate) fn channels(device: &Arc<OwnedFd>, threads: usize) -> Vec<Arc<OwnedFd>> {
+    // Without a channel of its own, a thread shares the first.
+    let clones = (1..threads).map(|_| clone(device).map_or_else(|_| Arc::clone(device), Arc::new));
+    std::iter::once(Arc::clone(device)).chain(clones).collect()
 }
 
 impl Transport for Device {
@@ -69,7 +69,7 @@ impl Transport for Device {
 }
 
 /// Makes one more channel of a connection.
-pub(crate) fn clone(device: &OwnedFd) -> io::Result<OwnedFd> {
+fn clone(device: &OwnedFd) -> io::Result<OwnedFd> {
     let clone = File::options().read(true).write(true).open("/dev/fuse")?;
     strata_sys::fuse::clone_device(clone.as_fd(), device.as_fd())?;
     Ok(clone.into())
@@ -83,7 +83,12 @@ fn serve_channel(channel: &Arc<OwnedFd>, operations: &Arc<Operations>) -> io::Re
         match rustix::io::read(&**channel, &mut message) {
             // A channel that is no device says so at its end.
             Ok(0) => return Ok(()),
-            Ok(length) => serve_message(channel, operations, &message[..length], &mut room),
+            Ok(length) => {
+                // What is too short to be a request cannot be answered.
+                let Some(frame) = Frame::of_message(&message[..length]) else { continue };
+                let answer = Answer { channel: Arc::clone(channel), unique: frame.header().unique };
+                serve_frame(operations, &frame, &mut room, answer);
+            }
             // The mount is gone, or the connection was given up.
             Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(()),
             // What was to be read has been taken back.
@@ -93,38 +98,36 @@ fn serve_channel(channel: &Arc<OwnedFd>, operations: &Arc<Operations>) -> io::Re
     }
 }
 
-fn serve_message(channel: &Arc<OwnedFd>, operations: &Arc<Operations>, message: &[u8], room: &mut [u8]) {
-    let Some(frame) = Frame::of_message(message) else { return };
-    let header = *frame.header();
-    operations.counts().add(header.opcode);
-    let request = match frame.parse() {
-        Ok(request) => request,
-        Err(_) if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) => return,
-        Err(error) => return send(channel, header.unique, &Reply::Error(error), &[]),
-    };
-    match operations.serve(&request, room, channel) {
-        Outcome::Now(reply) => send(channel, header.unique, &reply, room),
-        Outcome::Later(job) => {
-            let channel = Arc::clone(channel);
-            operations.slow().run(move || send(&channel, header.unique, &job(&channel), &[]));
-        }
+/// The answer to one request.
+struct Answer {
+    channel: Arc<OwnedFd>,
+    unique: u64,
+}
+
+impl Register for Answer {
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Backing> {
+        let number = strata_sys::fuse::open_backing(self.channel.as_fd(), file)?;
+        Ok(Backing::Numbered { device: Arc::clone(&self.channel), number })
     }
 }
 
-/// Sends an answer. That nobody waits for it any more is no failure.
-fn send(channel: &OwnedFd, unique: u64, reply: &Reply, room: &[u8]) {
-    let in_room = if let Reply::InRoom(length) = reply { room.get(..*length).unwrap_or_default() } else { &[] };
-    let sent = reply.with_bytes(|encoded| {
-        let Some(encoded) = encoded else { return Ok(0) };
-        let parts = [encoded.first, encoded.second, in_room];
-        let length = size_of::<OutHeader>() + parts.iter().map(|part| part.len()).sum::<usize>();
-        let header = OutHeader { len: u32::try_from(length).unwrap_or(u32::MAX), error: encoded.error, unique };
-        let [first, second, third] = parts.map(IoSlice::new);
-        rustix::io::writev(channel, &[IoSlice::new(header.as_bytes()), first, second, third])
-    });
-    match sent {
-        Ok(_) | Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => {}
-        Err(error) => tracing::warn!(unique, %error, "the kernel did not take an answer"),
+impl Sink for Answer {
+    /// That nobody waits for it any more is no failure.
+    fn send(self, reply: &Reply, room: &[u8]) {
+        let unique = self.unique;
+        let in_room = if let Reply::InRoom(length) = reply { room.get(..*length).unwrap_or_default() } else { &[] };
+        let sent = reply.with_bytes(|encoded| {
+            let Some(encoded) = encoded else { return Ok(0) };
+            let parts = [encoded.first, encoded.second, in_room];
+            let length = size_of::<OutHeader>() + parts.iter().map(|part| part.len()).sum::<usize>();
+            let header = OutHeader { len: u32::try_from(length).unwrap_or(u32::MAX), error: encoded.error, unique };
+            let [first, second, third] = parts.map(IoSlice::new);
+            rustix::io::writev(&*self.channel, &[IoSlice::new(header.as_bytes()), first, second, third])
+        });
+        match sent {
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => {}
+            Err(error) => tracing::warn!(unique, %error, "the kernel did not take an answer"),
+        }
     }
 }
 
