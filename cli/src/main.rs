@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Role::MountHelper => {
             return finish(root::choose(None).and_then(|root| mount_helper::mount_helper(&Context { root }, rest)));
         }
+        Role::UmountHelper => return finish(mount_helper::umount_helper(rest)),
         Role::FuseOverlayfs => return finish(mount_helper::fuse_overlayfs(rest)),
     }
     match Cli::try_parse() {

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use strata_engine::MountOptions;
+use strata_engine::{Force, MountOptions};
 
 use crate::command::{self, Context, Outcome};
 
@@ -15,6 +15,8 @@ pub(crate) enum Role {
     Command,
     /// `mount.fuse.strata SOURCE DIR -o OPTIONS`, as mount(8) does.
     MountHelper,
+    /// `umount.fuse.strata DIR`, as umount(8) does.
+    UmountHelper,
     /// `fuse-overlayfs -o OPTIONS DIR`
     FuseOverlayfs,
 }
@@ -24,6 +26,7 @@ impl Role {
     pub(crate) fn of(program: &OsStr) -> Role {
         match Path::new(program).file_name().and_then(OsStr::to_str) {
             Some("mount.fuse.strata" | "mount.strata") => Role::MountHelper,
+            Some("umount.fuse.strata" | "umount.strata") => Role::UmountHelper,
             Some(FUSE_OVERLAYFS) => Role::FuseOverlayfs,
             _ => Role::Command,
         }
@@ -46,6 +49,10 @@ pub(crate) fn mount_helper(context: &Context, arguments: Vec<OsString>) -> Outco
         return Err(anyhow!("usage: mount.fuse.strata SOURCE DIR [-o OPTIONS]").into());
     };
     let mut options = options(&call, MountOptions::default())?;
+    if options.remount {
+        strata_engine::remount(&options, directory)?;
+        return Ok(0);
+    }
     if !options.lower.is_empty() {
         if options.options.source == MountOptions::default().options.source {
             // What stands there is what mount(8) and /proc/self/mountinfo are to show.
@@ -58,6 +65,35 @@ pub(crate) fn mount_helper(context: &Context, arguments: Vec<OsString>) -> Outco
     // mount(8) says `rw` when nobody asked: an image is written only with an upper of its own.
     let options = MountOptions { writable: false, ..options };
     command::mount::named(context, name, &options, directory, &mut std::io::sink())
+}
+
+/// Unmounts as umount(8)'s helper.
+pub(crate) fn umount_helper(arguments: Vec<OsString>) -> Outcome {
+    let mut force = Force::No;
+    let mut directories = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            // The namespace file and the type are umount(8)'s own affair.
+            Some("-N" | "-t") => drop(arguments.next()),
+            Some(flags) if flags.len() > 1 && flags.starts_with('-') => {
+                for flag in flags.chars().skip(1) {
+                    match flag {
+                        'l' => force = Force::Detach,
+                        'f' => force = Force::Abort,
+                        'n' | 'r' | 'v' | 'i' => {}
+                        _ => return Err(anyhow!("unknown option {flags}").into()),
+                    }
+                }
+            }
+            _ => directories.push(PathBuf::from(argument)),
+        }
+    }
+    let [directory] = &directories[..] else {
+        return Err(anyhow!("usage: umount.fuse.strata DIR [-l] [-f]").into());
+    };
+    strata_engine::unmount(directory, force)?;
+    Ok(0)
 }
 
 /// Mounts folders as fuse-overlayfs does.
@@ -77,8 +113,6 @@ pub(crate) fn fuse_overlayfs(arguments: Vec<OsString>) -> Outcome {
     let mut defaults = MountOptions::default();
     defaults.options.source = FUSE_OVERLAYFS.to_owned();
     defaults.options.subtype = FUSE_OVERLAYFS.to_owned();
-    // Whoever calls it so reads the upper by himself, and knows of no folders that lie elsewhere.
-    defaults.options.noredirect = true;
     let options = options(&call, defaults)?;
     let server = strata_engine::mount_folders(&options, directory).map_err(command::mount::explain)?;
     if call.foreground {

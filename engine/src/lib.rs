@@ -55,7 +55,8 @@ pub use info::{Choice, Feature, Info};
 pub use inspect::InspectError;
 pub use launch::{Attached, FinishError, RunError};
 pub use mount::{
-    InvalidOption, MountError, MountMade, MountOptions, MountSource, UnmountError, Writable, mount_folders, unmount,
+    InvalidOption, MountError, MountMade, MountOptions, MountSource, UnmountError, Writable, mount_folders, remount,
+    unmount,
 };
 pub use process::Process;
 pub use size::parse_size;
@@ -65,4 +66,4 @@ pub use strata_imagestore::{
     LoadOptions, Progress, Removed, Timestamp, clean_path,
 };
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
-pub use strata_unionfs::{Change as FileChange, ChangeKind, Upper};
+pub use strata_unionfs::{Change as FileChange, ChangeKind, Force, RemountError, Upper};

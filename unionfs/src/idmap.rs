@@ -72,8 +72,10 @@ impl IdMap {
     }
 
     /// Reads the numbers of fuse-overlayfs's `uidmapping=`: any number of `ON-DISK:SHOWN:COUNT`, with colons between.
+    /// Podman writes a colon before the first one too.
     pub fn parse(text: &str) -> Option<IdMap> {
-        let numbers: Option<Vec<u32>> = text.split(':').map(|number| number.parse().ok()).collect();
+        let numbers: Option<Vec<u32>> =
+            text.split(':').filter(|number| !number.is_empty()).map(|number| number.parse().ok()).collect();
         let numbers = numbers.filter(|numbers| !numbers.is_empty() && numbers.len().is_multiple_of(3))?;
         let ranges = numbers.chunks_exact(3).map(|part| {
             let range = IdRange { container: part[0], host: part[1], count: part[2] };
@@ -220,7 +222,8 @@ mod tests {
     fn numbers_of_fuse_overlayfs() {
         let parsed = IdMap::parse("0:1000:1:1:100000:65536").unwrap();
         assert_eq!(parsed, map());
-        for wrong in ["", "0", "0:1", "0:1:2:3", "a:1:2", "0:1:0", "4294967295:0:2", "-1:0:1", "0:1:2:"] {
+        assert_eq!(IdMap::parse(":0:1000:1:1:100000:65536"), Some(map()));
+        for wrong in ["", "0", "0:1", "0:1:2:3", "a:1:2", "0:1:0", "4294967295:0:2", "-1:0:1", ":"] {
             assert_eq!(IdMap::parse(wrong), None, "{wrong}");
         }
         assert!(IdMap::parse("0:0:4294967295").is_some());

@@ -16,6 +16,7 @@ mod idmap;
 mod lower;
 mod marks;
 mod mount;
+mod mounted;
 mod node;
 pub mod objects;
 mod override_stat;
@@ -32,6 +33,7 @@ pub use helper::mount_by_helper;
 pub use idmap::{IdMap, IdRange, OVERFLOW_ID};
 pub use lower::{FolderError, ImageError};
 pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, adopt, mount, unmount};
+pub use mounted::{Force, RemountError, Server, remount, server_of, unmount_with};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use quota::LayerUsage;
 pub use spec::{

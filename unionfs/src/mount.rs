@@ -34,6 +34,7 @@ pub struct Mounted {
     connection: Connection,
     detached: Option<OwnedFd>,
     report: MountReport,
+    tree: Arc<Tree>,
 }
 
 /// What was chosen for a mount.
@@ -114,23 +115,23 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
     match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => {
             let (device, detached) = mount_by_kernel(context.as_fd(), options, read_only)?;
-            let connection =
-                Connection::new(tree, device, options, threads).map_err(|source| MountError::Handshake { source })?;
+            let connection = Connection::new(Arc::clone(&tree), device, options, threads)
+                .map_err(|source| MountError::Handshake { source })?;
             if let Target::Directory(dir) = target {
                 attach(detached.as_fd(), dir)?;
             }
             let detached = matches!(target, Target::Detached).then_some(detached);
             let report = report(&connection, false, threads);
-            Ok(Mounted { connection, detached, report })
+            Ok(Mounted { connection, detached, report, tree })
         }
         Err(Errno::PERM) if let Target::Directory(dir) = target => {
             let options = Options { read_only, ..options.clone() };
             let device =
                 mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
-            let connection =
-                Connection::new(tree, device, &options, threads).map_err(|source| MountError::Handshake { source })?;
+            let connection = Connection::new(Arc::clone(&tree), device, &options, threads)
+                .map_err(|source| MountError::Handshake { source })?;
             let report = report(&connection, true, threads);
-            Ok(Mounted { connection, detached: None, report })
+            Ok(Mounted { connection, detached: None, report, tree })
         }
         Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
     }
@@ -140,10 +141,10 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
 pub fn adopt(spec: &MountSpec, device: OwnedFd) -> Result<Mounted, MountError> {
     let tree = Arc::new(Tree::open(spec)?);
     let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
-    let connection =
-        Connection::new(tree, device, &spec.options, threads).map_err(|source| MountError::Handshake { source })?;
+    let connection = Connection::new(Arc::clone(&tree), device, &spec.options, threads)
+        .map_err(|source| MountError::Handshake { source })?;
     let report = report(&connection, true, threads);
-    Ok(Mounted { connection, detached: None, report })
+    Ok(Mounted { connection, detached: None, report, tree })
 }
 
 impl Mounted {
@@ -164,20 +165,36 @@ impl Mounted {
 
     /// Serves until the filesystem is unmounted, a detached one until nobody has a reference any more.
     pub fn serve(self) -> Result<(), ServeError> {
+        let somewhere = self.detached.is_none();
         // Our own reference would keep it alive for ever.
         drop(self.detached);
-        Ok(self.connection.serve()?)
+        self.connection.serve()?;
+        if somewhere {
+            // Whoever unmounts a folder and waits for us may switch the machine off then.
+            // Fails only for names that are too long. It tells those who wait that this is the end.
+            let _ = rustix::thread::set_name(crate::mounted::ENDING);
+            self.tree.write_through().map_err(io::Error::from)?;
+        }
+        Ok(())
     }
 }
 
 /// Unmounts the filesystem at `dir`, by `fusermount3` if we may not ourselves.
 pub fn unmount(dir: &Path) -> Result<(), UnmountError> {
+    unmount_as(dir, UnmountFlags::empty())
+}
+
+pub(crate) fn unmount_as(dir: &Path, flags: UnmountFlags) -> Result<(), UnmountError> {
     let failed = |source: io::Error| UnmountError { path: dir.to_owned(), source };
-    match rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW) {
+    match rustix::mount::unmount(dir, flags | UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
         Err(Errno::PERM) => {
-            let output =
-                std::process::Command::new("fusermount3").arg("-u").arg("--").arg(dir).output().map_err(failed)?;
+            let mut helper = std::process::Command::new("fusermount3");
+            helper.arg("-u");
+            if flags.contains(UnmountFlags::DETACH) {
+                helper.arg("-z");
+            }
+            let output = helper.arg("--").arg(dir).output().map_err(failed)?;
             if output.status.success() {
                 return Ok(());
             }

@@ -3,12 +3,19 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use strata_engine::Force;
 
 use super::{Context, Outcome, for_each};
 
-/// Unmount what 'strata mount' mounted
+/// Unmount what 'strata mount' mounted, and wait until everything is on the disk
 #[derive(Debug, Args)]
 pub(crate) struct Umount {
+    /// Let those who use it go on, and hide it from all others
+    #[arg(short, long)]
+    lazy: bool,
+    /// Abort what is waiting for it
+    #[arg(short, long, conflicts_with = "lazy")]
+    force: bool,
     /// Where it was mounted
     #[arg(required = true, value_name = "DIR")]
     directories: Vec<PathBuf>,
@@ -16,5 +23,10 @@ pub(crate) struct Umount {
 
 /// Unmounts folders.
 pub(crate) fn run(_: &Context, umount: &Umount) -> Outcome {
-    for_each(&umount.directories, |directory| Ok(strata_engine::unmount(directory)?))
+    let force = match (umount.lazy, umount.force) {
+        (true, _) => Force::Detach,
+        (false, true) => Force::Abort,
+        (false, false) => Force::No,
+    };
+    for_each(&umount.directories, |directory| Ok(strata_engine::unmount(directory, force)?))
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use strata_imagestore::{ImageError, Stack, StackError};
-use strata_unionfs::{Lower, MountSpec, Options, Upper};
+use strata_unionfs::{Force, Lower, MountSpec, Options, RemountError, Upper};
 
 use crate::container::{
     Container, ContainerId, ContainerName, CreateError, FindError, Locked, RecordError, State, Use,
@@ -147,8 +147,9 @@ pub enum UnmountError {
     Unmount(#[from] strata_unionfs::UnmountError),
 }
 
-/// Unmounts what strata mounted at `directory`, even when its server is dead.
-pub fn unmount(directory: &Path) -> Result<(), UnmountError> {
+/// Unmounts what strata mounted at `directory`, even when its server is dead. If it is alive, returns when everything is
+/// on the disk.
+pub fn unmount(directory: &Path, force: Force) -> Result<(), UnmountError> {
     // The place itself is not looked at: if its server is dead, that fails.
     let absolute = std::path::absolute(directory).map_err(UnmountError::Table)?;
     let place = match (absolute.parent().map(Path::canonicalize), absolute.file_name()) {
@@ -166,7 +167,7 @@ pub fn unmount(directory: &Path) -> Result<(), UnmountError> {
         Some(entry) if entry.kind != FILESYSTEM_TYPE && entry.kind != DROP_IN_TYPE => {
             Err(UnmountError::Foreign { path: directory.display().to_string(), kind: entry.kind.clone() })
         }
-        Some(_) => Ok(strata_unionfs::unmount(&place)?),
+        Some(_) => Ok(strata_unionfs::unmount_with(&place, force, PATIENCE)?),
     }
 }
 
@@ -174,6 +175,14 @@ pub fn unmount(directory: &Path) -> Result<(), UnmountError> {
 pub(crate) const FILESYSTEM_TYPE: &str = "fuse.strata";
 /// The type of those made under the name of the other program.
 const DROP_IN_TYPE: &str = "fuse.fuse-overlayfs";
+
+/// Changes the flags of what is mounted at `directory`.
+pub fn remount(mount: &MountOptions, directory: &Path) -> Result<(), RemountError> {
+    strata_unionfs::remount(directory, &mount.options)
+}
+
+/// How long the end of a mount waits for its server. One that writes to a slow disk may take long; it goes on then.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is mounted, and what must stay locked as long.
 struct Prepared {

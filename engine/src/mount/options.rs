@@ -381,6 +381,10 @@ const MEANINGLESS: &[&str] = &[
     "_netdev",
     "comment",
     "helper",
+    "user_id",
+    "group_id",
+    "rootmode",
+    "fd",
     "uhelper",
     "dev_t",
 ];

@@ -167,6 +167,14 @@ impl Tree {
         if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) }
     }
 
+    /// Waits until everything that was written is on the disk, unless the mount is not to wait for the disk.
+    pub(crate) fn write_through(&self) -> Result<()> {
+        match self.upper.as_ref().filter(|upper| upper.is_writable() && upper.is_durable()) {
+            Some(upper) => rustix::fs::syncfs(backing::reopen(upper.root(), OFlags::RDONLY | OFlags::DIRECTORY)?),
+            None => Ok(()),
+        }
+    }
+
     fn copy_range_by_buffer(&self, from: (Ino, u64), to: (&Object, &OwnedFd, u64), length: u64) -> Result<u64> {
         let step = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 20);
         let mut buffer = vec![0; step];

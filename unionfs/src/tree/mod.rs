@@ -39,6 +39,7 @@ pub use flags::ExtendedFlags;
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use statfs::Usage;
+pub(crate) use xattr::SERVER;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;

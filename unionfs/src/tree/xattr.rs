@@ -23,6 +23,9 @@ use crate::survive;
 impl Tree {
     /// Returns the value of an extended attribute.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if ino == Ino::ROOT && name == SERVER {
+            return Ok(self.about_server());
+        }
         self.check_xattrs()?;
         if !self.shows_xattr(name) {
             return Err(Errno::NODATA);
@@ -42,6 +45,12 @@ impl Tree {
             }
         };
         self.ids.xattr_to_host(name, value.ok_or(Errno::NODATA)?)
+    }
+
+    /// Says which process serves the mount and whether there is something to write to.
+    fn about_server(&self) -> Vec<u8> {
+        let mode = if self.is_read_only() { "ro" } else { "rw" };
+        format!("{} {mode}", std::process::id()).into_bytes()
     }
 
     /// Returns the names of the extended attributes, each ended by a zero byte. Only the privileged see `trusted.` ones.
@@ -158,4 +167,6 @@ fn supplementary_groups(pid: u32) -> Vec<u32> {
     groups.split_ascii_whitespace().filter_map(|group| group.parse().ok()).collect()
 }
 
+/// An attribute of the root that is in no list: who serves it.
+pub(crate) const SERVER: &[u8] = b"strata.server";
 const ESCAPE: &[u8] = b"overlay.";
