@@ -44,6 +44,10 @@ bench *ARGS:
 figures *ARGS: dist
     cargo run --release --package strata-benches --bin figures -- {{ARGS}}
 
+# The file system beside overlayfs, fuse-overlayfs and a plain folder; figures and a picture to benches/results/
+bench-fs *ARGS: dist
+    cargo run --release --package strata-benches --bin bench-fs -- {{ARGS}}
+
 # Licences, sources and banned crates of all dependencies
 deny:
     cargo deny check bans licenses sources

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use strata_benches::report::Report;
-use strata_benches::{load, machine, measure, run, walk};
+use strata_benches::{binary, load, machine, measure, run, walk};
 
 #[expect(clippy::print_stderr, reason = "a command")]
 fn main() -> ExitCode {
@@ -68,19 +68,4 @@ fn figures() -> Result<ExitCode> {
         report.say(format!("written to {}", file.display()));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("STRATA_BIN") {
-        return Ok(PathBuf::from(path));
-    }
-    // This program is in target/release, the static binary in target/HOST/release.
-    let own = std::env::current_exe()?;
-    let target = own.ancestors().nth(2).context("a program in the build folder")?;
-    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let path = target.join(host).join("release/strata");
-    if !path.is_file() {
-        bail!("{path:?} is missing: run `cargo dist` first, or name a binary in STRATA_BIN");
-    }
-    Ok(path)
 }
