@@ -58,7 +58,19 @@ pub(crate) enum LogLevel {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     Run(Box<command::run::Run>),
+    Create(Box<command::create::Create>),
+    Start(command::start::Start),
+    Stop(command::stop::Stop),
+    Restart(command::restart::Restart),
+    Kill(command::kill::Kill),
+    Pause(command::pause::Pause),
+    Unpause(command::pause::Unpause),
+    Wait(command::wait::Wait),
+    Attach(command::attach::AttachTo),
+    Logs(command::logs::Logs),
     Ps(command::ps::Ps),
+    Rename(command::rename::Rename),
+    Update(command::update::UpdateVerb),
     Rm(command::rm::Rm),
     Diff(command::diff::Diff),
     Commit(command::commit::Commit),
@@ -103,8 +115,21 @@ pub(crate) enum ImageVerb {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContainerVerb {
     Run(Box<command::run::Run>),
+    Create(Box<command::create::Create>),
+    Start(command::start::Start),
+    Stop(command::stop::Stop),
+    Restart(command::restart::Restart),
+    Kill(command::kill::Kill),
+    Pause(command::pause::Pause),
+    Unpause(command::pause::Unpause),
+    Wait(command::wait::Wait),
+    Attach(command::attach::AttachTo),
+    Logs(command::logs::Logs),
     #[command(visible_aliases = ["list", "ps"])]
     Ls(command::ps::Ps),
+    Rename(command::rename::Rename),
+    Update(command::update::UpdateVerb),
+    Prune(command::prune::PruneContainers),
     Inspect(command::inspect::InspectContainer),
     #[command(visible_alias = "remove")]
     Rm(command::rm::Rm),

@@ -5,6 +5,7 @@
 
 mod args;
 mod command;
+mod detach_keys;
 mod failure;
 mod logging;
 mod mount_helper;
@@ -33,11 +34,19 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
-    // Before anything else: this runs once per mount and must cost nothing.
-    if rest.first().map(OsString::as_os_str) == Some(OsStr::new(strata_engine::FILESYSTEM_VERB)) {
+    // Before anything else: these run once per mount and once per container, and must cost nothing.
+    let hidden = rest.first().map(OsString::as_os_str);
+    let unblock = || {
         // The command that starts this collects signals, and a blocked one stays blocked over an exec.
         let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+    };
+    if hidden == Some(OsStr::new(strata_engine::FILESYSTEM_VERB)) {
+        unblock();
         return finish(strata_engine::serve_filesystem().map(|()| 0).map_err(Failure::from));
+    }
+    if hidden == Some(OsStr::new(strata_engine::MONITOR_VERB)) {
+        unblock();
+        return finish(strata_engine::watch_container().map(|()| 0).map_err(Failure::from));
     }
     match Role::of(&program) {
         Role::Command => {}
@@ -76,6 +85,18 @@ fn run(cli: Cli) -> Outcome {
 fn needs_ids(verb: &Verb) -> bool {
     match verb {
         Verb::Run(_)
+        | Verb::Create(_)
+        | Verb::Start(_)
+        | Verb::Stop(_)
+        | Verb::Restart(_)
+        | Verb::Kill(_)
+        | Verb::Pause(_)
+        | Verb::Unpause(_)
+        | Verb::Wait(_)
+        | Verb::Attach(_)
+        | Verb::Logs(_)
+        | Verb::Rename(_)
+        | Verb::Update(_)
         | Verb::Ps(_)
         | Verb::Rm(_)
         | Verb::Diff(_)
@@ -100,7 +121,24 @@ fn needs_ids(verb: &Verb) -> bool {
 
 fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
     match verb {
-        Verb::Run(verb) | Verb::Container(ContainerVerb::Run(verb)) => command::run::run(context, verb),
+        Verb::Run(verb) | Verb::Container(ContainerVerb::Run(verb)) => command::run::run(context, verb, out),
+        Verb::Create(verb) | Verb::Container(ContainerVerb::Create(verb)) => command::create::run(context, verb, out),
+        Verb::Start(verb) | Verb::Container(ContainerVerb::Start(verb)) => command::start::run(context, verb, out),
+        Verb::Stop(verb) | Verb::Container(ContainerVerb::Stop(verb)) => command::stop::run(context, verb, out),
+        Verb::Restart(verb) | Verb::Container(ContainerVerb::Restart(verb)) => {
+            command::restart::run(context, verb, out)
+        }
+        Verb::Kill(verb) | Verb::Container(ContainerVerb::Kill(verb)) => command::kill::run(context, verb, out),
+        Verb::Pause(verb) | Verb::Container(ContainerVerb::Pause(verb)) => command::pause::pause(context, verb, out),
+        Verb::Unpause(verb) | Verb::Container(ContainerVerb::Unpause(verb)) => {
+            command::pause::unpause(context, verb, out)
+        }
+        Verb::Wait(verb) | Verb::Container(ContainerVerb::Wait(verb)) => command::wait::run(context, verb, out),
+        Verb::Attach(verb) | Verb::Container(ContainerVerb::Attach(verb)) => command::attach::run(context, verb),
+        Verb::Logs(verb) | Verb::Container(ContainerVerb::Logs(verb)) => command::logs::run(context, verb),
+        Verb::Rename(verb) | Verb::Container(ContainerVerb::Rename(verb)) => command::rename::run(context, verb),
+        Verb::Update(verb) | Verb::Container(ContainerVerb::Update(verb)) => command::update::run(context, verb, out),
+        Verb::Container(ContainerVerb::Prune(verb)) => command::prune::run(context, verb, out),
         Verb::Ps(verb) | Verb::Container(ContainerVerb::Ls(verb)) => command::ps::run(context, verb, out),
         Verb::Rm(verb) | Verb::Container(ContainerVerb::Rm(verb)) => command::rm::run(context, verb, out),
         Verb::Diff(verb) | Verb::Container(ContainerVerb::Diff(verb)) => command::diff::run(context, verb, out),

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use strata_imagestore::{ContainerConfig, Image, Timestamp};
 
 use crate::container::{
-    Config, ContainerId, ContainerName, Limits, Mount, Network, Rlimit, SeccompChoice, UserNamespace, VERSION,
+    Config, ContainerId, ContainerName, Limits, LogConfig, Mount, Network, RestartPolicy, Rlimit, SeccompChoice,
+    UserNamespace, VERSION,
 };
 
 /// A container that is to be.
@@ -33,6 +34,8 @@ pub struct Creation {
     pub tty: bool,
     /// Keep standard input open.
     pub open_stdin: bool,
+    /// Standard input ends with that of the command the container is started for.
+    pub stdin_once: bool,
     /// Remove the container when its process ends.
     pub auto_remove: bool,
     /// Refuse writes to the root.
@@ -67,6 +70,12 @@ pub struct Creation {
     pub shm_size: Option<u64>,
     /// How readily the kernel kills it when memory is short.
     pub oom_score: Option<i32>,
+    /// Whether it is started again when it has ended.
+    pub restart: RestartPolicy,
+    /// Seconds between the signal that asks it to stop and the one that ends it; -1 for never.
+    pub stop_timeout: Option<i64>,
+    /// Where what it writes is kept.
+    pub log: LogConfig,
 }
 
 /// A container that makes no sense. The texts are Docker's where Docker has the case.
@@ -138,6 +147,7 @@ impl Creation {
                 .unwrap_or_else(|| "SIGTERM".to_owned()),
             tty: self.tty,
             open_stdin: self.open_stdin,
+            stdin_once: self.stdin_once,
             auto_remove: self.auto_remove,
             read_only: self.read_only,
             mounts: self.mounts.clone(),
@@ -155,6 +165,9 @@ impl Creation {
             sysctls: self.sysctls.clone(),
             shm_size: self.shm_size,
             oom_score: self.oom_score,
+            restart: self.restart,
+            stop_timeout: self.stop_timeout,
+            log: self.log.clone(),
         })
     }
 

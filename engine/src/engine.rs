@@ -1,14 +1,11 @@
 //! The engine: a root folder with its images and containers.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use strata_imagestore::{ContainerUse, ImageId, OpenError, RemoveOptions, Removed, Stack, StackError, Store};
-use strata_layer::Digest;
 use strata_unionfs::{ImageLayer, Lower};
 
-use crate::container::{Container, Containers, FindError, RecordError, RemoveError, State, Use};
+use crate::container::{Container, Containers, FindError, RecordError};
 
 /// Everything below one root folder.
 #[derive(Debug)]
@@ -16,8 +13,6 @@ pub struct Engine {
     root: PathBuf,
     store: Store,
     containers: Containers,
-    /// How the cgroups of the containers begin; unique to the root.
-    cgroup_prefix: String,
 }
 
 /// A root folder that cannot be used.
@@ -47,13 +42,7 @@ impl Engine {
         let store = Store::open(&absolute).map_err(error)?;
         // One root may be named in several ways, and two roots must never meet in one cgroup.
         let root = absolute.canonicalize().unwrap_or(absolute);
-        let digest = Digest::of(root.as_os_str().as_bytes());
-        Ok(Engine {
-            containers: Containers::new(&root),
-            cgroup_prefix: format!("strata-{}", &digest.hex()[..12]),
-            store,
-            root,
-        })
+        Ok(Engine { containers: Containers::new(&root), store, root })
     }
 
     /// The root folder.
@@ -78,43 +67,13 @@ impl Engine {
         self.containers.find(name)
     }
 
-    /// Removes a container; with `force` even one that runs.
-    pub fn remove_container(&self, name: &str, force: bool) -> Result<(), RemoveContainerError> {
-        let container = self.container(name)?;
-        if container.state.is_running() && !force {
-            return Err(RemoveError::Running(container.config.name).into());
-        }
-        if let State::Running { init, .. } = &container.state {
-            init.kill().map_err(RemoveError::Kill)?;
-        }
-        // Whoever waits for the killed process writes its end, and with `--rm` removes it, before we may.
-        let limit = Duration::from_secs(if force { 10 } else { 2 });
-        let Some(locked) = container.lock(limit).map_err(RemoveError::from)? else {
-            return match self.containers.find(container.config.id.as_str()) {
-                Err(error) if error.is_not_found() => Ok(()),
-                _ => Err(RemoveError::Busy(container.config.name).into()),
-            };
-        };
-        if locked.state.is_running() && !force {
-            return Err(RemoveError::Running(container.config.name).into());
-        }
-        let Some(_unused) = locked.use_files(Use::Alone, Duration::from_secs(2))? else {
-            return Err(RemoveError::Mounted(container.config.name).into());
-        };
-        self.remove_cgroup(&locked);
-        let lease = lease_name(&locked);
-        locked.delete(&self.containers).map_err(RemoveError::from)?;
-        self.release(&lease);
-        Ok(())
-    }
-
     /// Removes an image's name, or the image, as `docker rmi` does.
     pub fn remove_image(&self, name: &str, force: bool) -> Result<Vec<Removed>, RemoveImageError> {
         let uses = self.containers()?.into_iter().filter_map(|container| {
             Some(ContainerUse {
                 container: container.config.id.to_string(),
                 image: image_id(&container)?,
-                running: container.state.is_running(),
+                running: container.state.is_active(),
             })
         });
         let options = RemoveOptions { force, containers: uses.collect() };
@@ -123,10 +82,6 @@ impl Engine {
 
     pub(crate) fn registry(&self) -> &Containers {
         &self.containers
-    }
-
-    pub(crate) fn cgroup_prefix(&self) -> &str {
-        &self.cgroup_prefix
     }
 
     /// The layers that a container stands on. They stay in the store as long as the container, whatever happens to
@@ -168,25 +123,4 @@ pub(crate) fn lower_of(stack: &Stack) -> Lower {
         objects: layer.objects.clone(),
     });
     Lower::Image { index: stack.index.clone(), layers: layers.collect() }
-}
-
-/// A container that was not removed.
-#[derive(Debug, thiserror::Error)]
-pub enum RemoveContainerError {
-    /// It was not found.
-    #[error(transparent)]
-    Find(#[from] FindError),
-    /// It stays.
-    #[error(transparent)]
-    Remove(#[from] RemoveError),
-    /// Its files are not accessible.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-}
-
-impl RemoveContainerError {
-    /// Whether there is no such container.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, RemoveContainerError::Find(error) if error.is_not_found())
-    }
 }

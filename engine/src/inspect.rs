@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use strata_imagestore::{Image, ImageError};
 
-use crate::container::{Container, FindError, Mount, Network, State};
+use crate::container::{Config, Container, FindError, Mount, Network, State};
 use crate::engine::Engine;
 
 /// An object that `inspect` was asked for.
@@ -114,7 +114,8 @@ fn container_json(container: &Container) -> Value {
         "State": state_json(&container.state),
         "Image": config.image,
         "Name": format!("/{}", config.name),
-        "RestartCount": 0,
+        "RestartCount": container.restarts,
+        "LogPath": crate::log::path(container).unwrap_or_default(),
         "Driver": "strata",
         "Platform": "linux",
         "HostConfig": {
@@ -129,7 +130,12 @@ fn container_json(container: &Container) -> Value {
             "NetworkMode": network,
             "PidsLimit": config.limits.pids,
             "ReadonlyRootfs": config.read_only,
-            "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+            "RestartPolicy": { "Name": config.restart.name(), "MaximumRetryCount": config.restart.maximum() },
+            "LogConfig": { "Type": config.log.driver.name(), "Config": log_options(config) },
+            "Privileged": config.privileged,
+            "ShmSize": config.shm_size.unwrap_or(64 << 20),
+            "OomScoreAdj": config.oom_score.unwrap_or(0),
+            "GroupAdd": config.groups,
         },
         "GraphDriver": {
             "Name": "strata",
@@ -141,6 +147,7 @@ fn container_json(container: &Container) -> Value {
             "User": config.user,
             "Tty": config.tty,
             "OpenStdin": config.open_stdin,
+            "StdinOnce": config.stdin_once,
             "Env": config.environment,
             "Cmd": command,
             "Entrypoint": (!entrypoint.is_empty()).then_some(entrypoint),
@@ -148,9 +155,21 @@ fn container_json(container: &Container) -> Value {
             "WorkingDir": config.working_directory,
             "Labels": config.labels,
             "StopSignal": config.stop_signal,
+            "StopTimeout": config.stop_timeout,
         },
         "NetworkSettings": { "Networks": { network: {} } },
     })
+}
+
+fn log_options(config: &Config) -> Value {
+    let mut options = serde_json::Map::new();
+    if let Some(size) = config.log.max_size {
+        options.insert("max-size".to_owned(), json!(size.to_string()));
+    }
+    if let Some(files) = config.log.max_file {
+        options.insert("max-file".to_owned(), json!(files.to_string()));
+    }
+    Value::Object(options)
 }
 
 fn mount_json(mount: &Mount) -> Value {
@@ -176,22 +195,26 @@ fn mount_json(mount: &Mount) -> Value {
 
 fn state_json(state: &State) -> Value {
     const NEVER: &str = "0001-01-01T00:00:00Z";
-    let (pid, started, finished) = match state {
-        State::Created | State::Starting { .. } => (0, NEVER.to_owned(), NEVER.to_owned()),
-        State::Running { init, started, .. } => (init.pid, started.to_string(), NEVER.to_owned()),
-        State::Exited { started, finished, .. } => (0, started.to_string(), finished.to_string()),
+    let started = match state {
+        State::Running { started, .. } | State::Paused { started, .. } => started.to_string(),
+        state => state.end().map_or_else(|| NEVER.to_owned(), |end| end.started.to_string()),
     };
+    let error = match state {
+        State::Created { failure: Some(failure) } => failure.error.as_str(),
+        state => state.end().map_or("", |end| end.error.as_str()),
+    };
+    let end = state.end();
     json!({
         "Status": state.status(),
-        "Running": state.is_running(),
-        "Paused": false,
-        "Restarting": false,
-        "OOMKilled": false,
-        "Dead": false,
-        "Pid": pid,
+        "Running": state.is_active(),
+        "Paused": matches!(state, State::Paused { .. }),
+        "Restarting": matches!(state, State::Restarting { .. }),
+        "OOMKilled": end.is_some_and(|end| end.out_of_memory),
+        "Dead": *state == State::Dead,
+        "Pid": state.init().map_or(0, |init| init.pid),
         "ExitCode": state.exit_code(),
-        "Error": "",
+        "Error": error,
         "StartedAt": started,
-        "FinishedAt": finished,
+        "FinishedAt": end.map_or_else(|| NEVER.to_owned(), |end| end.finished.to_string()),
     })
 }

@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! containers/names                 (exclusive: choosing ids for a user namespace; until the record is there)
-//! containers/<id>                  (exclusive: who creates, starts, follows, changes or removes the container)
+//! containers/<id>                  (exclusive: whoever writes the container's record or removes it; short)
 //! └── containers/<id>/config.json  (exclusive: its files are written; shared: they are only read; kept by the fs process)
 //!     └── the locks of the store   (see strata_imagestore; never held across a call of ours)
 //! ```
@@ -19,9 +19,11 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod channel;
 mod commit;
 mod container;
 mod creation;
+mod disk_use;
 mod durable;
 mod engine;
 mod error_text;
@@ -30,10 +32,14 @@ mod filesystem_features;
 mod info;
 mod inspect;
 mod launch;
+mod lifecycle;
+mod log;
+mod monitor;
 mod mount;
 mod network_files;
 mod process;
 mod recover;
+pub mod signal;
 mod size;
 mod spec;
 mod timestamp;
@@ -41,19 +47,24 @@ mod timestamp;
 pub use bench::{BenchError, LookupReport, Machine, Measure};
 pub use commit::{ChangesError, CommitError, ContainerCommit};
 pub use container::{
-    Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, Event, FindError, InvalidContainerId,
-    InvalidName, Limits, Mount, Network, RecordError, Refused, RemoveError, Rlimit, SeccompChoice, State, Tmpfs,
-    UserNamespace,
+    Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, End, Ended, Event, FindError,
+    InvalidContainerId, InvalidName, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RecordError,
+    Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, StartFailure, State, Tmpfs, UserNamespace,
 };
 pub use creation::{Creation, InvalidCreation};
-pub use engine::{Engine, EngineError, RemoveContainerError, RemoveImageError};
+pub use engine::{Engine, EngineError, RemoveImageError};
 pub use error_text::error_chain;
 pub use filesystem::{
     FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, serve as serve_filesystem,
 };
 pub use info::{Choice, Feature, Info};
 pub use inspect::InspectError;
-pub use launch::{Attached, FinishError, RunError};
+pub use lifecycle::{LifecycleError, RemoveContainerError, RunError, StartOptions, StopOptions};
+pub use log::{LogError, LogOptions, LogReader, LogRecord, LogStream};
+pub use monitor::{
+    AskError, Attach, Monitor, MonitorError, Refusal, Session, SessionEvent, Update, VERB as MONITOR_VERB,
+    watch as watch_container,
+};
 pub use mount::{
     InvalidOption, MountError, MountMade, MountOptions, MountSource, UnmountError, Writable, mount_folders, remount,
     unmount,

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use strata_imagestore::Timestamp;
-use strata_sandbox::cgroup::{Cgroup, CgroupName};
 
-use crate::container::{Container, ContainerId, Event, RecordError, State};
+use crate::container::{Container, ContainerId, Ended, Event, RecordError, StartFailure, State};
 use crate::durable::Durability;
 use crate::engine::{Engine, LEASE_PREFIX, image_id, lease_name};
 
-/// What is shown for a process whose end nobody saw: it was killed with its command.
+/// What is shown for a process whose end nobody saw: it was killed with its monitor.
 const KILLED: i32 = 128 + 9;
 
 impl Engine {
@@ -28,45 +27,38 @@ impl Engine {
         if !locked.is_abandoned() {
             return Ok(());
         }
-        tracing::info!(id = %locked.config.id, "the command of a container is gone");
+        let id = locked.config.id.clone();
+        tracing::info!(%id, "the monitor of a container is gone");
         let event = match &locked.state {
-            State::Running { init, .. } => {
+            State::Running { init, .. } | State::Paused { init, .. } => {
+                // Processes that are stopped do not die.
+                self.registry().thaw(&id);
                 if let Err(error) = init.kill() {
-                    tracing::warn!(id = %locked.config.id, %error, "process not killed");
+                    tracing::warn!(%id, %error, "process not killed");
                     return Ok(());
                 }
-                Event::Ended { code: KILLED, at: Timestamp::now() }
+                let error = "the container's monitor was killed".to_owned();
+                let at = Timestamp::now();
+                Event::Ended(Ended { code: KILLED, at, out_of_memory: false, by_user: false, error })
             }
-            _ => Event::StartFailed,
+            State::Restarting { .. } => Event::GiveUp,
+            _ => Event::StartFailed(StartFailure { code: KILLED, error: "the start was interrupted".to_owned() }),
         };
-        self.remove_cgroup(&locked);
+        self.registry().remove_cgroup(&id);
         if locked.config.auto_remove {
             let lease = lease_name(&locked);
-            locked.delete(self.registry())?;
+            locked.delete_after(event, self.registry())?;
             self.release(&lease);
             return Ok(());
         }
         // Killed between its record and its lease.
-        if event == Event::StartFailed
+        if matches!(event, Event::StartFailed(_))
             && let Some(image) = image_id(&locked)
             && let Err(error) = self.images().lease(&lease_name(&locked), &image)
         {
             tracing::warn!(id = %locked.config.id, error = %crate::error_chain(&error), "layers not kept");
         }
         locked.apply(event, Durability::Synced)
-    }
-
-    /// Removes the cgroup that a container has while it runs, with whatever is in it.
-    pub(crate) fn remove_cgroup(&self, container: &Container) {
-        let removed = self.cgroup_name(container).and_then(|name| Cgroup::open(&name)).and_then(|group| group.remove());
-        if let Err(error) = removed {
-            tracing::warn!(id = %container.config.id, error = %crate::error_chain(&error), "cgroup not removed");
-        }
-    }
-
-    /// The cgroup of a container. It has no parent of ours, which nobody would ever remove.
-    pub(crate) fn cgroup_name(&self, container: &Container) -> Result<CgroupName, strata_sandbox::cgroup::CgroupError> {
-        CgroupName::new(&format!("{}-{}", self.cgroup_prefix(), container.config.id))
     }
 
     /// A lease is taken after the container's record is there and given back after it is gone, so one without a

@@ -124,7 +124,8 @@ fn rlimit(limit: &Rlimit) -> Result<PosixRlimit, OciSpecError> {
     PosixRlimitBuilder::default().typ(kind).soft(limit.soft).hard(limit.hard).build()
 }
 
-fn resources(limits: &Limits) -> Result<LinuxResources, SpecError> {
+/// Translates limits.
+pub(crate) fn resources(limits: &Limits) -> Result<LinuxResources, SpecError> {
     let mut resources = LinuxResourcesBuilder::default();
     if let Some(limit) = limits.memory {
         // As Docker: without a word about swap, as much swap as memory.

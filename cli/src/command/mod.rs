@@ -1,7 +1,10 @@
 //! One file per verb: its options, the call, the rendering.
 
+pub(crate) mod attach;
 pub(crate) mod bench;
 pub(crate) mod commit;
+mod container_options;
+pub(crate) mod create;
 pub(crate) mod diff;
 pub(crate) mod export;
 mod filter;
@@ -10,20 +13,32 @@ pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod inspect;
+pub(crate) mod kill;
 pub(crate) mod load;
+pub(crate) mod logs;
 pub(crate) mod mount;
+pub(crate) mod pause;
+pub(crate) mod prune;
 pub(crate) mod ps;
+pub(crate) mod rename;
+pub(crate) mod restart;
 pub(crate) mod rm;
 pub(crate) mod rmi;
 pub(crate) mod run;
+pub(crate) mod start;
+pub(crate) mod stop;
 pub(crate) mod tag;
 pub(crate) mod umount;
+pub(crate) mod update;
+pub(crate) mod wait;
 
 use std::path::PathBuf;
 
-use strata_engine::Engine;
+use anyhow::Context as _;
+use strata_engine::{ContainerId, Engine, Session};
 
 use crate::failure::Failure;
+use crate::relay::{self, Relay, Signals};
 
 /// What every verb is given.
 #[derive(Debug)]
@@ -56,4 +71,25 @@ pub(crate) fn for_each<T>(operands: &[T], mut action: impl FnMut(&T) -> Result<(
         }
     }
     Ok(code)
+}
+
+/// Follows a container to its end, and returns its exit code.
+fn follow(engine: &Engine, id: &ContainerId, mut session: Session, relay: &Relay, signals: &Signals) -> Outcome {
+    let relayed =
+        relay.run(&mut session, signals).context("relay the container's streams").map_err(Failure::of_engine)?;
+    match relayed {
+        relay::Outcome::Ended(code) => Ok(exit_code(code)),
+        relay::Outcome::Detached => Ok(0),
+        relay::Outcome::Lost => {
+            // This also writes down what is left to be said.
+            let code = engine.wait(id.as_str()).ok().filter(|code| *code != 0).unwrap_or(137);
+            eprintln!("strata: the monitor of container {} was killed, and the container with it", id.short());
+            Ok(exit_code(code))
+        }
+    }
+}
+
+/// The exit code of a process as that of a command.
+fn exit_code(code: i32) -> u8 {
+    u8::try_from(code & 0xff).unwrap_or(u8::MAX)
 }

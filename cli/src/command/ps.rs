@@ -3,9 +3,10 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use strata_engine::{Container, State, Timestamp};
+use strata_engine::{Container, Engine, Mount, State, Timestamp};
 
 use super::filter::{self, Filter};
 use super::{Context, Outcome};
@@ -29,7 +30,7 @@ pub(crate) struct Ps {
     /// Show the latest created container
     #[arg(short, long)]
     latest: bool,
-    /// Show only what fits: status=, name=, id=, ancestor=, label=, exited=
+    /// Show only what fits: status=, name=, id=, ancestor=, label=, exited=, before=, since=, volume=, network=
     #[arg(short, long, value_name = "FILTER", value_parser = filter::parse)]
     filter: Vec<Filter>,
     /// Use 'table', 'table TEMPLATE', 'json' or a Go template
@@ -57,15 +58,16 @@ const SHOWN: [&str; 7] = ["ID", "Image", "Command", "RunningFor", "Status", "Por
 /// Lists containers.
 pub(crate) fn run(context: &Context, ps: &Ps, out: &mut impl Write) -> Outcome {
     let engine = context.engine()?;
-    filter::check(&ps.filter, &["status", "name", "id", "ancestor", "label", "exited"])?;
+    filter::check(&ps.filter, &FILTERS)?;
+    let bounds = bounds(&engine, &ps.filter)?;
     let limit = if ps.latest { Some(1) } else { ps.last };
     let all =
         ps.all || limit.is_some() || ps.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
     let containers = engine.containers()?;
     let chosen = containers
         .iter()
-        .filter(|container| all || container.state.is_running())
-        .filter(|container| fits(container, &ps.filter))
+        .filter(|container| all || container.state.is_active())
+        .filter(|container| fits(container, &ps.filter, &bounds))
         .take(limit.unwrap_or(usize::MAX));
     let now = Timestamp::now();
     if ps.quiet && ps.format.is_none() {
@@ -105,12 +107,17 @@ fn row(container: &Container, whole: bool, now: Timestamp) -> Map<String, Value>
 }
 
 fn status(state: &State, now: Timestamp) -> String {
+    let up = |started: &Timestamp| format!("Up {}", human::duration(human::seconds_between(*started, now)));
     match state {
-        State::Created | State::Starting { .. } => "Created".to_owned(),
-        State::Running { started, .. } => format!("Up {}", human::duration(human::seconds_between(*started, now))),
-        State::Exited { code, finished, .. } => {
-            format!("Exited ({code}) {}", human::age(*finished, now))
+        State::Running { started, .. } => up(started),
+        State::Paused { started, .. } => format!("{} (Paused)", up(started)),
+        State::Restarting { end, .. } => format!("Restarting ({}) {}", end.code, human::age(end.finished, now)),
+        State::Exited { end } | State::Starting { before: Some(end), .. } => {
+            format!("Exited ({}) {}", end.code, human::age(end.finished, now))
         }
+        State::Created { .. } | State::Starting { before: None, .. } => "Created".to_owned(),
+        State::Removing => "Removal In Progress".to_owned(),
+        State::Dead => "Dead".to_owned(),
     }
 }
 
@@ -131,8 +138,32 @@ fn quote(text: &str) -> String {
     out
 }
 
+/// What the filters `before` and `since` name: the moments those containers were created.
+#[derive(Debug, Default)]
+struct Bounds {
+    before: Option<Timestamp>,
+    since: Option<Timestamp>,
+}
+
+/// Looks up what filters name, and refuses values that can never fit.
+fn bounds(engine: &Engine, filters: &[Filter]) -> Result<Bounds> {
+    let mut bounds = Bounds::default();
+    for filter in filters {
+        match filter.key.as_str() {
+            "before" => bounds.before = Some(engine.container(&filter.value)?.config.created),
+            "since" => bounds.since = Some(engine.container(&filter.value)?.config.created),
+            "status" if !STATUSES.contains(&filter.value.as_str()) => {
+                bail!("Unrecognised filter value for status: {}", filter.value)
+            }
+            "exited" if filter.value.parse::<i32>().is_err() => bail!("invalid filter 'exited={}'", filter.value),
+            _ => {}
+        }
+    }
+    Ok(bounds)
+}
+
 /// Filters with one key are alternatives, those with different keys must all fit; labels must all fit.
-fn fits(container: &Container, filters: &[Filter]) -> bool {
+fn fits(container: &Container, filters: &[Filter], bounds: &Bounds) -> bool {
     let config = &container.config;
     let one = |filter: &Filter| match filter.key.as_str() {
         "status" => container.state.status() == filter.value,
@@ -146,16 +177,30 @@ fn fits(container: &Container, filters: &[Filter]) -> bool {
                 || (filter.value.len() >= 4
                     && image.starts_with(filter.value.strip_prefix("sha256:").unwrap_or(&filter.value)))
         }
-        "exited" => {
-            matches!(container.state, State::Exited { code, .. } if code.to_string() == filter.value)
-        }
+        "exited" => match &container.state {
+            State::Exited { end } => end.code.to_string() == filter.value,
+            _ => false,
+        },
+        "before" => bounds.before.is_none_or(|before| config.created < before),
+        "since" => bounds.since.is_none_or(|since| config.created > since),
+        "network" => config.network.to_string() == filter.value,
+        "volume" => config.mounts.iter().any(|mount| match mount {
+            Mount::Bind(bind) => bind.target == filter.value || bind.source.as_os_str() == filter.value.as_str(),
+            Mount::Tmpfs(tmpfs) => tmpfs.target == filter.value,
+        }),
         _ => filter.fits_label(&config.labels),
     };
     filter::all_keys_fit(filters, one)
 }
 
+const FILTERS: [&str; 10] =
+    ["status", "name", "id", "ancestor", "label", "exited", "before", "since", "volume", "network"];
+const STATUSES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+
 #[cfg(test)]
 mod tests {
+    use strata_engine::{End, Process};
+
     use super::*;
 
     #[test]
@@ -166,8 +211,26 @@ mod tests {
     #[test]
     fn statuses_read_as_docker_s() {
         let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
-        let exited = State::Exited { code: 3, started: at(0), finished: at(10) };
-        assert_eq!(status(&exited, at(12)), "Exited (3) 2 seconds ago");
-        assert_eq!(status(&State::Created, at(12)), "Created");
+        let end = || End {
+            code: 3,
+            started: at(0),
+            finished: at(10),
+            out_of_memory: false,
+            by_user: false,
+            error: String::new(),
+        };
+        let owner = Process { pid: 1, start: 1, boot: String::new() };
+        let init = owner.clone();
+        for (state, text) in [
+            (State::created(), "Created"),
+            (State::Exited { end: end() }, "Exited (3) 2 seconds ago"),
+            (State::Running { owner: owner.clone(), init: init.clone(), started: at(9) }, "Up 3 seconds"),
+            (State::Paused { owner: owner.clone(), init, started: at(9) }, "Up 3 seconds (Paused)"),
+            (State::Restarting { owner, end: end() }, "Restarting (3) 2 seconds ago"),
+            (State::Removing, "Removal In Progress"),
+            (State::Dead, "Dead"),
+        ] {
+            assert_eq!(status(&state, at(12)), text);
+        }
     }
 }

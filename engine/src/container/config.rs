@@ -49,6 +49,9 @@ pub struct Config {
     pub tty: bool,
     /// Standard input stays open.
     pub open_stdin: bool,
+    /// Standard input ends with that of the command the container was started for.
+    #[serde(default)]
+    pub stdin_once: bool,
     /// The container is removed when its process ends.
     pub auto_remove: bool,
     /// The root cannot be written.
@@ -98,6 +101,165 @@ pub struct Config {
     /// How readily the kernel kills it when memory is short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_score: Option<i32>,
+    /// Whether it is started again when it has ended.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
+    pub restart: RestartPolicy,
+    /// Seconds between the signal that asks it to stop and the one that ends it; -1 for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_timeout: Option<i64>,
+    /// Where what it writes is kept.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// When a container that has ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    No,
+    /// Always; also by `system recover` when the user had stopped it.
+    Always,
+    /// Always, unless the user stopped it.
+    UnlessStopped,
+    /// When it failed.
+    OnFailure {
+        /// So many times at most; zero for any number.
+        #[serde(default)]
+        maximum: u32,
+    },
+}
+
+/// A text that is no restart policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRestartPolicy {
+    /// The word is unknown. The text is Docker's.
+    #[error("invalid restart policy '{0}'")]
+    Name(String),
+    /// Only `on-failure` counts. The text is Docker's.
+    #[error("maximum retry count cannot be used with restart policy '{0}'")]
+    Count(String),
+    /// The count is no number. The text is Docker's.
+    #[error("invalid restart policy format: maximum retry count must be an integer")]
+    Number,
+}
+
+impl RestartPolicy {
+    /// Docker's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            RestartPolicy::No => "no",
+            RestartPolicy::Always => "always",
+            RestartPolicy::UnlessStopped => "unless-stopped",
+            RestartPolicy::OnFailure { .. } => "on-failure",
+        }
+    }
+
+    /// How often at most; zero for any number.
+    pub fn maximum(self) -> u32 {
+        match self {
+            RestartPolicy::OnFailure { maximum } => maximum,
+            _ => 0,
+        }
+    }
+
+    /// Whether a process that ended by itself with `code`, after `restarts` restarts, is started again.
+    pub(crate) fn wants_restart(self, code: i32, restarts: u32) -> bool {
+        match self {
+            RestartPolicy::No => false,
+            RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
+            RestartPolicy::OnFailure { maximum } => code != 0 && (maximum == 0 || restarts < maximum),
+        }
+    }
+
+    pub(crate) fn is_no(&self) -> bool {
+        *self == RestartPolicy::No
+    }
+}
+
+impl std::str::FromStr for RestartPolicy {
+    type Err = InvalidRestartPolicy;
+
+    fn from_str(text: &str) -> Result<RestartPolicy, InvalidRestartPolicy> {
+        let (name, count) = match text.split_once(':') {
+            Some((name, count)) => (name, Some(count)),
+            None => (text, None),
+        };
+        let plain = match name {
+            "" | "no" => RestartPolicy::No,
+            "always" => RestartPolicy::Always,
+            "unless-stopped" => RestartPolicy::UnlessStopped,
+            "on-failure" => {
+                let maximum = count.map_or(Ok(0), str::parse).map_err(|_| InvalidRestartPolicy::Number)?;
+                return Ok(RestartPolicy::OnFailure { maximum });
+            }
+            _ => return Err(InvalidRestartPolicy::Name(name.to_owned())),
+        };
+        match count {
+            Some(count) if count.parse::<u32>().is_err() => Err(InvalidRestartPolicy::Number),
+            Some(_) => Err(InvalidRestartPolicy::Count(name.to_owned())),
+            None => Ok(plain),
+        }
+    }
+}
+
+/// How a container's output is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogConfig {
+    /// In which form.
+    #[serde(default)]
+    pub driver: LogDriver,
+    /// Bytes after which a new file is begun; zero for one file without end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<u64>,
+    /// So many files at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_file: Option<u32>,
+}
+
+/// The form of a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogDriver {
+    /// Our own, bounded.
+    #[default]
+    Local,
+    /// Docker's JSON lines.
+    JsonFile,
+    /// Nothing is kept.
+    None,
+}
+
+impl LogDriver {
+    /// Docker's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogDriver::Local => "local",
+            LogDriver::JsonFile => "json-file",
+            LogDriver::None => "none",
+        }
+    }
+}
+
+impl LogConfig {
+    /// The bytes after which a new file is begun.
+    pub(crate) fn size_limit(&self) -> u64 {
+        let default = match self.driver {
+            LogDriver::Local => 20 << 20,
+            LogDriver::JsonFile | LogDriver::None => u64::MAX,
+        };
+        self.max_size.filter(|size| *size > 0).unwrap_or(default)
+    }
+
+    /// How many files are kept.
+    pub(crate) fn file_limit(&self) -> u32 {
+        let default = match self.driver {
+            LogDriver::Local => 5,
+            LogDriver::JsonFile | LogDriver::None => 1,
+        };
+        self.max_file.unwrap_or(default).max(1)
+    }
 }
 
 /// A limit of a process.
@@ -224,4 +386,45 @@ pub enum UserNamespace {
     Host,
     /// Its own, with ids that mean nothing on the host.
     Auto,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restart_policies_are_docker_s() {
+        for (text, expected) in [
+            ("", RestartPolicy::No),
+            ("no", RestartPolicy::No),
+            ("always", RestartPolicy::Always),
+            ("unless-stopped", RestartPolicy::UnlessStopped),
+            ("on-failure", RestartPolicy::OnFailure { maximum: 0 }),
+            ("on-failure:3", RestartPolicy::OnFailure { maximum: 3 }),
+        ] {
+            let policy: RestartPolicy = text.parse().unwrap();
+            assert_eq!(policy, expected, "{text}");
+            let written = serde_json::to_string(&policy).unwrap();
+            assert_eq!(serde_json::from_str::<RestartPolicy>(&written).unwrap(), policy, "{written}");
+        }
+        for text in ["sometimes", "always:3", "on-failure:x", "on-failure:-1", "always:x"] {
+            assert!(text.parse::<RestartPolicy>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_is_started_again() {
+        let three = RestartPolicy::OnFailure { maximum: 3 };
+        for (policy, code, restarts, expected) in [
+            (RestartPolicy::No, 1, 0, false),
+            (RestartPolicy::Always, 0, 100, true),
+            (RestartPolicy::UnlessStopped, 0, 100, true),
+            (RestartPolicy::OnFailure { maximum: 0 }, 0, 0, false),
+            (RestartPolicy::OnFailure { maximum: 0 }, 1, 100, true),
+            (three, 1, 2, true),
+            (three, 1, 3, false),
+        ] {
+            assert_eq!(policy.wants_restart(code, restarts), expected, "{policy:?} {code} {restarts}");
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! Containers: their records, their life, and what is done to them.
 //!
-//! A container is a folder, `<root>/containers/<id>/`: `config.json` never changes, `state.json` is replaced on every
+//! A container is a folder, `<root>/containers/<id>/`: `config.json` never changes (what does is in `changes.json`), `state.json` is replaced on every
 //! step, `upper` and `work` are its writable layer. `<root>/containers/names/<name>` is a link to it.
 
+mod cgroup;
+mod changes;
 mod config;
 mod id;
 mod name;
@@ -10,9 +12,12 @@ mod registry;
 mod state;
 
 pub(crate) use config::VERSION;
-pub use config::{Bind, Config, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs, UserNamespace};
+pub use config::{
+    Bind, Config, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit,
+    SeccompChoice, Tmpfs, UserNamespace,
+};
 pub use id::{ContainerId, InvalidContainerId};
 pub use name::{ContainerName, InvalidName};
 pub use registry::{Container, Containers, CreateError, FindError, RecordError, RemoveError};
 pub(crate) use registry::{Locked, Use};
-pub use state::{Event, Refused, State};
+pub use state::{End, Ended, Event, Refused, StartFailure, State};

@@ -16,11 +16,13 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::changes::Changes;
 use super::{Config, ContainerId, ContainerName, Event, Refused, State};
 use crate::durable::{self, Durability};
 
 const CONFIG: &str = "config.json";
 const STATE: &str = "state.json";
+const CHANGES: &str = "changes.json";
 const NAMES: &str = "names";
 /// Folders that are being filled and are no containers yet.
 const CREATING: &str = ".creating-";
@@ -31,6 +33,7 @@ const REMOVING: &str = ".removing-";
 #[derive(Clone, Debug)]
 pub struct Containers {
     folder: PathBuf,
+    pub(super) cgroup_prefix: String,
 }
 
 /// One container: where it is, what it was created with, how it was when it was read.
@@ -41,6 +44,8 @@ pub struct Container {
     pub config: Config,
     /// How it was when it was read; only the holder of `Locked` knows it for certain.
     pub state: State,
+    /// How often its restart policy has started it again since the user did.
+    pub restarts: u32,
 }
 
 /// A container whose record nobody else changes.
@@ -90,6 +95,9 @@ pub enum RecordError {
     /// The life of a container does not allow it.
     #[error(transparent)]
     Refused(#[from] Box<Refused>),
+    /// Somebody else keeps the record.
+    #[error("the record of container {0} is in use by another command, or gone")]
+    Busy(ContainerName),
 }
 
 /// A container that cannot be created.
@@ -149,9 +157,17 @@ pub enum RemoveError {
     /// Its file system is in use.
     #[error("cannot remove container \"/{0}\": its file system is mounted; unmount it first")]
     Mounted(ContainerName),
+    /// Its process is stopped. The text is Docker's.
+    #[error("cannot remove container \"/{0}\": container is paused and must be unpaused first")]
+    Paused(ContainerName),
+    /// It waits to be started again. The text is Docker's.
+    #[error(
+        "cannot remove container \"/{0}\": container is restarting: stop the container before removing or force remove"
+    )]
+    Restarting(ContainerName),
     /// Its process did not end.
     #[error("kill the container's process")]
-    Kill(#[source] rustix::io::Errno),
+    Kill(#[source] io::Error),
     /// Its files stay.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -161,12 +177,14 @@ pub enum RemoveError {
 struct StateFile {
     version: u32,
     state: State,
+    #[serde(default)]
+    restarts: u32,
 }
 
 impl Containers {
     /// Opens the folder, which need not exist yet.
     pub fn new(root: &Path) -> Containers {
-        Containers { folder: root.join("containers") }
+        Containers { folder: root.join("containers"), cgroup_prefix: super::cgroup::prefix(root) }
     }
 
     /// Writes a new container's record and locks it. With no name given, one is drawn.
@@ -205,7 +223,7 @@ impl Containers {
             write_json(&building.join(CONFIG), &config, durability)?;
             write_json(
                 &building.join(STATE),
-                &StateFile { version: super::config::VERSION, state: state.clone() },
+                &StateFile { version: super::config::VERSION, state: state.clone(), restarts: 0 },
                 durability,
             )?;
             break;
@@ -223,7 +241,8 @@ impl Containers {
                 Ok(false) => {
                     let holder = self.holder(&config.name).unwrap_or_default();
                     let name = config.name.clone();
-                    Locked { container: Container { folder, config, state }, _lock: lock }.delete(self)?;
+                    Locked { container: Container { folder, config, state, restarts: 0 }, _lock: lock }
+                        .discard(self)?;
                     return Err(CreateError::NameTaken { name, holder });
                 }
                 Err(error) => return Err(error.into()),
@@ -234,18 +253,23 @@ impl Containers {
                 durable::sync_directory(path).map_err(access(path))?;
             }
         }
-        Ok(Locked { container: Container { folder, config, state }, _lock: lock })
+        Ok(Locked { container: Container { folder, config, state, restarts: 0 }, _lock: lock })
     }
 
     /// Returns every container, the newest first. One that cannot be read is left out and reported in the log.
     pub fn list(&self) -> Result<Vec<Container>, RecordError> {
         let mut containers = Vec::new();
-        for id in self.identifiers()? {
-            match Container::read(self.folder.join(id.as_str())) {
+        for name in self.entries()? {
+            let read = match name.strip_prefix(REMOVING) {
+                Some(_) => Container::read_removed(self.folder.join(&name)),
+                None if name.parse::<ContainerId>().is_ok() => Container::read(self.folder.join(&name)),
+                None => continue,
+            };
+            match read {
                 Ok(container) => containers.push(container),
                 // Raced with its removal.
                 Err(RecordError::Access { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => tracing::warn!(%id, error = %crate::error_chain(&error), "skipped a container"),
+                Err(error) => tracing::warn!(%name, error = %crate::error_chain(&error), "skipped a container"),
             }
         }
         containers
@@ -318,8 +342,11 @@ impl Containers {
             if name.starts_with(CREATING) || name.starts_with(REMOVING) {
                 let path = self.folder.join(&name);
                 // Locked by a command that is still at it, or gone by now.
-                if try_lock_folder(&path).is_ok_and(|lock| lock.is_some()) {
-                    remove_tree(&path)?;
+                if let Ok(Some(_lock)) = try_lock_folder(&path)
+                    && let Err(error) = remove_container_tree(&path)
+                {
+                    // Shown as dead; no reason to refuse everything else.
+                    tracing::warn!(%name, error = %crate::error_chain(&error), "a removed container's files stay");
                 }
             }
         }
@@ -327,12 +354,28 @@ impl Containers {
         for entry in read_folder(&names)? {
             let link = names.join(&entry);
             let target = fs::read_link(&link).ok().and_then(|target| target.file_name().map(|name| name.to_owned()));
-            if target.is_some_and(|target| !self.folder.join(target).exists()) {
+            let Some(target) = target else { continue };
+            let folder = self.folder.join(&target);
+            if !folder.exists() || self.is_second_name(&folder, &entry) {
                 // Raced with the command that removes the container: then it is gone, which is as well.
                 let _ = fs::remove_file(&link);
             }
         }
         Ok(())
+    }
+
+    /// Whether a container has another name than this one by its record, which nobody is about to change.
+    fn is_second_name(&self, folder: &Path, name: &str) -> bool {
+        // Only renamed containers have this file: for all others there is nothing to read.
+        if !folder.join(CHANGES).exists() {
+            return false;
+        }
+        match try_lock_folder(folder) {
+            Ok(Some(_lock)) => {
+                Container::read(folder.to_owned()).is_ok_and(|container| container.config.name.as_str() != name)
+            }
+            _ => false,
+        }
     }
 
     fn find_by_name(&self, text: &str) -> Option<ContainerId> {
@@ -417,12 +460,32 @@ impl Container {
 
     fn read(folder: PathBuf) -> Result<Container, RecordError> {
         let path = folder.join(CONFIG);
-        let config: Config = read_json(&path)?;
+        let mut config: Config = read_json(&path)?;
         if config.version > super::config::VERSION {
             return Err(RecordError::Version { path, version: config.version });
         }
-        let state = read_json::<StateFile>(&folder.join(STATE))?.state;
-        Ok(Container { folder, config, state })
+        let path = folder.join(CHANGES);
+        match read_json::<Changes>(&path) {
+            Ok(changes) if changes.version > super::config::VERSION => {
+                return Err(RecordError::Version { path, version: changes.version });
+            }
+            Ok(changes) => changes.apply(&mut config),
+            Err(RecordError::Access { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let StateFile { state, restarts, .. } = read_json(&folder.join(STATE))?;
+        Ok(Container { folder, config, state, restarts })
+    }
+
+    /// Reads what is no container any more: somebody deletes it, or nobody could.
+    fn read_removed(folder: PathBuf) -> Result<Container, RecordError> {
+        let in_work = match try_lock_folder(&folder) {
+            Ok(lock) => lock.is_none(),
+            Err(source) => return Err(RecordError::Access { path: folder, source }),
+        };
+        let mut container = Container::read(folder)?;
+        container.state = if in_work { State::Removing } else { State::Dead };
+        Ok(container)
     }
 
     /// Waits at most `limit` for the container's lock and reads the container again; `None` when another command
@@ -451,15 +514,71 @@ impl Container {
 impl Locked {
     /// Moves the container on `event` and writes its new state.
     pub(crate) fn apply(&mut self, event: Event, durability: Durability) -> Result<(), RecordError> {
+        let restarts = match event {
+            Event::Start { .. } => 0,
+            Event::Restart => self.container.restarts.saturating_add(1),
+            _ => self.container.restarts,
+        };
         let state = self.container.state.apply(event)?;
-        let file = StateFile { version: super::config::VERSION, state: state.clone() };
+        let file = StateFile { version: super::config::VERSION, state: state.clone(), restarts };
         durable_json(&self.container.folder.join(STATE), &file, durability)?;
         self.container.state = state;
+        self.container.restarts = restarts;
         Ok(())
+    }
+
+    /// Changes what may change of its configuration. A new name is taken before the old one is given back.
+    pub(crate) fn change(
+        &mut self,
+        containers: &Containers,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<(), CreateError> {
+        let mut config = self.container.config.clone();
+        change(&mut config);
+        let path = self.container.folder.join(CHANGES);
+        let write = |config: &Config| durable_json(&path, &Changes::of(config), Durability::Synced);
+        if config.name == self.container.config.name {
+            write(&config)?;
+            self.container.config = config;
+            return Ok(());
+        }
+        let names = containers.folder.join(NAMES);
+        if let Some(holder) = containers.holder(&config.name) {
+            return Err(CreateError::NameTaken { name: config.name, holder });
+        }
+        if !containers.take_name(&config.name, &config.id)? {
+            let holder = containers.holder(&config.name).unwrap_or_default();
+            return Err(CreateError::NameTaken { name: config.name, holder });
+        }
+        // Killed here, the container has two names; its record says which one is right, and sweeping removes the other.
+        let old = names.join(self.container.config.name.as_str());
+        write(&config)?;
+        fs::remove_file(&old).map_err(access(&old))?;
+        durable::sync_directory(&names).map_err(access(&names))?;
+        self.container.config = config;
+        Ok(())
+    }
+
+    /// Lets others change the record.
+    pub(crate) fn unlock(self) -> Container {
+        self.container
+    }
+
+    /// Deletes a container that was never more than its record.
+    pub(crate) fn discard(mut self, containers: &Containers) -> Result<(), RecordError> {
+        self.container.state = State::created();
+        self.delete(containers)
+    }
+
+    /// Moves the container on `event` and deletes it, without writing the state in between.
+    pub(crate) fn delete_after(mut self, event: Event, containers: &Containers) -> Result<(), RecordError> {
+        self.container.state = self.container.state.apply(event)?;
+        self.delete(containers)
     }
 
     /// Makes the container disappear, then deletes its files.
     pub(crate) fn delete(self, containers: &Containers) -> Result<(), RecordError> {
+        self.container.state.apply(Event::Remove)?;
         let Container { folder, config, .. } = &self.container;
         let link = containers.folder.join(NAMES).join(config.name.as_str());
         // Only its own name: the link may by now belong to another container.
@@ -468,7 +587,7 @@ impl Locked {
         }
         let removing = containers.folder.join(format!("{REMOVING}{}", config.id));
         fs::rename(folder, &removing).map_err(access(folder))?;
-        remove_tree(&removing)
+        remove_container_tree(&removing)
     }
 }
 
@@ -478,6 +597,14 @@ impl std::ops::Deref for Locked {
     fn deref(&self) -> &Container {
         &self.container
     }
+}
+
+/// Deletes a container's folder, its record last: what cannot be deleted can still be shown.
+fn remove_container_tree(path: &Path) -> Result<(), RecordError> {
+    for inner in ["upper", "work"] {
+        remove_tree(&path.join(inner))?;
+    }
+    remove_tree(path)
 }
 
 /// Deletes a folder with all it holds; follows no link.
@@ -582,6 +709,7 @@ mod tests {
             stop_signal: "SIGTERM".to_owned(),
             tty: false,
             open_stdin: false,
+            stdin_once: false,
             auto_remove,
             read_only: false,
             mounts: Vec::new(),
@@ -599,12 +727,15 @@ mod tests {
             sysctls: Default::default(),
             shm_size: None,
             oom_score: None,
+            restart: Default::default(),
+            stop_timeout: None,
+            log: Default::default(),
         }
     }
 
     fn create(containers: &Containers, name: Option<&str>) -> Result<Locked, CreateError> {
         let name = name.map(|name| name.parse().unwrap());
-        containers.create(config(false), State::Created, name, Durability::Relaxed)
+        containers.create(config(false), State::created(), name, Durability::Relaxed)
     }
 
     fn names(containers: &Containers) -> Vec<String> {
@@ -668,12 +799,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let containers = Containers::new(root.path());
         let mut locked = create(&containers, Some("web")).unwrap();
-        assert!(locked.apply(Event::StartFailed, Durability::Relaxed).is_err());
-        assert_eq!(containers.find("web").unwrap().state, State::Created);
+        assert!(locked.apply(Event::Pause, Durability::Relaxed).is_err());
+        assert_eq!(containers.find("web").unwrap().state, State::created());
         let owner = Process::current();
         locked.apply(Event::Start { owner: owner.clone() }, Durability::Relaxed).unwrap();
         let read = containers.find("web").unwrap();
-        assert_eq!(read.state, State::Starting { owner });
+        assert_eq!(read.state, State::Starting { owner, before: None });
         assert!(!read.is_abandoned());
     }
 
@@ -712,6 +843,48 @@ mod tests {
         drop(live);
         containers.sweep().unwrap();
         assert_eq!(names(&containers), kept);
+    }
+
+    #[test]
+    fn a_renamed_container_has_one_name_even_when_killed_in_between() {
+        let root = tempfile::tempdir().unwrap();
+        let containers = Containers::new(root.path());
+        let _ = create(&containers, Some("other")).unwrap();
+        let mut locked = create(&containers, Some("web")).unwrap();
+        let rename = |name: &str| {
+            let name = name.parse().unwrap();
+            move |config: &mut Config| config.name = name
+        };
+        let error = locked.change(&containers, rename("other")).unwrap_err();
+        assert!(matches!(error, CreateError::NameTaken { .. }), "{error}");
+        locked.change(&containers, rename("shop")).unwrap();
+        assert_eq!(containers.find("shop").unwrap().config.name.as_str(), "shop");
+        assert!(containers.find("web").unwrap_err().is_not_found());
+        // As if killed before the record was written, and after.
+        let id = locked.config.id.to_string();
+        let link = |name: &str| {
+            std::os::unix::fs::symlink(format!("../{id}"), containers.folder.join(NAMES).join(name)).unwrap();
+        };
+        link("next");
+        drop(locked);
+        containers.sweep().unwrap();
+        assert!(containers.find("next").unwrap_err().is_not_found());
+        assert_eq!(containers.find("shop").unwrap().config.id.as_str(), id);
+    }
+
+    #[test]
+    fn what_cannot_be_deleted_is_dead_and_what_is_being_deleted_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let containers = Containers::new(root.path());
+        let locked = create(&containers, Some("web")).unwrap();
+        let removing = containers.folder.join(format!("{REMOVING}{}", locked.config.id));
+        fs::rename(locked.folder(), &removing).unwrap();
+        let states = || containers.list().unwrap().into_iter().map(|found| found.state).collect::<Vec<_>>();
+        assert_eq!(states(), [State::Removing]);
+        drop(locked);
+        assert_eq!(states(), [State::Dead]);
+        containers.sweep().unwrap();
+        assert_eq!(states(), []);
     }
 
     #[test]

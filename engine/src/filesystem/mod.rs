@@ -16,7 +16,6 @@
 //! If the command is gone before the reply arrives, the fs process undoes the mount and ends; a detached mount ends
 //! with its last descriptor in any case.
 
-mod channel;
 mod process;
 mod server;
 

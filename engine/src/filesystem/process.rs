@@ -12,7 +12,8 @@ use rustix::process::{Pid, PidfdFlags};
 use strata_sandbox::capabilities::{SYS_ADMIN, has_effective};
 use strata_unionfs::MountSpec;
 
-use super::{Reply, Request, VERB, channel};
+use super::{Reply, Request, VERB};
+use crate::channel;
 use crate::process::wait_for_end;
 
 /// A running filesystem process.
@@ -100,6 +101,11 @@ impl FilesystemProcess {
     /// The process number.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Becomes readable when the process has ended.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Hands out the descriptor of a detached mount.

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
 use strata_unionfs::{IdMap, IdRange, MountSpec, Mounted, Options, Target};
 
-use super::{Reply, Request, channel};
+use super::{Reply, Request};
+use crate::channel;
 
 /// Why a filesystem process ended early.
 #[derive(Debug, thiserror::Error)]

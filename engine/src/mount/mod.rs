@@ -256,7 +256,7 @@ impl Engine {
     }
 
     fn prepare_container(&self, container: &Container, writable: Writable) -> Result<Prepared, MountError> {
-        if container.state.is_running() {
+        if container.state.owner().is_some() {
             return Err(MountError::Running(container.config.name.clone()));
         }
         if let Writable::At(_) = writable {
@@ -287,8 +287,8 @@ impl Engine {
         let id = ContainerId::random().map_err(MountError::Random)?;
         let image = self.images().image(image)?;
         let config = creation.configure(id, &image)?;
-        let made = self.registry().create(config, State::Created, None, Durability::Synced)?;
-        let prepared = prepare_upper(&made, stack).map_err(MountError::Upper);
+        let made = self.registry().create(config, State::created(), None, Durability::Synced)?;
+        let prepared = prepare_upper(&made, &stack.index).map_err(MountError::Upper);
         let kept = prepared.and_then(|()| Ok(self.images().lease(&lease_name(&made), &image.id)?));
         match kept {
             Ok(()) => Ok(made),

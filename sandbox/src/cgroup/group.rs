@@ -126,6 +126,12 @@ impl Cgroup {
         text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
     }
 
+    /// Tells whether there is a directory through which the processes inside can be stopped.
+    #[must_use]
+    pub fn can_freeze(&self) -> bool {
+        self.with_controller("freezer").is_some() || self.groups.iter().any(|group| group.version == Version::V2)
+    }
+
     /// Stops every process inside where it is.
     ///
     /// # Errors

@@ -23,7 +23,11 @@ pub(crate) fn register(suite: &mut Suite) {
 /// Kills the command itself, which runs below `timeout`.
 fn kill_command(child: &mut Child) -> Result<()> {
     let task = format!("/proc/{0}/task/{0}/children", child.id());
-    let children = fs::read_to_string(task)?;
+    let mut children = fs::read_to_string(&task)?;
+    // It may not have come to starting it.
+    while children.is_empty() && child.try_wait()?.is_none() {
+        children = fs::read_to_string(&task)?;
+    }
     for pid in children.split_whitespace() {
         let pid = Pid::from_raw(pid.parse()?).context("a process number")?;
         // It may have ended by itself.

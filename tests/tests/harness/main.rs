@@ -8,6 +8,7 @@ mod exit_codes;
 mod folders;
 mod interrupted;
 mod isolation;
+mod lifecycle;
 mod oracles;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     folders::register(&mut suite);
     interrupted::register(&mut suite);
     isolation::register(&mut suite);
+    lifecycle::register(&mut suite);
     oracles::register(&mut suite);
     suite.run()
 }

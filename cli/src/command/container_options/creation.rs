@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use strata_engine::{
-    Bind, Creation, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs, UserNamespace, clean_path, parse_size,
+    Bind, Creation, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit, SeccompChoice, Tmpfs,
+    UserNamespace, clean_path, parse_size,
 };
 
-use super::Run;
+use super::{ContainerOptions, LimitOptions};
 
 /// Reads all options of `run`.
-pub(super) fn creation(run: &Run) -> Result<Creation> {
+pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
     let (image, command) = run.image_and_command.split_first().expect("clap requires one value");
     let mut mounts = Vec::new();
     for text in &run.volume {
@@ -55,21 +56,65 @@ pub(super) fn creation(run: &Run) -> Result<Creation> {
         auto_remove: run.rm,
         read_only: run.read_only,
         mounts,
-        limits: limits(run)?,
+        limits: limits(&run.limits)?,
         cap_add: run.cap_add.clone(),
         cap_drop: run.cap_drop.clone(),
         seccomp,
         no_new_privileges,
         network: network(&run.network)?,
         user_namespace: user_namespace(&run.userns)?,
-        stop_signal: run.stop_signal.clone(),
+        stop_signal: run.stop_signal.as_deref().map(signal).transpose()?,
         labels: run.label.iter().map(|label| pair(label)).collect::<BTreeMap<_, _>>(),
         privileged: run.privileged,
         rlimits: run.ulimit.iter().map(|limit| rlimit(limit)).collect::<Result<_>>()?,
         sysctls: run.sysctl.iter().map(|sysctl| pair(sysctl)).collect::<BTreeMap<_, _>>(),
         shm_size: run.shm_size.as_deref().map(parse_size).transpose().map_err(|error| anyhow!(error))?,
         oom_score: run.oom_score_adj,
+        restart: restart(run)?,
+        stop_timeout: run.stop_timeout,
+        log: log(&run.log_driver, &run.log_opt)?,
+        stdin_once: false,
     })
+}
+
+fn restart(run: &ContainerOptions) -> Result<RestartPolicy> {
+    if run.rm && run.restart != RestartPolicy::No {
+        bail!("Conflicting options: --restart and --rm");
+    }
+    Ok(run.restart)
+}
+
+fn signal(text: &str) -> Result<String> {
+    match strata_engine::signal::parse(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => bail!("Invalid signal: {text}"),
+    }
+}
+
+fn log(driver: &str, options: &[String]) -> Result<LogConfig> {
+    let driver = match driver {
+        "local" => LogDriver::Local,
+        "json-file" => LogDriver::JsonFile,
+        "none" => LogDriver::None,
+        other => bail!("logger: no log driver named '{other}' is registered"),
+    };
+    let mut config = LogConfig { driver, ..LogConfig::default() };
+    for option in options {
+        let (name, value) = pair(option);
+        match name.as_str() {
+            "max-size" if value == "-1" => config.max_size = Some(u64::MAX),
+            "max-size" => config.max_size = Some(parse_size(&value).map_err(|error| anyhow!(error))?),
+            "max-file" => {
+                let files = value.parse().ok().filter(|files| *files > 0);
+                config.max_file = Some(files.ok_or_else(|| anyhow!("max-file cannot be less than 1"))?);
+            }
+            other => bail!("unknown log opt '{other}' for {} log driver", driver.name()),
+        }
+    }
+    if driver == LogDriver::JsonFile && config.max_file.is_some_and(|files| files > 1) && config.max_size.is_none() {
+        bail!("max-file cannot be used without max-size");
+    }
+    Ok(config)
 }
 
 /// Reads `HOST:CONTAINER[:OPTIONS]`.
@@ -252,7 +297,8 @@ fn user_namespace(text: &str) -> Result<UserNamespace> {
     }
 }
 
-fn limits(run: &Run) -> Result<Limits> {
+/// Reads the limits.
+pub(crate) fn limits(run: &LimitOptions) -> Result<Limits> {
     const MINIMUM_MEMORY: i64 = 6 << 20;
     let bytes = |flag: &str, text: &String| -> Result<i64> {
         let bytes =

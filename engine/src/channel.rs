@@ -15,7 +15,7 @@ const MAX_DESCRIPTORS: usize = 16;
 const MAX_LENGTH: usize = 16 << 20;
 
 /// Sends `message` and copies of `descriptors`.
-pub(super) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let body = serde_json::to_vec(message)?;
     if body.len() > MAX_LENGTH || descriptors.len() > MAX_DESCRIPTORS {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -40,7 +40,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, descriptors
 }
 
 /// Receives one message; an end of the stream before it is complete is `UnexpectedEof`.
-pub(super) fn receive<T: for<'a> Deserialize<'a>>(socket: BorrowedFd<'_>) -> io::Result<(T, Vec<OwnedFd>)> {
+pub(crate) fn receive<T: for<'a> Deserialize<'a>>(socket: BorrowedFd<'_>) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut descriptors = Vec::new();
     let mut length = [0_u8; 4];
     let mut filled = 0;

@@ -1,0 +1,119 @@
+//! What users do to containers.
+
+mod change;
+mod create;
+mod remove;
+mod start;
+mod stop;
+
+pub use create::RunError;
+pub use remove::RemoveContainerError;
+pub use start::StartOptions;
+pub use stop::StopOptions;
+
+use crate::container::{Container, ContainerId, CreateError, FindError, RecordError, State};
+use crate::engine::Engine;
+use crate::log::{LogError, LogOptions, LogReader};
+use crate::monitor::{AskError, Attach, Request, Session, ask};
+
+/// Something that cannot be done to a container. The texts are Docker's where Docker has the case.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// It was not found.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// Its record cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Its name is taken.
+    #[error("Error when allocating new name")]
+    Name(#[source] CreateError),
+    /// It has that name.
+    #[error("Renaming a container with the same name as its current name")]
+    SameName,
+    /// It does not run.
+    #[error("Container {0} is not running")]
+    NotRunning(ContainerId),
+    /// It does not run, and cannot be killed therefore.
+    #[error("Cannot kill container: {name}: Container {id} is not running")]
+    NotKilled {
+        /// As the user named it.
+        name: String,
+        /// The container.
+        id: ContainerId,
+    },
+    /// It is not paused.
+    #[error("Container {0} is not paused")]
+    NotPaused(ContainerId),
+    /// There is nothing to attach to.
+    #[error("You cannot attach to a stopped container, start it first")]
+    AttachStopped,
+    /// Nothing would come.
+    #[error("You cannot attach to a paused container, unpause it first")]
+    AttachPaused,
+    /// It does not run at the moment.
+    #[error("You cannot attach to a restarting container, wait until it is running")]
+    AttachRestarting,
+    /// It is being put together by another command.
+    #[error("container {0} is being started by another command")]
+    Starting(ContainerId),
+    /// It must run for that.
+    #[error("cannot set limits: {0}")]
+    Limits(String),
+    /// Its monitor does not do it.
+    #[error(transparent)]
+    Monitor(#[from] AskError),
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] RunError),
+    /// Its monitor went away in the middle.
+    #[error("wait for the end of the container")]
+    Wait(#[source] std::io::Error),
+}
+
+impl LifecycleError {
+    /// Whether there is no such container.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, LifecycleError::Find(error) if error.is_not_found())
+    }
+}
+
+impl Engine {
+    /// Asks the monitor of a container that runs.
+    fn ask_running(&self, container: &Container, request: &Request) -> Result<(Session, Vec<String>), LifecycleError> {
+        if !container.state.is_active() {
+            return Err(match &container.state {
+                State::Starting { .. } => LifecycleError::Starting(container.config.id.clone()),
+                _ => LifecycleError::NotRunning(container.config.id.clone()),
+            });
+        }
+        match ask(container, request) {
+            // It ended meanwhile.
+            Err(AskError::Gone) => Err(LifecycleError::NotRunning(container.config.id.clone())),
+            result => Ok(result?),
+        }
+    }
+
+    /// Connects to the first process of a container.
+    pub fn attach(&self, name: &str, attach: Attach) -> Result<(Container, Session), LifecycleError> {
+        let container = self.container(name)?;
+        match &container.state {
+            State::Paused { .. } => return Err(LifecycleError::AttachPaused),
+            State::Restarting { .. } => return Err(LifecycleError::AttachRestarting),
+            State::Running { .. } => {}
+            _ => return Err(LifecycleError::AttachStopped),
+        }
+        match self.ask_running(&container, &Request::Attach(attach)) {
+            Ok((session, _)) => Ok((container, session)),
+            Err(LifecycleError::NotRunning(_)) => Err(LifecycleError::AttachStopped),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads what a container wrote.
+    pub fn logs(&self, name: &str, options: LogOptions) -> Result<(Container, LogReader), LogError> {
+        let container = self.container(name)?;
+        let reader = LogReader::open(&container, options)?;
+        Ok((container, reader))
+    }
+}

@@ -1,0 +1,134 @@
+//! The messages: what a monitor is given to do, what commands ask of it, what it answers.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use strata_unionfs::Lower;
+
+use crate::container::{Config, ContainerId, Limits, RestartPolicy};
+
+/// The container that a monitor is for, sent before anything else, together with the hold on the layers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Task {
+    /// The root folder.
+    pub(crate) root: PathBuf,
+    /// The container. Its record names this monitor as its owner already.
+    pub(crate) id: ContainerId,
+    /// What its root stands on.
+    pub(crate) lower: Lower,
+    /// The merged index of that.
+    pub(crate) index: PathBuf,
+    /// The size of the user's terminal.
+    pub(crate) size: Option<(u16, u16)>,
+    /// What becomes of the connection when the process runs.
+    pub(crate) attach: Option<Attach>,
+}
+
+/// What a command is connected to. Without any of it, it only hears of the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Its input goes to the process.
+    pub input: bool,
+    /// It gets what the process writes.
+    pub output: bool,
+    /// It gets what the process complains.
+    pub error: bool,
+}
+
+impl Attach {
+    /// All three streams.
+    pub fn all() -> Attach {
+        Attach { input: true, output: true, error: true }
+    }
+}
+
+/// What a command asks of the monitor of a running container.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// To be connected to the first process.
+    Attach(Attach),
+    /// A signal to the first process.
+    Signal(i32),
+    /// An end, by force after a while; answered when it has come.
+    Stop {
+        /// The signal that asks for it; that of the container if absent.
+        signal: Option<i32>,
+        /// Seconds until force is used; -1 for never.
+        timeout: i64,
+    },
+    /// As `Stop`, and then a new start; answered when that has come about.
+    Restart {
+        /// As for `Stop`.
+        signal: Option<i32>,
+        /// As for `Stop`.
+        timeout: i64,
+    },
+    /// The end at once; answered when it has come.
+    Kill,
+    /// Stop all processes where they are.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Other limits, another restart policy.
+    Update(Box<Update>),
+}
+
+/// What `update` changes; what is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// Limits, of which those that are absent stay.
+    pub limits: Limits,
+    /// The restart policy.
+    pub restart: Option<RestartPolicy>,
+}
+
+impl Update {
+    /// Puts it into a configuration.
+    pub(crate) fn apply(&self, config: &mut Config) {
+        fn set<T: Clone>(known: &mut Option<T>, new: &Option<T>) {
+            if new.is_some() {
+                known.clone_from(new);
+            }
+        }
+        let Limits { memory, memory_and_swap, nano_cpus, cpu_shares, cpuset, pids } = &self.limits;
+        set(&mut config.limits.memory, memory);
+        set(&mut config.limits.memory_and_swap, memory_and_swap);
+        set(&mut config.limits.nano_cpus, nano_cpus);
+        set(&mut config.limits.cpu_shares, cpu_shares);
+        set(&mut config.limits.cpuset, cpuset);
+        set(&mut config.limits.pids, pids);
+        if let Some(restart) = self.restart {
+            config.restart = restart;
+        }
+    }
+}
+
+/// What came of a request.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// It is done.
+    Done,
+    /// It is done, and this should be known.
+    Warned(Vec<String>),
+    /// It is not done.
+    Refused(Refusal),
+}
+
+/// Why a monitor did not do what it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// The reason, in one line.
+    pub text: String,
+    /// The exit code for a command that was to run something.
+    pub code: u8,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+impl Refusal {
+    /// A failure of strata itself.
+    pub(crate) fn of(error: &dyn std::error::Error) -> Refusal {
+        Refusal { text: crate::error_chain(error), code: 125, hint: None }
+    }
+}
