@@ -37,7 +37,7 @@ pub use mounted::{Force, RemountError, Server, remount, server_of, unmount_with}
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use quota::LayerUsage;
 pub use spec::{
-    ImageLayer, Limits, Lower, MountSpec, Options, Passthrough, Transport, Upper, UserXattr, XattrPermissions,
+    ImageLayer, Limits, Lower, Metacopy, MountSpec, Options, Passthrough, Transport, Upper, UserXattr, XattrPermissions,
 };
 pub use tree::{
     Access, Caller, DirEntry, ExtendedFlags, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage,

@@ -27,7 +27,6 @@ use rustix::io::Errno;
 
 use crate::Result;
 use crate::backing;
-use crate::marks;
 use crate::spec::Limits;
 use crate::upper::{LOOK, UpperLayer, for_each_name};
 
@@ -334,7 +333,7 @@ fn count_names(upper: &UpperLayer, dir: &OwnedFd, add: &mut impl FnMut(&backing:
         };
         let raw = backing::stat(file.as_fd())?;
         let foreign = raw.device != upper.device();
-        if foreign || marks::shown_kind(file.as_fd(), &raw)?.is_none() {
+        if foreign || upper.marks().shown_kind(file.as_fd(), &raw)?.is_none() {
             return Ok(());
         }
         add(&raw);

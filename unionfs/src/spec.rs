@@ -99,6 +99,8 @@ pub struct Options {
     pub static_nlink: bool,
     /// Refuses (EXDEV) to move folders of the lowers rather than note where they came from.
     pub noredirect: bool,
+    /// Whether changing a lower file's attributes copies only them.
+    pub metacopy: Metacopy,
     /// Where owners, permissions and types are kept that the upper's filesystem would refuse to store.
     pub xattr_permissions: XattrPermissions,
     /// How much the upper may hold.
@@ -136,6 +138,7 @@ impl Default for Options {
             noxattrs: false,
             static_nlink: false,
             noredirect: false,
+            metacopy: Metacopy::Auto,
             xattr_permissions: XattrPermissions::Off,
             limits: Limits::default(),
             userxattr: UserXattr::Auto,
@@ -176,6 +179,18 @@ impl Transport {
             Transport::Fuser => "fuser",
         }
     }
+}
+
+/// Whether a file can have its attributes in the upper and its data in the lower.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Metacopy {
+    /// Where overlayfs could read it with `metacopy=on`: with marks in `trusted.`, and where redirects are allowed.
+    #[default]
+    Auto,
+    /// Always, even if overlayfs could not mount the upper then.
+    On,
+    /// Never: all data is copied before the first change of anything. Such files that are there already are read.
+    Off,
 }
 
 /// The xattr namespace of the marks in the upper.

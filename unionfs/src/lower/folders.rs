@@ -1,10 +1,14 @@
 //! Folders as lower: merged lazily, one directory at a time, and cached.
 //!
-//! Inode numbers are those of the topmost folder that has the object, tagged with the filesystem where several are
-//! involved. Folders do not change while mounted, so a number names one object for the life of the mount.
+//! Inode numbers are those of the lowest folder that has the object, or the one under which it was shown before it was
+//! copied up into a folder (`strata.ino`), tagged with the filesystem where several are involved: so they stay when an
+//! upper becomes a lower. Folders do not change while mounted, so a number names one object for the life of the mount;
+//! of two that claim one number, the second gets another.
 
-use std::collections::HashMap;
+mod search;
+
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -17,25 +21,29 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::folders_kept::Kept;
-use super::{LowerChild, Place};
+use super::{Left, LowerChild, Place};
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
 use crate::beneath::{Crossing, open_beneath};
 use crate::handles::Handles;
-use crate::marks;
+use crate::marks::{LayerId, Namespace};
 use crate::node::{Ino, Kind, Stat};
 use crate::override_stat::Override;
 use crate::survive::{Keep, RecordId};
 use crate::tree::Usage;
+use search::Found;
 
 /// A stack of read-only folders.
 #[derive(Debug)]
 pub(crate) struct FolderLower {
     /// The roots, topmost first.
     layers: Vec<Layer>,
+    marks: Namespace,
     /// The filesystems seen so far; the place in the list is the tag.
     devices: Mutex<Vec<u64>>,
     nodes: RwLock<HashMap<Ino, Arc<Node>>>,
+    /// Nodes that nobody holds, looked at in passing; the oldest are dropped. Taken after `nodes`.
+    loose: Mutex<VecDeque<Ino>>,
     /// Open directories (`O_PATH`) and files (for reading), by node and layer.
     handles: Handles<(Ino, u16)>,
     kept: Kept,
@@ -47,10 +55,18 @@ struct Layer {
     root: OwnedFd,
     /// It is behind a read-only mount of our own, so that nothing can write into it whatever happens.
     sealed: bool,
+    id: LayerId,
+    /// Its root may hold what was copied up.
+    impure: bool,
     kept_beside: Override,
 }
 
 impl Layer {
+    /// Without a mount of our own, other filesystems may be mounted on the layer's folders.
+    fn crossing(&self) -> Crossing {
+        if self.sealed { Crossing::Allowed } else { Crossing::Refused }
+    }
+
     fn stat(&self, file: BorrowedFd<'_>) -> Result<RawStat> {
         let mut raw = backing::stat(file)?;
         self.kept_beside.apply(file, &mut raw)?;
@@ -78,8 +94,13 @@ pub struct FolderError {
 struct Node {
     /// As in the topmost layer; nothing can change it.
     stat: Stat,
-    /// Where it lies: a directory in each layer that takes part in it, topmost first, anything else in one.
+    /// The file in the topmost layer.
+    identity: Identity,
+    /// Where it lies: a directory in each layer that takes part in it, topmost first. A file with its attributes, and
+    /// with its data if that is elsewhere.
     sources: Box<[Source]>,
+    /// Its data was found, if it is a file.
+    complete: bool,
     /// The directory it was found in and its name there; several for a file with hard links.
     places: Mutex<Vec<(Ino, Box<[u8]>)>>,
     children: OnceLock<Arc<[Child]>>,
@@ -87,11 +108,24 @@ struct Node {
     record: OnceLock<RecordId>,
 }
 
+impl Node {
+    fn place(&self) -> Option<Place> {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.first().map(|(parent, name)| Place { parent: *parent, name: name.to_vec() })
+    }
+
+    fn parent(&self) -> Option<Ino> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).first().map(|(parent, _)| *parent)
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Source {
     layer: u16,
     /// Relative to the layer's root; empty for the root itself.
     path: Box<[u8]>,
+    /// The directory may hold what was copied up.
+    impure: bool,
 }
 
 #[derive(Debug)]
@@ -101,12 +135,8 @@ struct Child {
     kind: Kind,
     /// The topmost layer that has it.
     layer: u16,
-}
-
-/// What a search found, before anybody holds it.
-struct Found {
-    stat: Stat,
-    sources: Vec<Source>,
+    /// It takes a search to know all about it.
+    searched: bool,
 }
 
 impl FolderLower {
@@ -117,29 +147,44 @@ impl FolderLower {
         folders: &[PathBuf],
         devices: Vec<u64>,
         capacity: usize,
+        marks: Namespace,
         trusting: bool,
     ) -> Result<FolderLower, FolderError> {
         let open = |path: &PathBuf| {
-            open_root(path, trusting).map_err(|error| FolderError { path: path.clone(), source: error.into() })
+            open_root(path, marks, trusting).map_err(|error| FolderError { path: path.clone(), source: error.into() })
         };
         let layers = folders.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let lower = FolderLower {
             layers,
+            marks,
             devices: Mutex::new(devices),
             nodes: RwLock::default(),
+            loose: Mutex::default(),
             handles: Handles::new(capacity),
             kept: Kept::default(),
         };
-        let sources: Vec<Source> =
-            (0..).zip(&lower.layers).map(|(layer, _)| Source { layer, path: Box::default() }).collect();
         let (Some(top), Some(path)) = (lower.layers.first(), folders.first()) else {
             return Err(FolderError { path: PathBuf::new(), source: io::ErrorKind::NotFound.into() });
         };
-        let stat = top.stat(top.root.as_fd()).and_then(|raw| backing::to_stat(&raw, Ino::ROOT));
-        let stat = stat.map_err(|error| FolderError { path: path.clone(), source: error.into() })?;
-        let root = lower.insert(Found { stat: merged_stat(stat, &sources), sources }, None);
+        let root = top.stat(top.root.as_fd()).and_then(|raw| lower.insert_root(&raw));
+        let root = root.map_err(|error| FolderError { path: path.clone(), source: error.into() })?;
         root.references.store(1, Ordering::Relaxed);
         Ok(lower)
+    }
+
+    fn insert_root(&self, raw: &RawStat) -> Result<Arc<Node>> {
+        let root = |(layer, folder): (u16, &Layer)| Source { layer, path: Box::default(), impure: folder.impure };
+        let sources: Vec<Source> = (0..).zip(&self.layers).map(root).collect();
+        // Where the filesystems get their tags does not depend on what is looked at first. Bottom first: layers are
+        // added on top.
+        for layer in self.layers.iter().rev() {
+            self.number(backing::identity(&backing::stat(layer.root.as_fd())?));
+        }
+        let mut stat = backing::to_stat(raw, Ino::ROOT)?;
+        if sources.len() > 1 {
+            stat.nlink = 1;
+        }
+        Ok(self.insert(Found { stat, identity: backing::identity(raw), sources, complete: false }, None))
     }
 
     /// Returns the number under which an object of some filesystem is shown.
@@ -152,7 +197,29 @@ impl FolderLower {
         });
         let tagged = identity.ino ^ ((tag as u64) << TAG_SHIFT);
         // 1 is the root of the mount, 0 stands for "nothing".
-        Ino(if tagged <= 1 { tagged | 1 << 63 } else { tagged })
+        Ino(if tagged <= 1 { tagged | OTHER } else { tagged })
+    }
+
+    /// Returns the number if it is free or that of this file already, else another one.
+    fn free_number(&self, number: Ino, identity: Identity) -> Ino {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let is_free = |number: &Ino| nodes.get(number).is_none_or(|node| node.identity == identity);
+        let own = self.number(identity);
+        [number, own, Ino(own.0 ^ OTHER)].into_iter().find(is_free).unwrap_or(number)
+    }
+
+    /// Returns the layer that a node's number is from.
+    pub(crate) fn layer_of(&self, ino: Ino) -> Option<LayerId> {
+        let node = self.node(ino).ok()?;
+        Some(self.layer(node.sources.last()?.layer).ok()?.id)
+    }
+
+    pub(crate) fn has_layer(&self, id: LayerId) -> bool {
+        self.layers.iter().any(|layer| layer.id == id)
+    }
+
+    fn layer_count(&self) -> u16 {
+        u16::try_from(self.layers.len()).unwrap_or(u16::MAX)
     }
 
     /// Returns whether a layer keeps owners in an attribute that users of the mount must not see.
@@ -186,8 +253,10 @@ impl FolderLower {
         });
         let found = match listed {
             Some(None) => return Ok(None),
-            // The listing has found out where it lies; a directory's layers have to be looked at all the same.
-            Some(Some(child)) if child.kind != Kind::Directory => self.take(dir, &node, child)?,
+            // The listing has found out where it lies, and it can have no marks.
+            Some(Some(child)) if !child.searched && child.layer + 1 == self.layer_count() => {
+                self.take(dir, &node, child)?
+            }
             _ => self.search(dir, &node, name)?,
         };
         let Some(found) = found else { return Ok(None) };
@@ -209,9 +278,7 @@ impl FolderLower {
 
     /// Returns a name of the node.
     pub(crate) fn place(&self, ino: Ino) -> Option<Place> {
-        let node = self.node(ino).ok()?;
-        let places = node.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.first().map(|(parent, name)| Place { parent: *parent, name: name.to_vec() })
+        self.node(ino).ok()?.place()
     }
 
     pub(crate) fn child_count(&self, dir: Ino) -> Result<u64> {
@@ -276,7 +343,7 @@ impl FolderLower {
 
     pub(crate) fn open_object(&self, ino: Ino) -> Option<OwnedFd> {
         let node = self.node(ino).ok()?;
-        let source = node.sources.first().filter(|_| node.stat.kind == Kind::Regular)?;
+        let source = node.sources.last().filter(|_| node.complete && node.stat.kind == Kind::Regular)?;
         // The kernel opens it again with whatever flags a client has.
         self.layers.get(usize::from(source.layer)).filter(|layer| layer.sealed)?;
         self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK).ok()
@@ -319,19 +386,23 @@ impl FolderLower {
         Err(Errno::STALE)
     }
 
-    pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
+    pub(crate) fn forget(&self, ino: Ino, count: u64) -> Left {
         if ino == Ino::ROOT {
-            return false;
+            return Left::Held;
         }
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(node) = nodes.get(&ino) else { return self.kept.forget(ino, count) };
+        let Some(node) = nodes.get(&ino) else {
+            return if self.kept.forget(ino, count) { Left::Nobody { parent: None } } else { Left::Held };
+        };
         let held = node.references.load(Ordering::Acquire).saturating_sub(count);
         node.references.store(held, Ordering::Release);
-        if held == 0 {
-            self.kept.remove(node.record.get().copied());
-            nodes.remove(&ino);
+        if held > 0 {
+            return Left::Held;
         }
-        held == 0
+        let parent = node.parent();
+        self.kept.remove(node.record.get().copied());
+        nodes.remove(&ino);
+        Left::Nobody { parent }
     }
 
     fn node(&self, ino: Ino) -> Result<Arc<Node>> {
@@ -386,16 +457,23 @@ impl FolderLower {
 
     fn insert(&self, found: Found, place: Option<(Ino, &[u8])>) -> Arc<Node> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let node = match nodes.entry(found.stat.ino) {
+        let ino = found.stat.ino;
+        let node = match nodes.entry(ino) {
             Entry::Occupied(entry) => Arc::clone(entry.get()),
-            Entry::Vacant(entry) => Arc::clone(entry.insert(Arc::new(Node {
-                stat: found.stat,
-                sources: found.sources.into(),
-                places: Mutex::default(),
-                children: OnceLock::new(),
-                references: AtomicU64::new(0),
-                record: OnceLock::new(),
-            }))),
+            Entry::Vacant(entry) => {
+                let node = Arc::clone(entry.insert(Arc::new(Node {
+                    stat: found.stat,
+                    identity: found.identity,
+                    sources: found.sources.into(),
+                    complete: found.complete,
+                    places: Mutex::default(),
+                    children: OnceLock::new(),
+                    references: AtomicU64::new(0),
+                    record: OnceLock::new(),
+                })));
+                self.drop_loose(&mut nodes, ino);
+                node
+            }
         };
         let mut places = node.places.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left) = self.kept.take(node.stat.ino) {
@@ -415,56 +493,16 @@ impl FolderLower {
         node
     }
 
-    /// Looks for `name` in the layers of the directory `dir`.
-    fn search(&self, dir: Ino, node: &Node, name: &[u8]) -> Result<Option<Found>> {
-        let mut found: Option<Found> = None;
-        let mut candidates: Vec<(Source, bool)> = node.sources.iter().map(|source| (source.clone(), true)).collect();
-        candidates.reverse();
-        // Each entry: a directory to look in, or (after a redirect) the thing itself.
-        let mut name = name.to_vec();
-        while let Some((source, is_parent)) = candidates.pop() {
-            let fd = if is_parent {
-                let parent = self.directory(dir, &source)?;
-                rustix::fs::openat(&*parent, &*name, LOOK, rustix::fs::Mode::empty())
-            } else {
-                self.open_source(&source, OFlags::PATH)
-            };
-            let fd = match fd {
-                Ok(fd) => fd,
-                Err(Errno::NOENT | Errno::NOTDIR) => continue,
-                Err(error) => return Err(error),
-            };
-            let raw = self.layer(source.layer)?.stat(fd.as_fd())?;
-            let Some(kind) = marks::shown_kind(fd.as_fd(), &raw)? else { break };
-            let path = if is_parent { join(&source.path, &name) } else { source.path.clone() };
-            let layer = source.layer;
-            match &mut found {
-                None => {
-                    let stat = backing::to_stat(&raw, self.number(backing::identity(&raw)))?;
-                    let stat = Stat { kind, ..stat };
-                    found = Some(Found { stat, sources: vec![Source { layer, path }] });
-                }
-                Some(found) if kind == Kind::Directory => found.sources.push(Source { layer, path }),
-                Some(_) => break,
-            }
-            if kind != Kind::Directory {
-                break;
-            }
-            let marks = marks::of_directory(fd.as_fd())?;
-            if marks.opaque {
-                break;
-            }
-            match marks.redirect {
-                None => {}
-                Some(target) if target.starts_with(b"/") => {
-                    let below = self.resolve_below(layer, &target)?;
-                    candidates = below.into_iter().rev().map(|source| (source, false)).collect();
-                }
-                Some(target) if is_parent => name = target,
-                Some(_) => break,
-            }
+    /// Notes a node that nobody holds yet, and drops those looked at long ago that nobody came to hold.
+    fn drop_loose(&self, nodes: &mut HashMap<Ino, Arc<Node>>, ino: Ino) {
+        let mut loose = self.loose.lock().unwrap_or_else(PoisonError::into_inner);
+        loose.push_back(ino);
+        if loose.len() > MAX_LOOSE
+            && let Some(oldest) = loose.pop_front()
+            && nodes.get(&oldest).is_some_and(|node| node.references.load(Ordering::Acquire) == 0)
+        {
+            nodes.remove(&oldest);
         }
-        Ok(found.map(|found| Found { stat: merged_stat(found.stat, &found.sources), ..found }))
     }
 
     /// Looks at what the listing of the directory says is there.
@@ -472,44 +510,11 @@ impl FolderLower {
         let source = node.sources.iter().find(|source| source.layer == child.layer).ok_or(Errno::STALE)?;
         let directory = self.directory(dir, source)?;
         let raw = self.layer(child.layer)?.stat_at(&directory, &child.name)?;
-        let stat = backing::to_stat(&raw, self.number(backing::identity(&raw)))?;
+        let identity = backing::identity(&raw);
+        let stat = backing::to_stat(&raw, self.free_number(self.number(identity), identity))?;
         let stat = Stat { kind: child.kind, ..stat };
-        Ok(Some(Found { stat, sources: vec![Source { layer: child.layer, path: join(&source.path, &child.name) }] }))
-    }
-
-    /// Finds the directories that an absolute redirect in `layer` leads to, in the layers below it.
-    fn resolve_below(&self, layer: u16, target: &[u8]) -> Result<Vec<Source>> {
-        let mut found = Vec::new();
-        let path: Vec<u8> = target.strip_prefix(b"/").unwrap_or(target).to_vec();
-        if path.split(|byte| *byte == b'/').any(|part| part.is_empty() || part == b"." || part == b"..") {
-            return Ok(found);
-        }
-        'layers: for below in layer + 1..u16::try_from(self.layers.len()).unwrap_or(u16::MAX) {
-            let source = Source { layer: below, path: path.clone().into() };
-            let mut end = 0;
-            // A whiteout or an opaque directory on the way hides what lies below it.
-            loop {
-                end = path[end..].iter().position(|byte| *byte == b'/').map_or(path.len(), |next| end + next);
-                let fd = match self.open_source(&Source { layer: below, path: path[..end].into() }, OFlags::PATH) {
-                    Ok(fd) => fd,
-                    Err(Errno::NOENT | Errno::NOTDIR) => continue 'layers,
-                    Err(error) => return Err(error),
-                };
-                let raw = backing::stat(fd.as_fd())?;
-                if backing::kind(&raw)? != Kind::Directory {
-                    break 'layers;
-                }
-                if end == path.len() {
-                    found.push(source);
-                    if marks::of_directory(fd.as_fd())?.opaque {
-                        break 'layers;
-                    }
-                    break;
-                }
-                end += 1;
-            }
-        }
-        Ok(found)
+        let sources = vec![Source { layer: child.layer, path: join(&source.path, &child.name), impure: false }];
+        Ok(Some(Found { stat, identity, sources, complete: true }))
     }
 
     /// Returns the sorted, merged names of a directory.
@@ -521,33 +526,60 @@ impl FolderLower {
         if node.stat.kind != Kind::Directory {
             return Err(Errno::NOTDIR);
         }
-        // What each name is, and the layer that says so; `None` for what is deleted there.
-        let mut seen: HashMap<Vec<u8>, Option<(Ino, Kind, u16)>> = HashMap::new();
+        // What each name is; `None` for what is deleted there.
+        let mut seen: HashMap<Box<[u8]>, Option<Child>> = HashMap::new();
         for source in &node.sources {
-            let directory = self.directory(dir, source)?;
-            let listing = rustix::fs::openat(&*directory, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, NO_MODE)?;
-            for entry in Dir::new(listing)? {
-                let entry = entry?;
-                let name = entry.file_name().to_bytes();
-                if name == b"." || name == b".." || seen.contains_key(name) {
-                    continue;
-                }
-                let raw = self.layer(source.layer)?.stat_at(&directory, name)?;
-                let mut kind = Some(backing::kind(&raw)?).filter(|_| !backing::is_whiteout(&raw));
-                if kind == Some(Kind::Regular) && raw.size == 0 {
-                    let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
-                    kind = marks::shown_kind(fd.as_fd(), &raw)?;
-                }
-                let ino = self.number(backing::identity(&raw));
-                seen.insert(name.to_vec(), kind.map(|kind| (ino, kind, source.layer)));
+            self.list_source(dir, source, &mut seen)?;
+        }
+        let mut children: Vec<Child> = seen.into_values().flatten().collect();
+        for child in children.iter_mut().filter(|child| child.searched) {
+            if let Some(found) = self.search(dir, &node, &child.name)? {
+                child.ino = found.stat.ino;
             }
         }
-        let visible = seen.into_iter().filter_map(|(name, visible)| {
-            visible.map(|(ino, kind, layer)| Child { name: name.into_boxed_slice(), ino, kind, layer })
-        });
-        let mut children: Vec<Child> = visible.collect();
         children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(Arc::clone(node.children.get_or_init(|| children.into())))
+    }
+
+    /// Adds the names that a directory has in one layer and in none above.
+    fn list_source(&self, dir: Ino, source: &Source, seen: &mut HashMap<Box<[u8]>, Option<Child>>) -> Result<()> {
+        let layer = self.layer(source.layer)?;
+        let directory = self.directory(dir, source)?;
+        let last = source.layer + 1 == self.layer_count();
+        let listing = rustix::fs::openat(&*directory, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, NO_MODE)?;
+        for entry in Dir::new(listing)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            if let Some(above) = seen.get_mut(name) {
+                if let Some(above) = above.as_mut().filter(|above| above.kind == Kind::Directory) {
+                    // What is joined has the number of the lowest.
+                    above.searched = true;
+                }
+                continue;
+            }
+            let raw = layer.stat_at(&directory, name)?;
+            let mut kind = Some(backing::kind(&raw)?).filter(|_| !backing::is_whiteout(&raw));
+            if kind == Some(Kind::Regular) && raw.size == 0 {
+                let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
+                kind = self.marks.shown_kind(fd.as_fd(), &raw)?;
+            }
+            let Some(kind) = kind else {
+                seen.insert(name.into(), None);
+                continue;
+            };
+            // A redirected directory has the number of another, and so has what was copied up.
+            let mut searched = source.impure && !last;
+            if kind == Kind::Directory && !searched && !last {
+                let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
+                searched = self.marks.read(fd.as_fd())?.redirect.is_some();
+            }
+            let ino = self.number(backing::identity(&raw));
+            seen.insert(name.into(), Some(Child { name: name.into(), ino, kind, layer: source.layer, searched }));
+        }
+        Ok(())
     }
 
     /// Opens the object itself, in the topmost layer that has it.
@@ -576,31 +608,25 @@ impl FolderLower {
         if node.stat.kind != Kind::Regular {
             return Err(Errno::INVAL);
         }
-        let source = node.sources.first().ok_or(Errno::STALE)?;
+        let source = node.sources.last().filter(|_| node.complete).ok_or(Errno::IO)?;
         let key = (ino, source.layer);
         if let Some(fd) = self.handles.get(key) {
             return Ok(fd);
         }
-        let fd = self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK)?;
-        if marks::is_metadata_only(fd.as_fd())? {
-            return Err(Errno::IO);
-        }
-        let fd = Arc::new(fd);
+        let fd = Arc::new(self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK)?);
         self.handles.insert(key, Arc::clone(&fd));
         Ok(fd)
     }
 
     fn open_source(&self, source: &Source, flags: OFlags) -> Result<OwnedFd> {
-        let layer = self.layers.get(usize::from(source.layer)).ok_or(Errno::STALE)?;
-        // Without a mount of our own, other filesystems may be mounted on the layer's folders.
-        let crossing = if layer.sealed { Crossing::Allowed } else { Crossing::Refused };
-        open_beneath(layer.root.as_fd(), &source.path, flags, crossing)
+        let layer = self.layer(source.layer)?;
+        open_beneath(layer.root.as_fd(), &source.path, flags, layer.crossing())
     }
 }
 
 /// Opens a layer's root, behind a read-only mount of our own where we may make one: then nothing can ever write into the
 /// layer through us, and mounts on top of its folders are out of the way.
-fn open_root(path: &Path, trusting: bool) -> Result<Layer> {
+fn open_root(path: &Path, marks: Namespace, trusting: bool) -> Result<Layer> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let plain = rustix::fs::open(path, flags, NO_MODE)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -610,12 +636,9 @@ fn open_root(path: &Path, trusting: bool) -> Result<Layer> {
     let sealed = private.is_some();
     let root = private.unwrap_or(plain);
     let kept_beside = Override::of_lower(root.as_fd(), trusting)?;
-    Ok(Layer { root, sealed, kept_beside })
-}
-
-/// A directory that several layers have has no true link count.
-fn merged_stat(stat: Stat, sources: &[Source]) -> Stat {
-    if sources.len() > 1 { Stat { nlink: 1, ..stat } } else { stat }
+    let impure = marks.read(root.as_fd())?.impure;
+    let id = LayerId::of_folder(&backing::stat(root.as_fd())?);
+    Ok(Layer { root, sealed, id, impure, kept_beside })
 }
 
 fn join(path: &[u8], name: &[u8]) -> Box<[u8]> {
@@ -629,3 +652,7 @@ const NO_MODE: rustix::fs::Mode = rustix::fs::Mode::empty();
 const RACES: usize = 100;
 /// Inode numbers of real filesystems stay below this bit.
 const TAG_SHIFT: u32 = 48;
+/// Set in numbers that would otherwise be somebody else's. Below the numbers that only the kernel's nodes have.
+const OTHER: u64 = 1 << 61;
+/// Most nodes that are kept though nobody holds them.
+const MAX_LOOSE: usize = 4096;

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::io::Errno;
 use strata_layer::index::{Extent, Extents, Index, IndexError, NodeId};
 
-use super::{LowerChild, Place};
+use super::{Left, LowerChild, Place};
 use crate::Result;
+use crate::marks::LayerId;
 use crate::node::{Ino, Kind, Stat};
 use crate::objects::LazyObjectMount;
 use crate::spec::ImageLayer;
@@ -24,6 +25,7 @@ use crate::tree::Usage;
 /// The layers of an image below one merged index.
 #[derive(Debug)]
 pub(crate) struct ImageLower {
+    id: LayerId,
     index: Index,
     tars: Vec<File>,
     /// The same files for the kernel to open, by layer. Empty where nobody asks.
@@ -91,7 +93,12 @@ impl ImageLower {
     pub(crate) fn new(index: Index, tars: Vec<File>, counted: bool) -> ImageLower {
         let slots = if counted { index.inode_count() as usize } else { 0 };
         let known = std::iter::repeat_with(Known::default).take(slots).collect();
-        ImageLower { index, tars, objects: Vec::new(), known }
+        ImageLower { id: LayerId::of_bytes(&index.checksum()), index, tars, objects: Vec::new(), known }
+    }
+
+    /// Returns what tells this image from others.
+    pub(crate) fn id(&self) -> LayerId {
+        self.id
     }
 
     /// Returns the number of slots, which is the highest inode number.
@@ -147,12 +154,18 @@ impl ImageLower {
     /// Returns where the node was found last: looks for it in that directory.
     pub(crate) fn place(&self, ino: Ino) -> Option<Place> {
         let node = slot(ino).ok()?;
-        let parent = match self.index.parent(node) {
-            Some(parent) => parent,
-            None => NodeId::from_u32(self.known(ino)?.parent.load(Ordering::Relaxed)),
+        let found = |parent: NodeId| {
+            let child = self.index.children(parent).find(|child| child.node == node)?;
+            Some(Place { parent: self::ino(parent), name: child.name.to_vec() })
         };
-        let child = self.index.children(parent).find(|child| child.node == node)?;
-        Some(Place { parent: self::ino(parent), name: child.name.to_vec() })
+        match self.index.parent(node) {
+            Some(parent) => found(parent),
+            None => {
+                let last = NodeId::from_u32(self.known(ino)?.parent.load(Ordering::Relaxed));
+                // Who comes with a number from before the mount has not looked it up.
+                found(last).or_else(|| (0..self.index.inode_count()).map(NodeId::from_u32).find_map(found))
+            }
+        }
     }
 
     pub(crate) fn child_count(&self, dir: Ino) -> Result<u64> {
@@ -273,14 +286,14 @@ impl ImageLower {
         }
     }
 
-    pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
-        let Some(known) = self.known(ino) else { return false };
+    pub(crate) fn forget(&self, ino: Ino, count: u64) -> Left {
+        let Some(known) = self.known(ino) else { return Left::Held };
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let before = known
             .references
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| Some(held.saturating_sub(count)))
             .unwrap_or_else(|held| held);
-        before <= count
+        if before <= count { Left::Nobody { parent: None } } else { Left::Held }
     }
 
     fn known(&self, ino: Ino) -> Option<&Known> {

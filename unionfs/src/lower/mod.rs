@@ -17,6 +17,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::Result;
+use crate::marks::{LayerId, Recorded};
 use crate::node::{Ino, Kind, Stat};
 use crate::survive::{Keep, RecordId};
 use crate::tree::Usage;
@@ -34,6 +35,16 @@ pub(crate) enum LowerTree {
 pub(crate) struct Place {
     pub(crate) parent: Ino,
     pub(crate) name: Vec<u8>,
+}
+
+/// What is left when references are taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Somebody still holds the node.
+    Held,
+    /// Nobody does, and nothing is known of it any more but, where it takes that to find it again, a directory that
+    /// holds it.
+    Nobody { parent: Option<Ino> },
 }
 
 /// One name in a lower directory.
@@ -65,6 +76,26 @@ impl LowerTree {
 
     pub(crate) fn contains(&self, ino: Ino) -> bool {
         dispatch!(self, lower => lower.contains(ino))
+    }
+
+    /// Returns which layer a node is from.
+    pub(crate) fn layer_of(&self, ino: Ino) -> Option<LayerId> {
+        match self {
+            LowerTree::Image(lower) => Some(lower.id()),
+            LowerTree::Folders(lower) => lower.layer_of(ino),
+        }
+    }
+
+    /// Returns the number that was recorded, if it is one of these layers.
+    pub(crate) fn known_number(&self, recorded: Recorded) -> Option<Ino> {
+        let known = match self {
+            LowerTree::Image(lower) => {
+                let is_file = || lower.stat(recorded.ino).is_ok_and(|stat| stat.kind != Kind::Directory);
+                recorded.layer == lower.id() && lower.contains(recorded.ino) && is_file()
+            }
+            LowerTree::Folders(lower) => lower.has_layer(recorded.layer),
+        };
+        known.then_some(recorded.ino)
     }
 
     /// Finds `name` in the directory `dir`, without making the node known.
@@ -103,6 +134,12 @@ impl LowerTree {
         }
         parts.reverse();
         Some(parts.iter().flat_map(|part| [b"/", part.as_slice()].concat()).collect())
+    }
+
+    /// Returns a path of a file from the root of the lowers.
+    pub(crate) fn file_path(&self, file: Ino) -> Option<Vec<u8>> {
+        let place = self.place(file)?;
+        Some([&*self.path(place.parent)?, b"/", &place.name].concat())
     }
 
     /// Returns the number of names in a directory.
@@ -195,8 +232,8 @@ impl LowerTree {
         dispatch!(self, lower => lower.remember(ino, parent, name))
     }
 
-    /// Takes back `count` references; returns whether none is left.
-    pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
+    /// Takes back `count` references.
+    pub(crate) fn forget(&self, ino: Ino, count: u64) -> Left {
         dispatch!(self, lower => lower.forget(ino, count))
     }
 }

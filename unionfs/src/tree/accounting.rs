@@ -200,6 +200,30 @@ impl Tree {
         Ok(false)
     }
 
+    /// Copies this much data into a file of which there was none before.
+    pub(super) fn fill_accounted(
+        &self,
+        object: &Object,
+        file: &OwnedFd,
+        bytes: u64,
+        copy: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let Some(ledger) = &self.ledger else { return copy() };
+        self.account_before(object, file.as_fd())?;
+        let most = ledger.span(0, bytes);
+        let mut room = ledger.reserve(most);
+        let narrow = room.is_none().then(|| ledger.narrow());
+        if narrow.is_some() {
+            room = ledger.wait_for_room(most);
+        }
+        if room.is_none() {
+            return Err(Errno::NOSPC);
+        }
+        let result = copy();
+        self.account_after(object, file.as_fd());
+        result
+    }
+
     /// Allocates or frees space of a file.
     pub(super) fn allocate_accounted(
         &self,

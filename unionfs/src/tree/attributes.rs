@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Wanted;
 use super::create::Caller;
-use super::object::Object;
+use super::object::{Content, Object};
 use super::{Tree, file};
 use crate::Result;
 use crate::backing;
@@ -53,8 +53,9 @@ impl Tree {
         if *change == SetAttributes::default() {
             return self.stat(ino);
         }
-        let wanted = change.size.map_or(Wanted::Everything, Wanted::Data);
+        let wanted = change.size.map_or(Wanted::Attributes, Wanted::Data);
         let object = self.copy_up(ino, wanted)?;
+        let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let fd = self.upper_file(&object)?;
         if let Some(size) = change.size {
@@ -110,6 +111,10 @@ impl Tree {
         } else {
             self.lower.stat(object.ino)?
         };
+        let content = object.state().content;
+        if let (true, Content::Lower(data)) = (in_upper, content) {
+            stat.blocks = self.lower.stat(data)?.blocks;
+        }
         let removed = object.is_removed();
         let state = object.state();
         stat.nlink = match (object.kind, state.link) {

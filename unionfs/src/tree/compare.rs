@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::os::fd::AsFd as _;
 
 use super::Tree;
+use super::file::DataPlace;
 use crate::Result;
 use crate::backing;
 use crate::marks;
@@ -76,6 +77,10 @@ impl Tree {
     pub(crate) fn same_data(&self, before: &Stat, now: &Stat) -> Result<bool> {
         match now.kind {
             Kind::Symlink => Ok(self.lower.read_link(before.ino)? == self.read_link(now.ino)?),
+            // Its data was never changed.
+            Kind::Regular if matches!(self.data_place(now.ino), DataPlace::Lower(data) if data == before.ino) => {
+                Ok(true)
+            }
             Kind::Regular => {
                 let (mut old, mut new) = (vec![0; COMPARED], vec![0; COMPARED]);
                 let mut offset = 0;
@@ -98,5 +103,5 @@ impl Tree {
 const COMPARED: usize = 1 << 16;
 
 fn is_mark(name: &[u8]) -> bool {
-    marks::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    marks::shown(name).is_none()
 }

@@ -1,7 +1,8 @@
 //! Bringing nodes into the upper before their first change.
 //!
 //! A copy is prepared in the staging folder while the union goes on, and put in place by one rename under the namespace
-//! lock. Parents come first. What has been deleted meanwhile is copied all the same, to a file without a name.
+//! lock. Parents come first. Where only attributes change, only they are copied; `metacopy.rs` is about the data that is
+//! then left in the lower. What has been deleted meanwhile is copied all the same, to a file without a name.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
@@ -11,11 +12,12 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::directory::is_plain_name;
-use super::object::{Object, State};
+use super::file::DataPlace;
+use super::object::{Content, Object, State};
 use crate::Result;
 use crate::backing;
 use crate::lower::Place;
-use crate::marks;
+use crate::marks::{self, Recorded};
 use crate::node::{Ino, Kind, Stat, is_null_device};
 use crate::override_stat;
 use crate::upper::{LOOK, Link, UpperLayer};
@@ -23,6 +25,8 @@ use crate::upper::{LOOK, Link, UpperLayer};
 /// How much of a file a change will keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
+    /// Nothing but its attributes: its data will not be changed.
+    Attributes,
     /// All of it.
     Everything,
     /// Its first bytes.
@@ -30,11 +34,11 @@ pub(super) enum Wanted {
 }
 
 impl Tree {
-    /// Returns whether changing a node takes long, because much has to be copied first.
+    /// Returns whether changing a node's data takes long, because much has to be copied first.
     pub(crate) fn copies_much(&self, ino: Ino) -> bool {
+        let DataPlace::Lower(data) = self.data_place(ino) else { return false };
         self.upper.is_some()
-            && !self.is_in_upper(ino)
-            && self.lower.stat(ino).is_ok_and(|stat| stat.kind == Kind::Regular && stat.blocks > MUCH / 512)
+            && self.lower.stat(data).is_ok_and(|stat| stat.kind == Kind::Regular && stat.blocks > MUCH / 512)
     }
 
     /// Makes sure that a node is in the upper and returns its object.
@@ -44,7 +48,7 @@ impl Tree {
             let _names = self.read_names();
             self.object_for_change(ino)?
         };
-        if object.is_in_upper() {
+        if is_ready(&object, wanted) {
             return Ok(object);
         }
         if object.kind == Kind::Directory {
@@ -59,9 +63,13 @@ impl Tree {
     /// Copies anything but a directory, unless somebody else has done so meanwhile.
     fn copy_up_once(&self, upper: &UpperLayer, object: &Arc<Object>, wanted: Wanted) -> Result<()> {
         let _copying = object.copying.lock().unwrap_or_else(PoisonError::into_inner);
-        if object.is_in_upper() {
+        if is_ready(object, wanted) {
             return Ok(());
         }
+        if object.is_in_upper() {
+            return self.complete(upper, object, wanted);
+        }
+        let wanted = if self.habits.metacopy || wanted != Wanted::Attributes { wanted } else { Wanted::Everything };
         let admission = self.admit_copy(object.ino, wanted)?;
         let staged = self.stage_copy(upper, object, wanted)?;
         let _names = self.write_names();
@@ -98,7 +106,8 @@ impl Tree {
             let staged = upper.staging_name();
             rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
             let finished = self.finish_staged(upper, &object, &staged).inspect_err(|_| upper.discard(&staged))?;
-            let before = backing::to_stat(&backing::stat(parent_fd.as_fd())?, parent.ino)?;
+            let before = backing::stat(parent_fd.as_fd())?;
+            self.mark_impure(upper, &parent, parent_fd.as_fd()).inspect_err(|_| upper.discard(&staged))?;
             upper.put_in_free_place(&staged, parent_fd.as_fd(), &place.name)?;
             backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
             self.account_new(&object, finished.as_fd(), admission);
@@ -132,8 +141,9 @@ impl Tree {
     fn stage_copy(&self, upper: &UpperLayer, object: &Object, wanted: Wanted) -> Result<Staged> {
         let staged = upper.staging_name();
         let stat = self.lower.stat(object.ino)?;
+        let mut content = Content::Own;
         let made = match object.kind {
-            Kind::Regular => self.stage_file(upper, object, &staged, &stat, wanted),
+            Kind::Regular => self.stage_file(upper, object, &staged, &stat, wanted).map(|made| content = made),
             Kind::Symlink => {
                 let target = self.lower.read_link(object.ino)?;
                 rustix::fs::symlinkat(&*target, upper.staging(), &staged)
@@ -148,14 +158,22 @@ impl Tree {
         };
         let finished = made.and_then(|()| self.finish_staged(upper, object, &staged));
         let file = finished.inspect_err(|_| upper.discard(&staged))?;
-        Ok(Staged { name: staged, file })
+        Ok(Staged { name: staged, file, content })
     }
 
-    fn stage_file(&self, upper: &UpperLayer, object: &Object, staged: &str, stat: &Stat, wanted: Wanted) -> Result<()> {
+    fn stage_file(
+        &self,
+        upper: &UpperLayer,
+        object: &Object,
+        staged: &str,
+        stat: &Stat,
+        wanted: Wanted,
+    ) -> Result<Content> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(upper.staging(), staged, flags, Mode::RUSR | Mode::WUSR)?;
         let length = match wanted {
-            Wanted::Everything => stat.size,
+            Wanted::Attributes if self.leaves_data(upper, &file, stat)? => return Ok(Content::Lower(object.ino)),
+            Wanted::Attributes | Wanted::Everything => stat.size,
             Wanted::Data(length) => length.min(stat.size),
         };
         if length > 0 {
@@ -164,7 +182,7 @@ impl Tree {
                 rustix::fs::fdatasync(&file)?;
             }
         }
-        Ok(())
+        Ok(Content::Own)
     }
 
     /// Gives what was staged the attributes of the lower node, and opens it.
@@ -193,7 +211,8 @@ impl Tree {
             owners.set_permissions(fd, stat.permissions)?;
         }
         if object.kind != Kind::Directory {
-            upper.record_number(fd, object.ino)?;
+            let layer = self.lower.layer_of(object.ino).ok_or(Errno::STALE)?;
+            upper.record_number(fd, Recorded { ino: object.ino, layer, shared: stat.nlink > 1 })?;
         }
         backing::restore_times(fd, stat.atime, stat.mtime)?;
         Ok(file)
@@ -213,6 +232,7 @@ impl Tree {
                 object.state().link = Some(Link { copied: true, ..link });
             }
             rustix::fs::unlinkat(upper.staging(), &staged.name, AtFlags::empty())?;
+            object.state().content = staged.content;
             return self.now_in_upper(object, rustix::io::fcntl_dupfd_cloexec(&staged.file, 0)?, false);
         };
         let (parent, parent_fd) = self.copy_up_directory(parent).inspect_err(|_| upper.discard(&staged.name))?;
@@ -224,13 +244,18 @@ impl Tree {
                 .and_then(|()| upper.links().set(object.ino, Link { copied: true, covered: link.covered + 1, ..link }));
             linked.inspect_err(|_| upper.discard(&staged.name))?;
         }
-        let before = backing::to_stat(&backing::stat(parent_fd.as_fd())?, parent.ino)?;
+        let before = backing::stat(parent_fd.as_fd())?;
+        self.mark_impure(upper, &parent, parent_fd.as_fd()).inspect_err(|_| upper.discard(&staged.name))?;
         upper.put_in_free_place(&staged.name, parent_fd.as_fd(), &name)?;
         backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
         self.account_directory(&parent);
-        if let Some(link) = &mut object.state().link {
-            link.copied = true;
-            link.covered += 1;
+        {
+            let mut state = object.state();
+            state.content = staged.content;
+            if let Some(link) = &mut state.link {
+                link.copied = true;
+                link.covered += 1;
+            }
         }
         self.now_in_upper(object, rustix::io::fcntl_dupfd_cloexec(&staged.file, 0)?, true)
     }
@@ -258,6 +283,13 @@ const MUCH: u64 = 4 << 20;
 struct Staged {
     name: String,
     file: OwnedFd,
+    content: Content,
+}
+
+/// Returns whether an object is in the upper with all that is wanted of it.
+fn is_ready(object: &Object, wanted: Wanted) -> bool {
+    let state = object.state();
+    state.upper.is_some() && (wanted == Wanted::Attributes || state.content == Content::Own)
 }
 
 /// Copies an attribute; what the upper's filesystem cannot hold or we may not set is left behind.
@@ -269,5 +301,5 @@ fn copy_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
 }
 
 fn is_mark(name: &[u8]) -> bool {
-    marks::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    marks::shown(name).is_none()
 }

@@ -146,30 +146,38 @@ impl Tree {
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
         let upper = self.writable_upper()?;
         let past = Intent::of_the_past();
-        let object = self.copy_up(ino, Wanted::Everything)?;
-        if object.kind == Kind::Directory {
-            return Err(Errno::PERM);
-        }
-        let _names = self.write_names();
-        let (parent, directory) = self.directory_for_change(dir)?;
-        let found = self.name(&directory, name)?;
-        let before = matches!(past, Some(Intent::Link { ino: linked }) if linked == ino);
-        if before && found.found.as_ref().is_some_and(|found| found.ino == ino && found.upper.is_some()) {
-            survive::was_executed();
+        let mut wanted = Wanted::Attributes;
+        loop {
+            let object = self.copy_up(ino, wanted)?;
+            if object.kind == Kind::Directory {
+                return Err(Errno::PERM);
+            }
+            let _names = self.write_names();
+            let (parent, directory) = self.directory_for_change(dir)?;
+            let found = self.name(&directory, name)?;
+            let before = matches!(past, Some(Intent::Link { ino: linked }) if linked == ino);
+            if before && found.found.as_ref().is_some_and(|found| found.ino == ino && found.upper.is_some()) {
+                survive::was_executed();
+                return self.finish_link(&object, &parent, dir, name);
+            }
+            if found.found.is_some() {
+                return Err(Errno::EXIST);
+            }
+            if object.is_removed() && !object.state().unnamed {
+                return Err(Errno::NOENT);
+            }
+            if self.keep_data(upper, &object)? {
+                wanted = Wanted::Everything;
+                continue;
+            }
+            self.mark_impure_for(upper, &parent, &object)?;
+            let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
+            Intent::Link { ino }.note();
+            survive::step();
+            self.link_in_upper(upper, &object, parent_fd, name, found.whiteout)?;
+            survive::step();
             return self.finish_link(&object, &parent, dir, name);
         }
-        if found.found.is_some() {
-            return Err(Errno::EXIST);
-        }
-        if object.is_removed() && !object.state().unnamed {
-            return Err(Errno::NOENT);
-        }
-        let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
-        Intent::Link { ino }.note();
-        survive::step();
-        self.link_in_upper(upper, &object, parent_fd, name, found.whiteout)?;
-        survive::step();
-        self.finish_link(&object, &parent, dir, name)
     }
 
     /// Notes that an object has one more name, and counts a reference to it. May be done more than once but for that.

@@ -8,11 +8,11 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::Tree;
-use super::object::{Object, State};
+use super::object::{Content, Object, State};
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
-use crate::lower::{LowerTree, Place};
-use crate::marks;
+use crate::lower::Place;
+use crate::marks::Marks;
 use crate::node::{Ino, Kind};
 use crate::upper::{self, LOOK, Link, Links, UpperLayer};
 
@@ -35,6 +35,19 @@ pub(super) struct Found {
     /// A directory through which a lower one shows, which then has the same number.
     pub(super) merged: bool,
     pub(super) opaque: bool,
+    pub(super) impure: bool,
+    /// Where the data of a file in the upper is.
+    pub(super) content: Content,
+    /// Where in the lower that is, if there.
+    pub(super) data_place: Option<Place>,
+}
+
+impl Found {
+    /// What is in the lower only.
+    fn lower(ino: Ino, kind: Kind) -> Found {
+        let merged = kind == Kind::Directory;
+        Found { ino, kind, upper: None, merged, opaque: false, impure: false, content: Content::Own, data_place: None }
+    }
 }
 
 /// Whether the kernel is told about what was found.
@@ -88,26 +101,21 @@ impl Tree {
             None => None,
         };
         let in_upper = match (&dir.upper, &self.upper) {
-            (Some(fd), Some(upper)) => upper.look(fd.as_fd(), name)?.map(|(fd, raw)| (upper, fd, raw)),
+            (Some(fd), Some(upper)) => upper.look(fd.as_fd(), name)?,
             _ => None,
         };
-        let Some((upper, fd, raw)) = in_upper else {
+        let Some((fd, raw)) = in_upper else {
             let found = match (covered, dir.lower) {
-                (Some((ino, kind)), Some(_)) => {
-                    Some(Found { ino, kind, upper: None, merged: kind == Kind::Directory, opaque: false })
-                }
+                (Some((ino, kind)), Some(_)) => Some(Found::lower(ino, kind)),
                 _ => None,
             };
             return Ok(Name { found, covered, whiteout: false });
         };
-        let Some(kind) = marks::shown_kind(fd.as_fd(), &raw)? else {
-            return Ok(Name { found: None, covered, whiteout: true });
-        };
-        let found = if kind == Kind::Directory {
-            self.found_directory(upper, dir, (fd, raw), covered)?
-        } else {
-            let ino = self.number_of_file(upper, (&fd, &raw), covered)?;
-            Found { ino, kind, upper: Some((fd, raw)), merged: false, opaque: false }
+        let marks = if backing::is_whiteout(&raw) { Marks::default() } else { self.marks.read(fd.as_fd())? };
+        let found = match marks.shown_kind(&raw)? {
+            None => return Ok(Name { found: None, covered, whiteout: true }),
+            Some(Kind::Directory) => self.found_directory(dir, (fd, raw), &marks, covered)?,
+            Some(kind) => self.found_file(dir, name, (fd, raw, kind), &marks, covered)?,
         };
         Ok(Name { found: Some(found), covered, whiteout: false })
     }
@@ -122,21 +130,27 @@ impl Tree {
             // The lower's side must be known before anybody asks for it through the number.
             self.know_lower(dir, name, found)?;
         }
+        let held = self.hold_data(found)?;
         let over_lower = self.lower.contains(found.ino);
         let link = if found.kind == Kind::Directory { None } else { self.link_of(found.ino) };
         let make = || {
-            let state = State {
-                upper: Some(backing::identity(raw)),
-                merged: found.merged,
-                opaque: found.opaque,
-                link,
-                ..State::default()
-            };
+            let state =
+                State { merged: found.merged, opaque: found.opaque, impure: found.impure, link, ..State::default() };
             Object::new(found.ino, found.kind, over_lower, state)
         };
-        let object =
-            self.objects.get_or_insert_counted(found.ino, make, |object| self.count(object, dir, name, hold))?;
-        object.state().upper.get_or_insert(backing::identity(raw));
+        let counted = self.objects.get_or_insert_counted(found.ino, make, |object| {
+            self.count(object, dir, name, hold)?;
+            let mut state = object.state();
+            let new = state.upper.is_none();
+            if new {
+                (state.upper, state.content, state.held) = (Some(backing::identity(raw)), found.content, held);
+            }
+            Ok(new)
+        });
+        if let Some(held) = held.filter(|_| !matches!(counted, Ok((_, true)))) {
+            self.lower.forget(held, 1);
+        }
+        let (object, _) = counted?;
         object.add_place(dir, name);
         if self.handles.get(object.ino).is_none() {
             self.handles.insert(object.ino, Arc::new(rustix::io::fcntl_dupfd_cloexec(fd, 0)?));
@@ -225,21 +239,34 @@ impl Tree {
             (Some(_), None) => Link { all: 1, covered: 0, copied: false },
             (None, None) => return Ok(None),
         };
-        let upper = match (&self.upper, link.copied) {
-            (Some(upper), true) => {
-                let fd = rustix::fs::openat(upper.links().dir(), Links::name(found.ino), LOOK, Mode::empty())?;
-                Some(backing::identity(&backing::stat(fd.as_fd())?))
-            }
+        let copy = match &self.upper {
+            Some(upper) if link.copied => self.shared_copy(upper, found.ino)?,
             _ => None,
         };
         let make = || {
-            let link = Some(link).filter(|link| link.all > 1);
-            Object::new(found.ino, found.kind, true, State { upper, link, ..State::default() })
+            let link = Some(Link { copied: copy.is_some(), ..link }).filter(|link| link.all > 1);
+            let (upper, content) = copy.map_or((None, Content::Own), |(upper, content)| (Some(upper), content));
+            Object::new(found.ino, found.kind, true, State { upper, content, link, ..State::default() })
         };
-        let object =
+        let (object, ()) =
             self.objects.get_or_insert_counted(found.ino, make, |object| self.count(object, dir, name, hold))?;
         object.add_place(dir, name);
         Ok(Some(object))
+    }
+
+    /// Looks at the copy of a lower file with several names that another name led to.
+    fn shared_copy(&self, upper: &UpperLayer, ino: Ino) -> Result<Option<(Identity, Content)>> {
+        let fd = match rustix::fs::openat(upper.links().dir(), Links::name(ino), LOOK, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let marks = self.marks.read(fd.as_fd())?;
+        if marks.number.and_then(|number| self.lower.known_number(number)).is_some_and(|number| number != ino) {
+            return Ok(None);
+        }
+        let content = if marks.metacopy { Content::Lower(ino) } else { Content::Own };
+        Ok(Some((backing::identity(&backing::stat(fd.as_fd())?), content)))
     }
 
     /// Counts a reference to an object, if asked. Called under the lock of its shard.
@@ -272,100 +299,6 @@ impl Tree {
             let all = self.lower.stat(ino).ok()?.nlink;
             (all > 1).then_some(Link { all, covered: 0, copied: false })
         })
-    }
-
-    fn found_directory(
-        &self,
-        upper: &UpperLayer,
-        dir: &Directory,
-        (fd, raw): (OwnedFd, RawStat),
-        covered: Option<(Ino, Kind)>,
-    ) -> Result<Found> {
-        let opaque = upper.mark(fd.as_fd(), b"opaque")?.is_some_and(|value| value == b"y");
-        let mut below = None;
-        if !opaque {
-            below = match self.redirect_of(upper, &fd)? {
-                Some(target) if target.starts_with(b"/") => self.lower_path(&target)?,
-                Some(target) => match dir.lower {
-                    Some(lower) => self.lower.lookup(lower, &target)?,
-                    None => None,
-                },
-                None => covered.filter(|(_, kind)| *kind == Kind::Directory).map(|(ino, _)| ino),
-            };
-        }
-        // Two directories cannot show the same lower one; the one that came first keeps it.
-        let taken = |ino: &Ino| self.belongs_to_another(*ino, &raw);
-        let below = below.filter(|ino| *ino != Ino::ROOT && self.is_lower_directory(*ino)).filter(|ino| !taken(ino));
-        let ino = below.unwrap_or_else(|| self.number(backing::identity(&raw)));
-        Ok(Found { ino, kind: Kind::Directory, upper: Some((fd, raw)), merged: below.is_some(), opaque })
-    }
-
-    fn redirect_of(&self, upper: &UpperLayer, fd: &OwnedFd) -> Result<Option<Vec<u8>>> {
-        Ok(upper.mark(fd.as_fd(), b"redirect")?.filter(|target| marks::is_usable_redirect(target)))
-    }
-
-    fn is_lower_directory(&self, ino: Ino) -> bool {
-        // A directory that is not known yet is one that was just found as such.
-        self.lower.stat(ino).map_or(true, |stat| stat.kind == Kind::Directory)
-    }
-
-    /// Walks down the lowers.
-    fn lower_path(&self, path: &[u8]) -> Result<Option<Ino>> {
-        let mut ino = Ino::ROOT;
-        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
-            if part == b"." || part == b".." {
-                return Ok(None);
-            }
-            match self.lower.lookup(ino, part) {
-                Ok(Some(next)) => ino = next,
-                Ok(None) | Err(Errno::NOTDIR | Errno::NAMETOOLONG) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Some(ino))
-    }
-
-    /// Returns the number of a file in the upper: the one it had in the lower if it came from there.
-    fn number_of_file(
-        &self,
-        upper: &UpperLayer,
-        (fd, raw): (&OwnedFd, &RawStat),
-        covered: Option<(Ino, Kind)>,
-    ) -> Result<Ino> {
-        let own = self.number(backing::identity(raw));
-        let recorded = match upper.recorded_number(fd.as_fd())? {
-            Some(ino) => Some(ino).filter(|ino| self.may_be_recorded(*ino)),
-            // Copied up by the kernel: the name tells where from, unless it was renamed.
-            None => match covered.filter(|(_, kind)| backing::kind(raw).is_ok_and(|own| own == *kind)) {
-                Some((ino, _)) => upper.mark(fd.as_fd(), b"origin")?.map(|_| ino),
-                None => None,
-            },
-        };
-        Ok(recorded.filter(|ino| !self.belongs_to_another(*ino, raw)).unwrap_or(own))
-    }
-
-    /// Returns whether a recorded number can be right: an image's nodes have a known range.
-    fn may_be_recorded(&self, ino: Ino) -> bool {
-        match &self.lower {
-            LowerTree::Image(lower) => {
-                lower.contains(ino) && lower.stat(ino).is_ok_and(|stat| stat.kind != Kind::Directory)
-            }
-            LowerTree::Folders(_) => true,
-        }
-    }
-
-    /// Returns whether the number is that of another file of the upper.
-    fn belongs_to_another(&self, ino: Ino, raw: &RawStat) -> bool {
-        let identity = self.objects.get(ino).and_then(|object| object.state().upper);
-        identity.is_some_and(|identity| !upper::same(identity, raw))
-    }
-
-    /// Returns the number under which something born in the upper is shown.
-    pub(super) fn number(&self, identity: Identity) -> Ino {
-        match &self.lower {
-            LowerTree::Image(lower) => Ino(lower.highest_ino().saturating_add(identity.ino.max(1))),
-            LowerTree::Folders(lower) => lower.number(identity),
-        }
     }
 }
 

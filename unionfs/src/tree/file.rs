@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::copy_up::Wanted;
-use super::object::{Data, Object};
+use super::object::{Content, Data, Object};
 use crate::Result;
 use crate::backing;
 use crate::node::{Ino, Kind};
@@ -37,6 +37,17 @@ pub enum Opened {
     Upper,
 }
 
+/// Where the data of a regular file is.
+#[derive(Debug)]
+pub(super) enum DataPlace {
+    /// In this object's file in the upper.
+    Upper(Arc<Object>),
+    /// In this node of the lower.
+    Lower(Ino),
+    /// Nowhere: the upper says that it is in the lower, which has no such file.
+    Missing,
+}
+
 impl Tree {
     /// Opens a regular file; for writing, it is brought into the upper.
     pub fn open_file(&self, ino: Ino, access: Access) -> Result<Opened> {
@@ -54,12 +65,12 @@ impl Tree {
             return opened.map(|()| Opened::Upper);
         }
         let _names = self.read_names();
-        match self.upper_object(ino) {
-            None => Ok(Opened::Lower),
-            Some(object) => {
+        match self.data_place(ino) {
+            DataPlace::Upper(object) => {
                 object.state().opens += 1;
                 Ok(Opened::Upper)
             }
+            DataPlace::Lower(_) | DataPlace::Missing => Ok(Opened::Lower),
         }
     }
 
@@ -75,21 +86,26 @@ impl Tree {
     /// lower, if that has such a thing. A file whose growth is counted is never given away.
     pub fn backing_file(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
         let _names = self.read_names();
-        match self.upper_object(ino) {
-            Some(_) if self.ledger.is_some() => None,
-            Some(object) => self.data(&object, false).ok(),
-            None => self.lower.open_object(ino).map(Arc::new),
+        match self.data_place(ino) {
+            DataPlace::Upper(_) if self.ledger.is_some() => None,
+            DataPlace::Upper(object) => self.data(&object, false).ok(),
+            DataPlace::Lower(data) => self.lower.open_object(data).map(Arc::new),
+            DataPlace::Missing => None,
         }
     }
 
-    /// Returns whether the node's data is in the upper.
+    /// Returns whether the node has a file in the upper, be it with its data or without.
     pub fn is_in_upper(&self, ino: Ino) -> bool {
         self.upper_object(ino).is_some()
     }
 
     /// Reads from a regular file; fewer bytes than asked only at its end.
     pub fn read(&self, ino: Ino, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        let Some(object) = self.upper_object(ino) else { return self.lower.read_at(ino, buffer, offset) };
+        let object = match self.data_place(ino) {
+            DataPlace::Upper(object) => object,
+            DataPlace::Lower(data) => return self.read_lower_data(ino, data, buffer, offset),
+            DataPlace::Missing => return Err(Errno::IO),
+        };
         let file = self.data_now(&object, false)?;
         let mut done = 0;
         while done < buffer.len() {
@@ -124,7 +140,11 @@ impl Tree {
 
     /// Finds the next data or hole, as `lseek` does with `SEEK_DATA` and `SEEK_HOLE`.
     pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
-        let Some(object) = self.upper_object(ino) else { return self.lower.seek(ino, offset, data) };
+        let object = match self.data_place(ino) {
+            DataPlace::Upper(object) => object,
+            DataPlace::Lower(lower) => return self.lower.seek(lower, offset, data),
+            DataPlace::Missing => return Err(Errno::IO),
+        };
         let from = if data { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
         // The position that this moves is nobody's: all reads and writes name their own.
         rustix::fs::seek(&*self.data_now(&object, false)?, from)
@@ -134,8 +154,7 @@ impl Tree {
     pub fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), length: u64) -> Result<u64> {
         let target = self.copy_up(to.0, Wanted::Everything)?;
         let output = self.data_now(&target, true)?;
-        let source = self.upper_object(from.0);
-        let (Some(source), None) = (source, self.copy_step(to.1, length)) else {
+        let (DataPlace::Upper(source), None) = (self.data_place(from.0), self.copy_step(to.1, length)) else {
             return self.copy_range_by_buffer(from, (&target, &output, to.1), length);
         };
         let input = self.data_now(&source, false)?;
@@ -154,6 +173,10 @@ impl Tree {
             return Ok(());
         }
         let file = match object.kind {
+            Kind::Regular if object.state().content != Content::Own => {
+                let _names = self.read_names();
+                Arc::new(backing::reopen(self.upper_file(&object)?.as_fd(), OFlags::RDONLY)?)
+            }
             Kind::Regular => self.data_now(&object, false)?,
             Kind::Directory => {
                 let _names = self.read_names();
@@ -173,6 +196,27 @@ impl Tree {
             Some(upper) => rustix::fs::syncfs(backing::reopen(upper.root(), OFlags::RDONLY | OFlags::DIRECTORY)?),
             None => Ok(()),
         }
+    }
+
+    /// Returns where the data of a regular file is.
+    pub(super) fn data_place(&self, ino: Ino) -> DataPlace {
+        let Some(object) = self.upper_object(ino) else { return DataPlace::Lower(ino) };
+        let content = object.state().content;
+        match content {
+            Content::Own => DataPlace::Upper(object),
+            Content::Lower(data) => DataPlace::Lower(data),
+            Content::Missing => DataPlace::Missing,
+        }
+    }
+
+    /// Reads from the lower what a node shows of it.
+    fn read_lower_data(&self, ino: Ino, data: Ino, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        if !self.is_in_upper(ino) {
+            return self.lower.read_at(data, buffer, offset);
+        }
+        let left = usize::try_from(self.stat(ino)?.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let length = left.min(buffer.len());
+        self.lower.read_at(data, &mut buffer[..length], offset)
     }
 
     fn copy_range_by_buffer(&self, from: (Ino, u64), to: (&Object, &OwnedFd, u64), length: u64) -> Result<u64> {
@@ -209,6 +253,10 @@ impl Tree {
         }
         if let Some(data) = object.state().data.as_ref().filter(|data| data.writable || !write) {
             return Ok(Arc::clone(&data.file));
+        }
+        if object.state().content != Content::Own {
+            // Whoever opened it for writing has copied its data.
+            return Err(Errno::IO);
         }
         let path = self.upper_file(object)?;
         let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };

@@ -3,8 +3,9 @@
 use rustix::io::Errno;
 
 use super::Tree;
+use crate::marks::Namespace;
 use crate::node::{Kind, Stat};
-use crate::spec::Options;
+use crate::spec::{Metacopy, Options};
 use crate::{Result, acl, override_stat};
 
 /// The options that concern single operations.
@@ -15,12 +16,20 @@ pub(super) struct Habits {
     static_nlink: bool,
     /// Folders of the lowers cannot be moved.
     pub(super) noredirect: bool,
+    /// Changing attributes copies no data.
+    pub(super) metacopy: bool,
 }
 
 impl Habits {
-    pub(super) fn of(options: &Options) -> Habits {
+    pub(super) fn of(options: &Options, marks: Namespace) -> Habits {
         let &Options { noacl, noxattrs, static_nlink, noredirect, .. } = options;
-        Habits { noacl, noxattrs, static_nlink, noredirect }
+        let metacopy = match options.metacopy {
+            Metacopy::On => true,
+            Metacopy::Off => false,
+            // The kernel follows no such files with `userxattr`, nor without redirects.
+            Metacopy::Auto => marks == Namespace::TRUSTED && !noredirect,
+        };
+        Habits { noacl, noxattrs, static_nlink, noredirect, metacopy }
     }
 }
 

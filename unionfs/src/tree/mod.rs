@@ -20,10 +20,13 @@ mod create;
 mod directory;
 mod file;
 mod flags;
+mod forgotten;
 mod habits;
 mod intent;
 mod listing;
+mod metacopy;
 mod object;
+mod origin;
 mod readdir;
 mod record;
 mod remove;
@@ -51,14 +54,16 @@ use crate::Result;
 use crate::backing;
 use crate::handles::{self, Handles};
 use crate::idmap::Ids;
-use crate::lower::{FolderError, FolderLower, ImageError, ImageLower, LowerTree};
+use crate::lower::{FolderError, FolderLower, ImageError, ImageLower, Left, LowerTree};
+use crate::marks::{Marks, Namespace};
 use crate::node::{Ino, Kind, Stat};
 use crate::override_stat;
 use crate::quota::Ledger;
 use crate::spec::{Lower, MountSpec, Options};
 use crate::survive::Keep;
-use crate::upper::{Purpose, UpperError, UpperLayer};
+use crate::upper::{self, Purpose, UpperError, UpperLayer};
 use directory::Hold;
+use forgotten::Forgotten;
 use habits::Habits;
 use object::{Object, Objects, State};
 
@@ -71,9 +76,13 @@ pub struct Tree {
     habits: Habits,
     /// What the upper holds, if that is limited.
     ledger: Option<Ledger>,
+    /// In which namespace the layers are marked.
+    marks: Namespace,
     objects: Objects,
     /// Open files of the upper (`O_PATH`).
     handles: Handles<Ino>,
+    /// Where to look for nodes that the kernel has forgotten.
+    forgotten: Forgotten,
     /// The upper's root; there is one if there is an upper.
     root_file: Option<Arc<OwnedFd>>,
     /// Guards the names in the upper and the places in the objects. No panic can leave them half changed.
@@ -132,11 +141,16 @@ impl Tree {
         keep: Option<&Arc<Keep>>,
         lock: Option<OwnedFd>,
     ) -> Result<Tree, OpenError> {
+        let root = |error: Errno| OpenError::Root(error.into());
         let options = &spec.options;
         let capacity = handles::capacity();
         let upper = match spec.upper.as_ref() {
             Some(upper) => Some(UpperLayer::open(upper, options, purpose, lock)?),
             None => None,
+        };
+        let marks = match &upper {
+            Some(upper) => upper.marks(),
+            None => upper::nowhere().map(|file| Namespace::choose(options.userxattr, file.as_fd())).map_err(root)?,
         };
         let lower = match &spec.lower {
             Lower::Image { index, layers } => LowerTree::Image(ImageLower::open(index, layers, upper.is_some())?),
@@ -146,17 +160,18 @@ impl Tree {
                     folders,
                     devices,
                     capacity,
+                    marks,
                     override_stat::deceives_nobody(options),
                 )?)
             }
         };
-        Tree::new(lower, upper, options, capacity, keep.cloned()).map_err(|error| OpenError::Root(error.into()))
+        Tree::new(lower, upper, (options, marks), capacity, keep.cloned()).map_err(root)
     }
 
     fn new(
         lower: LowerTree,
         upper: Option<UpperLayer>,
-        options: &Options,
+        (options, marks): (&Options, Namespace),
         capacity: usize,
         keep: Option<Arc<Keep>>,
     ) -> Result<Tree> {
@@ -167,9 +182,9 @@ impl Tree {
         let mut root_file = None;
         if let Some(upper) = &upper {
             let raw = backing::stat(upper.root())?;
-            let opaque = upper.mark(upper.root(), b"opaque")?.is_some_and(|value| value == b"y");
+            let Marks { opaque, impure, .. } = marks.read(upper.root())?;
             let identity = Some(backing::identity(&raw));
-            let state = State { upper: identity, merged: !opaque, opaque, ..State::default() };
+            let state = State { upper: identity, merged: !opaque, opaque, impure, ..State::default() };
             objects.insert(Object::new(Ino::ROOT, Kind::Directory, true, state));
             root_file = Some(Arc::new(rustix::io::fcntl_dupfd_cloexec(upper.root(), 0)?));
             if upper.is_writable() && matches!(lower, LowerTree::Image(_)) && upper.is_empty()? {
@@ -185,8 +200,20 @@ impl Tree {
             Some(upper) => Ledger::open(upper, options.limits)?,
             None => None,
         };
-        let (ids, habits) = (Ids::of(options), Habits::of(options));
-        Ok(Tree { lower, upper, ids, habits, ledger, objects, handles: Handles::new(capacity), root_file, namespace })
+        let (ids, habits) = (Ids::of(options), Habits::of(options, marks));
+        Ok(Tree {
+            lower,
+            upper,
+            ids,
+            habits,
+            ledger,
+            marks,
+            objects,
+            handles: Handles::new(capacity),
+            forgotten: Forgotten::default(),
+            root_file,
+            namespace,
+        })
     }
 
     /// Returns whether nothing can be changed because there is nowhere to write.
@@ -209,24 +236,44 @@ impl Tree {
 
     /// Takes back `count` references to a node.
     pub fn forget(&self, ino: Ino, count: u64) {
-        if self.upper.is_none() {
-            self.lower.forget(ino, count);
-            return;
-        }
         if ino == Ino::ROOT {
             return;
         }
+        if self.upper.is_none() {
+            if let Left::Nobody { parent: Some(parent) } = self.lower.forget(ino, count) {
+                self.forgotten.note(ino, parent);
+            }
+            return;
+        }
+        let mut parent = None;
         let dropped = self.objects.drop_if(ino, |object| match object {
             Some(object) if !object.over_lower => {
                 let held = object.references.load(Ordering::Relaxed).saturating_sub(count);
                 object.references.store(held, Ordering::Relaxed);
                 held == 0
             }
-            _ => self.lower.forget(ino, count),
+            _ => match self.lower.forget(ino, count) {
+                Left::Held => false,
+                Left::Nobody { parent: found } => {
+                    parent = found;
+                    true
+                }
+            },
         });
         if let Some(object) = dropped {
             self.account_gone(&object);
             self.handles.remove(ino);
+            let held = {
+                let mut state = object.state();
+                parent = state.places.first().map(|place| place.parent);
+                state.held.take()
+            };
+            if let Some(held) = held {
+                self.lower.forget(held, 1);
+            }
+        }
+        if let Some(parent) = parent {
+            self.forgotten.note(ino, parent);
         }
     }
 
@@ -288,13 +335,14 @@ impl Tree {
         }
         let place = match self.object(ino) {
             Some(object) => object.state().places.first().cloned(),
-            None => self.lower.place(ino),
+            // Below an upper, what a node was in the lower says nothing about what it is now.
+            None => self.lower.place(ino).filter(|_| self.upper.is_none()),
         };
         match place {
             Some(place) => self.hold(ino, place.parent, &place.name),
-            // Without an upper nobody counts.
-            None if self.upper.is_none() => self.stat_of(ino),
-            None => Err(Errno::STALE),
+            // A node of an image that has no name is still a node; nobody counts there.
+            None if self.upper.is_none() && self.lower.contains(ino) => self.stat_of(ino),
+            None => self.find_again(ino),
         }
     }
 

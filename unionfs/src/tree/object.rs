@@ -43,6 +43,12 @@ pub(super) struct Object {
 pub(super) struct State {
     /// The file in the upper.
     pub(super) upper: Option<Identity>,
+    /// Where the data of a regular file in the upper is.
+    pub(super) content: Content,
+    /// The node of the lower that is held for its data; `None` if that is counted anyway, being the same node.
+    pub(super) held: Option<Ino>,
+    /// A directory that is marked to hold what came from the lowers.
+    pub(super) impure: bool,
     /// A directory through which the lower's one of the same number shows.
     pub(super) merged: bool,
     /// A directory whose own marks say that nothing below shows.
@@ -114,6 +120,18 @@ impl Drop for StateGuard<'_> {
             self.object.write(&self.state);
         }
     }
+}
+
+/// Where the data of a file in the upper is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Content {
+    /// In the file itself, as for everything but regular files.
+    #[default]
+    Own,
+    /// Still in this file of the lower; the upper's has attributes only (`metacopy`).
+    Lower(Ino),
+    /// The upper says that it is in the lower, which has no such file.
+    Missing,
 }
 
 /// An open regular file of the upper.
@@ -274,16 +292,16 @@ impl Objects {
     }
 
     /// The same, and calls `count` under the lock that `forget` takes, so that the object is not dropped in between.
-    pub(super) fn get_or_insert_counted<E>(
+    pub(super) fn get_or_insert_counted<T, E>(
         &self,
         ino: Ino,
         make: impl FnOnce() -> Object,
-        count: impl FnOnce(&Object) -> Result<(), E>,
-    ) -> Result<Arc<Object>, E> {
+        count: impl FnOnce(&Object) -> Result<T, E>,
+    ) -> Result<(Arc<Object>, T), E> {
         let mut shard = self.write(ino);
         let object = shard.entry(ino).or_insert_with(|| self.made(make()));
-        count(object)?;
-        Ok(Arc::clone(object))
+        let counted = count(object)?;
+        Ok((Arc::clone(object), counted))
     }
 
     /// Puts a new object in, in place of what has its number.

@@ -16,7 +16,6 @@ use super::directory::Directory;
 use super::listing::Listing;
 use super::object::Object;
 use crate::Result;
-use crate::marks;
 use crate::node::{Ino, Kind, Stat};
 use crate::upper::for_each_name;
 
@@ -48,6 +47,17 @@ impl Tree {
         emit: &mut dyn FnMut(&DirEntry<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
         let _names = self.read_names();
+        self.read_dir_locked(dir, cookie, attributes, emit)
+    }
+
+    /// The same. The caller holds `namespace`.
+    pub(super) fn read_dir_locked(
+        &self,
+        dir: Ino,
+        cookie: u64,
+        attributes: bool,
+        emit: &mut dyn FnMut(&DirEntry<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
         let directory = self.directory(dir)?;
         for (name, cookie) in [(b".".as_slice(), DOT), (b"..", DOT_DOT)].into_iter().skip(cookie.min(DOT_DOT) as usize)
         {
@@ -146,7 +156,7 @@ impl Tree {
                 let hidden = match kind {
                     FileType::CharacterDevice | FileType::RegularFile | FileType::Unknown => {
                         match upper.look(fd.as_fd(), name)? {
-                            Some((file, raw)) => marks::shown_kind(file.as_fd(), &raw)?.is_none(),
+                            Some((file, raw)) => self.marks.shown_kind(file.as_fd(), &raw)?.is_none(),
                             None => true,
                         }
                     }

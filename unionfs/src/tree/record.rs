@@ -1,6 +1,6 @@
 //! Objects as bytes, for the server that comes after this one. Both have the same code, so there is no version.
 
-use super::object::{Object, State};
+use super::object::{Content, Object, State};
 use crate::backing::Identity;
 use crate::lower::Place;
 use crate::node::{Ino, Kind};
@@ -19,7 +19,8 @@ pub(super) struct Restored {
 /// Writes an object.
 pub(super) fn encode(object: &Object, state: &State) -> Vec<u8> {
     // How often it is open is known to whoever counts the kernel's handles, and the descriptor is opened again.
-    let State { upper, merged, opaque, places, unnamed, pinned, data: _, opens: _, link } = state;
+    let State { upper, content, held, impure, merged, opaque, places, unnamed, pinned, data: _, opens: _, link } =
+        state;
     let mut writer = Writer(vec![OBJECT]);
     writer.number(object.ino.0);
     writer.number(kind_number(object.kind));
@@ -39,6 +40,13 @@ pub(super) fn encode(object: &Object, state: &State) -> Vec<u8> {
     writer.number(link.all.into());
     writer.number(link.covered.into());
     writer.places(places.iter());
+    writer.number(match content {
+        Content::Own => OWN,
+        Content::Missing => MISSING,
+        Content::Lower(data) => data.0,
+    });
+    writer.number(held.map_or(0, |held| held.0));
+    writer.number((*impure).into());
     writer.0
 }
 
@@ -58,6 +66,13 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Restored> {
         merged,
         opaque,
         places: reader.places()?,
+        content: match reader.number()? {
+            OWN => Content::Own,
+            MISSING => Content::Missing,
+            data => Content::Lower(Ino(data)),
+        },
+        held: Some(reader.number()?).filter(|held| *held != 0).map(Ino),
+        impure: reader.number()? == 1,
         unnamed,
         link: linked.then_some(link),
         ..State::default()
@@ -129,6 +144,9 @@ fn kind_of_number(number: u64) -> Option<Kind> {
     crate::node::kind_of(u32::try_from(number).ok()?)
 }
 
+/// Stand where the number of a lower node would, which neither is.
+const OWN: u64 = 0;
+const MISSING: u64 = 1;
 /// Begins a record of an object; the lower has its own.
 const OBJECT: u8 = b'o';
 
@@ -142,6 +160,9 @@ mod tests {
         let state = State {
             upper: Some(Identity { device: 7, ino: 9 }),
             merged: true,
+            content: Content::Lower(Ino(77)),
+            held: Some(Ino(77)),
+            impure: true,
             places: vec![place(1, b"a"), place(1 << 62, &[0xff; 255])],
             link: Some(Link { all: 3, covered: 2, copied: true }),
             ..State::default()

@@ -12,7 +12,6 @@ use super::directory::{Found, Hold};
 use super::intent::{Intent, Removed};
 use super::object::{Object, State};
 use crate::Result;
-use crate::marks;
 use crate::node::{Ino, Kind};
 use crate::survive;
 use crate::upper::{Replaced, UpperLayer, for_each_name};
@@ -143,7 +142,7 @@ impl Tree {
         if let (Some((fd, _)), Some(upper)) = (&found.upper, &self.upper) {
             for_each_name(fd.as_fd(), &mut |name, _| {
                 if empty && let Some((entry, raw)) = upper.look(fd.as_fd(), name)? {
-                    empty = marks::shown_kind(entry.as_fd(), &raw)?.is_none();
+                    empty = self.marks.shown_kind(entry.as_fd(), &raw)?.is_none();
                 }
                 Ok(())
             })?;

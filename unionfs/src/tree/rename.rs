@@ -61,18 +61,18 @@ impl Tree {
                     Some(pending) => pending,
                 }
             };
-            self.copy_up(pending, Wanted::Everything)?;
+            self.copy_up(pending.0, pending.1)?;
         }
     }
 
-    /// Renames, or returns the node that has to be copied up before. The caller holds `namespace` for writing.
+    /// Renames, or returns what has to be copied up before. The caller holds `namespace` for writing.
     fn try_rename(
         &self,
         upper: &UpperLayer,
         (dir, name): (Ino, &[u8]),
         (new_dir, new_name): (Ino, &[u8]),
         mode: RenameMode,
-    ) -> Result<Option<Ino>> {
+    ) -> Result<Option<Pending>> {
         let (parent, from) = self.directory_for_change(dir)?;
         let (new_parent, to) = self.directory_for_change(new_dir)?;
         let source = self.name(&from, name)?;
@@ -86,14 +86,16 @@ impl Tree {
             _ => {}
         }
         let (moved_object, pending) = self.ready_to_move(upper, &from, name, &source)?;
-        if pending {
-            return Ok(Some(moved.ino));
+        if let Some(wanted) = pending {
+            return Ok(Some((moved.ino, wanted)));
         }
         if let (RenameMode::Exchange, Some(other)) = (mode, &target.found) {
             let (other_object, pending) = self.ready_to_move(upper, &to, new_name, &target)?;
-            if pending {
-                return Ok(Some(other.ino));
+            if let Some(wanted) = pending {
+                return Ok(Some((other.ino, wanted)));
             }
+            self.mark_impure_for(upper, &new_parent, &moved_object)?;
+            self.mark_impure_for(upper, &parent, &other_object)?;
             intend(&moved_object, (&from, name), (&to, new_name), Aim::Exchange(&other_object))?;
             self.exchange(upper, (&from, name, &moved_object), (&to, new_name, &other_object))?;
             return Ok(None);
@@ -104,6 +106,7 @@ impl Tree {
             self.keep_lower(upper, &moved_object, &to)?;
             self.account_directory(&moved_object);
         }
+        self.mark_impure_for(upper, &new_parent, &moved_object)?;
         let (from_fd, to_fd) = (fd(&from)?, fd(&to)?);
         let blocked = target.whiteout && directory;
         let whiteout = source.covered.is_some() || mode.leaves_whiteout();
@@ -127,19 +130,21 @@ impl Tree {
         Ok(None)
     }
 
-    /// Returns the object of what is to be moved, which must lie in the upper under its name, and whether it has to be
-    /// copied up for that.
+    /// Returns the object of what is to be moved, which must lie in the upper under its name and say where its data is, and
+    /// what has to be copied up for that.
     fn ready_to_move(
         &self,
         upper: &UpperLayer,
         dir: &Directory,
         name: &[u8],
         looked: &Name,
-    ) -> Result<(Arc<Object>, bool)> {
+    ) -> Result<(Arc<Object>, Option<Wanted>)> {
         let found = looked.found.as_ref().ok_or(Errno::NOENT)?;
         let known = self.adopt(dir.ino, name, found, Hold::No)?;
         if found.upper.is_some() {
-            return Ok((known.ok_or(Errno::STALE)?, false));
+            let object = known.ok_or(Errno::STALE)?;
+            let copied = self.keep_data(upper, &object)?;
+            return Ok((object, copied.then_some(Wanted::Everything)));
         }
         if found.kind == Kind::Directory {
             self.lower.lookup(dir.ino, name)?;
@@ -149,7 +154,7 @@ impl Tree {
             });
             object.add_place(dir.ino, name);
             self.copy_up_directory(found.ino)?;
-            return Ok((object, false));
+            return Ok((object, None));
         }
         let object = match known {
             Some(object) => object,
@@ -163,7 +168,10 @@ impl Tree {
             }
         };
         if !object.is_in_upper() {
-            return Ok((object, true));
+            return Ok((object, Some(Wanted::Attributes)));
+        }
+        if self.keep_data(upper, &object)? {
+            return Ok((object, Some(Wanted::Everything)));
         }
         // Another name of it was copied up; this one joins it.
         self.link_in_upper(upper, &object, fd(dir)?, name, false)?;
@@ -173,7 +181,7 @@ impl Tree {
             object.state().link = Some(link);
             upper.links().set(object.ino, link)?;
         }
-        Ok((object, false))
+        Ok((object, None))
     }
 
     /// Checks that the target may be replaced and makes the upper ready for it.
@@ -261,6 +269,9 @@ impl Tree {
         Ok(())
     }
 }
+
+/// What has to be copied up first.
+type Pending = (Ino, Wanted);
 
 /// What a move does to what has the new name.
 enum Aim<'a> {

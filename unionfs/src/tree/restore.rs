@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::intent::{Intent, Move, Removed};
-use super::object::Object;
+use super::object::{Content, Object};
 use super::record;
 use crate::Result;
 use crate::backing::{self, Identity};
@@ -87,6 +87,11 @@ impl Tree {
             *lookups += known.lookups;
             *opens += known.opens;
         });
+        for object in self.objects.all() {
+            if let Some(data) = object.state().held {
+                references.entry(data).or_default().0 += 1;
+            }
+        }
         for (ino, (lookups, opens)) in references {
             match self.object(ino) {
                 Some(object) if !object.over_lower => object.references.store(lookups, Ordering::Relaxed),
@@ -122,12 +127,17 @@ impl Tree {
         if backing::is_whiteout(&raw) || backing::kind(&raw)? != object.kind {
             return Ok(false);
         }
-        if object.kind != Kind::Directory && upper.recorded_number(file.as_fd())?.is_some_and(|ino| ino != object.ino) {
+        let marks = self.marks.read(file.as_fd())?;
+        let number = marks.number.and_then(|number| self.lower.known_number(number));
+        if object.kind != Kind::Directory && number.is_some_and(|ino| ino != object.ino) {
             return Ok(false);
         }
         let link = upper.links().get(object.ino);
         let mut state = object.state();
         state.upper = Some(backing::identity(&raw));
+        if marks.metacopy && object.kind == Kind::Regular {
+            state.content = Content::Lower(object.ino);
+        }
         if state.link.is_some() && link.is_some() {
             state.link = link;
         }

@@ -3,7 +3,6 @@
 //! The marks of the union are hidden. What a user calls by such a name, to nest one union in another, is stored with the
 //! name escaped as overlayfs does: `trusted.overlay.x` as `trusted.overlay.overlay.x`.
 
-use std::borrow::Cow;
 use std::os::fd::AsFd as _;
 
 use rustix::fs::XattrFlags;
@@ -30,7 +29,7 @@ impl Tree {
         if !self.shows_xattr(name) {
             return Err(Errno::NODATA);
         }
-        let stored = self.stored_name(name);
+        let stored = marks::escaped(name);
         let _names = self.read_names();
         let value = match self.upper_object(ino) {
             Some(object) => backing::xattr(self.upper_file(&object)?.as_fd(), &stored)?,
@@ -58,7 +57,7 @@ impl Tree {
         self.check_xattrs()?;
         let mut names = Vec::new();
         let mut add = |name: &[u8]| {
-            if let Some(shown) = self.shown_name(name)
+            if let Some(shown) = marks::shown(name)
                 && !name.is_empty()
                 && !name.contains(&0)
                 && (privileged || !name.starts_with(b"trusted."))
@@ -84,8 +83,9 @@ impl Tree {
         self.check_xattr_change(name)?;
         let past = Intent::of_the_past();
         let value = self.ids.xattr_to_disk(name, value)?;
-        let stored = self.stored_name(name);
-        let object = self.copy_up(ino, Wanted::Everything)?;
+        let stored = marks::escaped(name);
+        let object = self.copy_up(ino, Wanted::Attributes)?;
+        let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
         let mut flags = flags;
@@ -114,8 +114,9 @@ impl Tree {
             }
             (found, _) => drop(found?),
         }
-        let stored = self.stored_name(name);
-        let object = self.copy_up(ino, Wanted::Everything)?;
+        let stored = marks::escaped(name);
+        let object = self.copy_up(ino, Wanted::Attributes)?;
+        let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
         Intent::RemoveXattr.note();
@@ -136,28 +137,6 @@ impl Tree {
         }
         self.set_permissions(file.as_fd(), crate::node::permission_bits(raw.mode & !libc::S_ISGID))
     }
-
-    /// Returns the name under which a layer stores what users call `name`.
-    fn stored_name<'a>(&self, name: &'a [u8]) -> Cow<'a, [u8]> {
-        let prefix = self.mark_prefix();
-        match name.strip_prefix(prefix) {
-            Some(rest) => Cow::Owned([prefix, ESCAPE, rest].concat()),
-            None => Cow::Borrowed(name),
-        }
-    }
-
-    /// Returns what users see of a stored name, or `None` for a mark.
-    fn shown_name<'a>(&self, name: &'a [u8]) -> Option<Cow<'a, [u8]>> {
-        let prefix = self.mark_prefix();
-        match name.strip_prefix(prefix) {
-            Some(rest) => rest.strip_prefix(ESCAPE).map(|rest| Cow::Owned([prefix, rest].concat())),
-            None => Some(Cow::Borrowed(name)),
-        }
-    }
-
-    fn mark_prefix(&self) -> &'static [u8] {
-        self.upper.as_ref().map_or(marks::PREFIXES[0], |upper| upper.prefix())
-    }
 }
 
 /// Returns the further groups of a process, none if it is gone.
@@ -169,4 +148,3 @@ fn supplementary_groups(pid: u32) -> Vec<u32> {
 
 /// An attribute of the root that is in no list: who serves it.
 pub(crate) const SERVER: &[u8] = b"strata.server";
-const ESCAPE: &[u8] = b"overlay.";

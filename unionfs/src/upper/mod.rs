@@ -15,16 +15,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
 use crate::idmap::Ids;
-use crate::marks;
-use crate::node::Ino;
+use crate::marks::{self, Namespace, Recorded};
 use crate::override_stat::Override;
-use crate::spec::{Options, Upper, UserXattr};
+use crate::spec::{Options, Upper};
 
 /// The writable layer.
 #[derive(Debug)]
@@ -33,7 +32,7 @@ pub(crate) struct UpperLayer {
     /// Leads nowhere if the layer is only looked at.
     staging: OwnedFd,
     links: Links,
-    prefix: &'static [u8],
+    marks: Namespace,
     owners: Owners,
     device: u64,
     next_name: AtomicU64,
@@ -105,8 +104,8 @@ impl UpperLayer {
             let nowhere = || nowhere().map_err(failed(&upper.work));
             let links = open_directory(&links_path).or_else(|_| nowhere())?;
             let links = Links::open(links).map_err(failed(&links_path))?;
-            let (staging, prefix) = (nowhere()?, choose_marks(nowhere()?.as_fd(), options.userxattr));
-            return Ok(UpperLayer { root, staging, links, prefix, owners, device, next_name, durable, lock: None });
+            let (staging, marks) = (nowhere()?, Namespace::choose(options.userxattr, nowhere()?.as_fd()));
+            return Ok(UpperLayer { root, staging, links, marks, owners, device, next_name, durable, lock: None });
         }
         let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
         let staging_path = upper.work.join("work");
@@ -121,8 +120,8 @@ impl UpperLayer {
             return Err(UpperError::DifferentFilesystems { dir: upper.dir.clone(), work: upper.work.clone() });
         }
         let links = Links::open(links).map_err(failed(&links_path))?;
-        let prefix = choose_marks(staging.as_fd(), options.userxattr);
-        Ok(UpperLayer { root, staging, links, prefix, owners, device, next_name, durable, lock: Some(lock) })
+        let marks = Namespace::choose(options.userxattr, staging.as_fd());
+        Ok(UpperLayer { root, staging, links, marks, owners, device, next_name, durable, lock: Some(lock) })
     }
 
     /// Returns whether it was opened to be changed.
@@ -170,9 +169,9 @@ impl UpperLayer {
         self.durable
     }
 
-    /// Returns the prefix of this layer's marks.
-    pub(crate) fn prefix(&self) -> &'static [u8] {
-        self.prefix
+    /// Returns the namespace of this layer's marks.
+    pub(crate) fn marks(&self) -> Namespace {
+        self.marks
     }
 
     /// Returns a name that nothing in the staging folder has.
@@ -265,28 +264,25 @@ impl UpperLayer {
     }
 
     pub(crate) fn set_mark(&self, fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
-        backing::set_xattr(fd, &[self.prefix, name].concat(), value, XattrFlags::empty())
+        self.marks.set(fd, name, value)
     }
 
-    pub(crate) fn mark(&self, fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        backing::xattr(fd, &[self.prefix, name].concat())
+    /// Removes a mark if it is there.
+    pub(crate) fn remove_mark(&self, fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        match self.marks.remove(fd, name) {
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            result => result,
+        }
     }
 
     /// Records the number under which the object was shown before it was copied up.
     ///
     /// Where there are no xattrs (symbolic links in the `user.` namespace) the number will be another after a remount.
-    pub(crate) fn record_number(&self, fd: BorrowedFd<'_>, ino: Ino) -> Result<()> {
-        match self.set_mark(fd, NUMBER, &ino.0.to_le_bytes()) {
+    pub(crate) fn record_number(&self, fd: BorrowedFd<'_>, number: Recorded) -> Result<()> {
+        match self.set_mark(fd, marks::NUMBER, &number.to_bytes()) {
             Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
             result => result,
         }
-    }
-
-    /// Returns the number that was recorded, if there is a sensible one.
-    pub(crate) fn recorded_number(&self, fd: BorrowedFd<'_>) -> Result<Option<Ino>> {
-        let Some(value) = self.mark(fd, NUMBER)? else { return Ok(None) };
-        let number = <[u8; 8]>::try_from(value.as_slice()).ok().map(u64::from_le_bytes);
-        Ok(number.filter(|number| *number > Ino::ROOT.0).map(Ino))
     }
 }
 
@@ -329,24 +325,8 @@ fn open_directory(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Chooses the namespace of the marks: `trusted.` where we may set it, tried on `file`.
-fn choose_marks(file: BorrowedFd<'_>, userxattr: UserXattr) -> &'static [u8] {
-    let [trusted, user] = marks::PREFIXES;
-    match userxattr {
-        UserXattr::Off => trusted,
-        UserXattr::On => user,
-        UserXattr::Auto => {
-            let probe = [trusted, b"strata.probe"].concat();
-            match backing::set_xattr(file, &probe, b"", XattrFlags::empty()) {
-                Ok(()) => trusted,
-                Err(_) => user,
-            }
-        }
-    }
-}
-
 /// Returns a descriptor below which nothing can be found or made.
-fn nowhere() -> Result<OwnedFd> {
+pub(crate) fn nowhere() -> Result<OwnedFd> {
     rustix::fs::memfd_create("strata-nowhere", rustix::fs::MemfdFlags::CLOEXEC)
 }
 
@@ -436,5 +416,3 @@ pub(crate) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlag
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Where the hard links of lower files are remembered, in the work folder.
 const LINKS: &str = "strata-links";
-/// The mark with the inode number, eight bytes little-endian.
-const NUMBER: &[u8] = b"strata.ino";

@@ -1,0 +1,131 @@
+//! Files with their attributes in the upper and their data still in the lower.
+//!
+//! In the form of the kernel's overlayfs: the file in the upper is a hole of the right size with the mark `metacopy`. Its
+//! data is that of the lower file under the same name or, once it was moved or linked, at the path in the mark `redirect`.
+//! Before the first change of the data it is copied into the file, and then the marks go: who crashes in between still
+//! finds the data in the lower.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{MutexGuard, PoisonError};
+
+use rustix::fs::{OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::copy_up::Wanted;
+use super::object::{Content, Object};
+use crate::Result;
+use crate::backing;
+use crate::capability;
+use crate::node::Stat;
+use crate::upper::UpperLayer;
+
+impl Tree {
+    /// Makes a staged file one without data, if there is data that could be left in the lower and a way to say so.
+    pub(super) fn leaves_data(&self, upper: &UpperLayer, file: &OwnedFd, stat: &Stat) -> Result<bool> {
+        if !self.habits.metacopy || stat.size == 0 {
+            return Ok(false);
+        }
+        match upper.set_mark(file.as_fd(), METACOPY, b"") {
+            Ok(()) => rustix::fs::ftruncate(file, stat.size).map(|()| true),
+            Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Copies the data that was left in the lower, as much of it as is wanted. The caller holds `copying`.
+    pub(super) fn complete(&self, upper: &UpperLayer, object: &Object, wanted: Wanted) -> Result<()> {
+        let content = object.state().content;
+        let data = match content {
+            Content::Own => return Ok(()),
+            Content::Lower(data) => Some(data),
+            Content::Missing => None,
+        };
+        let path = {
+            let _names = self.read_names();
+            self.upper_file(object)?
+        };
+        let file = backing::reopen(path.as_fd(), OFlags::RDWR)?;
+        let before = backing::stat(file.as_fd())?;
+        let length = match wanted {
+            Wanted::Data(length) => length.min(before.size),
+            Wanted::Attributes | Wanted::Everything => before.size,
+        };
+        let capability = backing::xattr(file.as_fd(), capability::NAME)?;
+        if length > 0 {
+            let data = data.ok_or(Errno::IO)?;
+            let lower = self.lower.stat(data)?;
+            let bytes = length.min(lower.blocks.saturating_mul(512));
+            let copied = self.fill_accounted(object, &file, bytes, || {
+                self.lower.copy_data(data, file.as_fd(), length.min(lower.size))
+            });
+            copied.inspect_err(|_| {
+                // Its data does not count as long as it has the mark, but its size does.
+                let _ = rustix::fs::ftruncate(&file, before.size);
+            })?;
+        }
+        // With the mark still there this shows as much of the lower, which is right if we end here.
+        rustix::fs::ftruncate(&file, length)?;
+        if let Some(value) = capability {
+            // Writing has taken it away.
+            backing::set_xattr(file.as_fd(), capability::NAME, &value, XattrFlags::empty())?;
+        }
+        if upper.is_durable() {
+            rustix::fs::fdatasync(&file)?;
+        }
+        upper.remove_mark(file.as_fd(), METACOPY)?;
+        upper.remove_mark(file.as_fd(), REDIRECT)?;
+        backing::restore_times(file.as_fd(), before.atime, before.mtime)?;
+        let held = {
+            let mut state = object.state();
+            state.content = Content::Own;
+            state.held.take()
+        };
+        if let Some(held) = held {
+            self.lower.forget(held, 1);
+        }
+        Ok(())
+    }
+
+    /// Waits for a copy of the data that is being made, since that ends with the times and capabilities of when it began.
+    pub(super) fn wait_for_copy<'a>(&self, object: &'a Object) -> Option<MutexGuard<'a, ()>> {
+        let own = object.state().content == Content::Own;
+        (!own).then(|| object.copying.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Marks a directory that gets something which came from the lower: overlayfs looks for numbers of other layers
+    /// there only. The caller holds `namespace` for writing.
+    pub(super) fn mark_impure(&self, upper: &UpperLayer, dir: &Object, file: BorrowedFd<'_>) -> Result<()> {
+        if dir.state().impure {
+            return Ok(());
+        }
+        match upper.set_mark(file, b"impure", b"y") {
+            // It is a hint.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC) => {}
+            Err(error) => return Err(error),
+        }
+        dir.state().impure = true;
+        Ok(())
+    }
+
+    /// The same, if the number of what comes there is not its own. The caller holds `namespace` for writing.
+    pub(super) fn mark_impure_for(&self, upper: &UpperLayer, dir: &Object, child: &Object) -> Result<()> {
+        let own = child.state().upper.is_some_and(|identity| self.number(identity) == child.ino);
+        if own { Ok(()) } else { self.mark_impure(upper, dir, self.upper_file(dir)?.as_fd()) }
+    }
+
+    /// Notes in a file where its data is, before it gets a name that does not tell. Returns whether the data has to be
+    /// copied instead. The caller holds `namespace` for writing.
+    pub(super) fn keep_data(&self, upper: &UpperLayer, object: &Object) -> Result<bool> {
+        let Content::Lower(data) = object.state().content else { return Ok(false) };
+        let Some(path) = self.lower.file_path(data) else { return Ok(true) };
+        match upper.set_mark(self.upper_file(object)?.as_fd(), REDIRECT, &path) {
+            Ok(()) => Ok(false),
+            Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::OPNOTSUPP) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+const METACOPY: &[u8] = b"metacopy";
+const REDIRECT: &[u8] = b"redirect";
