@@ -17,7 +17,8 @@ use super::object::{Content, Object};
 use crate::Result;
 use crate::backing;
 use crate::capability;
-use crate::node::Stat;
+use crate::marks::Recorded;
+use crate::node::{Kind, Stat};
 use crate::upper::UpperLayer;
 
 impl Tree {
@@ -108,10 +109,23 @@ impl Tree {
         Ok(())
     }
 
-    /// The same, if the number of what comes there is not its own. The caller holds `namespace` for writing.
+    /// The same, if the number of what comes there is not its own. Then it is also recorded, in case that it was copied up
+    /// by the kernel, where the name alone told the number. The caller holds `namespace` for writing.
     pub(super) fn mark_impure_for(&self, upper: &UpperLayer, dir: &Object, child: &Object) -> Result<()> {
-        let own = child.state().upper.is_some_and(|identity| self.number(identity) == child.ino);
-        if own { Ok(()) } else { self.mark_impure(upper, dir, self.upper_file(dir)?.as_fd()) }
+        if child.state().upper.is_some_and(|identity| self.number(identity) == child.ino) {
+            return Ok(());
+        }
+        let file = self.upper_file(child)?;
+        if child.kind != Kind::Directory
+            && self.marks.read(file.as_fd())?.number.is_none()
+            && let Some(layer) = self.lower.layer_of(child.ino)
+        {
+            upper.record_number(
+                file.as_fd(),
+                Recorded { ino: child.ino, layer, shared: child.state().link.is_some() },
+            )?;
+        }
+        self.mark_impure(upper, dir, self.upper_file(dir)?.as_fd())
     }
 
     /// Notes in a file where its data is, before it gets a name that does not tell. Returns whether the data has to be

@@ -72,8 +72,8 @@ impl Tree {
         let came_from = match (marks.number, content) {
             (Some(number), _) => self.lower.known_number(number),
             (None, Content::Lower(ino)) => Some(ino),
-            // Copied up by the kernel: the name tells where from, unless it was renamed.
-            _ if marks.origin => covered.filter(|(_, covered)| *covered == kind).map(|(ino, _)| ino),
+            // Copied up by the kernel: its only name tells where from, unless it was renamed.
+            _ if marks.origin && raw.nlink == 1 => covered.filter(|(_, covered)| *covered == kind).map(|(ino, _)| ino),
             _ => None,
         };
         let came_from = came_from.filter(|ino| !self.belongs_to_another(*ino, &raw));
