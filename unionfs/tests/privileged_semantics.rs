@@ -373,6 +373,36 @@ fn many_open_the_same_files_at_once() {
     });
 }
 
+/// The kernel opens a backing file again with the flags of a client: a wrong answer of the server must not be able to
+/// change a lower.
+#[test]
+fn the_file_behind_a_lower_node_cannot_be_opened_for_writing() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name);
+    for dir in ["lower", "upper", "work"] {
+        fs::create_dir(at(dir)).unwrap();
+    }
+    fs::write(at("lower/file"), "lower").unwrap();
+    let spec = MountSpec {
+        lower: Lower::Folders(vec![at("lower")]),
+        upper: Some(Upper { dir: at("upper"), work: at("work") }),
+        options: options(),
+    };
+    let tree = strata_unionfs::Tree::open(&spec).unwrap();
+    let found = tree.lookup(strata_unionfs::Ino::ROOT, b"file").unwrap();
+    let file = tree.backing_file(found.ino).unwrap();
+    let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+    for write in
+        [OpenOptions::new().write(true), OpenOptions::new().append(true), OpenOptions::new().write(true).truncate(true)]
+    {
+        assert_eq!(write.open(&again).unwrap_err().raw_os_error(), Some(libc::EROFS));
+    }
+    assert_eq!(fs::read_to_string(at("lower/file")).unwrap(), "lower");
+}
+
 #[test]
 fn a_reader_of_a_directory_sees_each_survivor_once() {
     fn prepare(lower: &Path) {

@@ -1,11 +1,13 @@
 //! What outside suites and our own say about the union filesystem, beside ext4 and the kernel's overlayfs.
 
+mod coherence;
 mod pjdfstest;
 mod rotating;
 
 use strata_tests::tier::Suite;
 
 pub(crate) fn register(suite: &mut Suite) {
+    coherence::register(suite);
     pjdfstest::register(suite);
     rotating::register(suite);
 }
