@@ -79,7 +79,7 @@ impl Bench {
     }
 
     fn mount_kernel(&self, who: &str) -> KernelMount {
-        self.mount_kernel_with(who, "redirect_dir=on,index=on,xino=on")
+        self.mount_kernel_with(who, "redirect_dir=on,index=on,xino=on,metacopy=on")
     }
 
     fn mount_kernel_with(&self, who: &str, options: &str) -> KernelMount {
@@ -152,11 +152,7 @@ fn compare(sequence: &[Operation], passthrough: Passthrough, layers: Layers, num
             our_mount = Some(bench.mount_ours("ours", passthrough));
             kernel_mount = Some(bench.mount_kernel("kernel"));
             assert_eq!(ours.listing(), kernel.listing(), "mounted again after step {step} of sequence {number}");
-            // TODO(tree): numbers stay over rotations as well.
-            assert!(
-                layers == Layers::Rotate || ours.numbers() == numbers,
-                "numbers after step {step} of sequence {number}"
-            );
+            assert_eq!(ours.numbers(), numbers, "numbers after step {step} of sequence {number}");
         }
     }
     let tree = ours.listing();
