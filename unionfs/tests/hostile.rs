@@ -150,6 +150,172 @@ fn numbers_that_are_claimed_twice_do_not_join_files() {
     assert_eq!(read(a, b"file"), "upper/a/file");
 }
 
+/// A number that a layer of this very stack is said to have.
+fn recorded(spec: &MountSpec, number: u64) -> Vec<u8> {
+    let tree = Tree::open(spec).unwrap();
+    let c = tree.lookup(Ino::ROOT, b"c").unwrap().ino;
+    let file = tree.lookup(c, b"link").unwrap().ino;
+    tree.rename(c, b"file", c, b"renamed", RenameMode::Replace).unwrap();
+    tree.forget(file, 1);
+    drop(tree);
+    let Upper { dir, .. } = spec.upper.as_ref().unwrap();
+    let mut value = [0; 64];
+    let path = dir.join("c/renamed");
+    let length = rustix::fs::getxattr(&path, "user.overlay.strata.ino", &mut value[..]).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::remove_file(dir.join("c/file")).unwrap();
+    value[..8].copy_from_slice(&number.to_le_bytes());
+    value[..length].to_vec()
+}
+
+fn content(tree: &Tree, ino: Ino) -> Result<String, Errno> {
+    let mut data = vec![0; 100];
+    let length = tree.read(ino, &mut data, 0)?;
+    Ok(String::from_utf8_lossy(&data[..length]).into_owned())
+}
+
+#[test]
+fn believable_numbers_that_are_claimed_twice_do_not_join_files() {
+    let (temp, spec) = fixture();
+    let number = recorded(&spec, 1 << 40);
+    for file in ["upper/a/file", "upper/d/file", "upper/d/e/f"] {
+        mark(temp.path().join(file), "strata.ino", &number);
+    }
+    let tree = Tree::open(&spec).unwrap();
+    let (a, d) = (tree.lookup(Ino::ROOT, b"a").unwrap().ino, tree.lookup(Ino::ROOT, b"d").unwrap().ino);
+    let first = tree.lookup(a, b"file").unwrap().ino;
+    assert_eq!(first, Ino(1 << 40), "the first is believed");
+    let second = tree.lookup(d, b"file").unwrap().ino;
+    assert_eq!(content(&tree, first).unwrap(), "upper/a/file");
+    assert_eq!(content(&tree, second).unwrap(), "upper/d/file");
+}
+
+#[test]
+fn a_file_that_claims_a_directory_s_number_is_no_directory() {
+    let (temp, spec) = fixture();
+    let b = fs::metadata(temp.path().join("lower/a/b")).unwrap();
+    let number = recorded(&spec, std::os::unix::fs::MetadataExt::ino(&b));
+    mark(temp.path().join("upper/d/file"), "strata.ino", &number);
+    for first in ["a", "d"] {
+        let tree = Tree::open(&spec).unwrap();
+        tree.lookup(Ino::ROOT, first.as_bytes()).unwrap();
+        let seen = exercise(&tree);
+        assert!(!seen.contains(b"secret/key".as_slice()));
+    }
+}
+
+#[test]
+fn files_whose_data_is_nowhere_can_be_seen_and_removed_but_not_read() {
+    let absolute = std::env::temp_dir();
+    let targets: [&[u8]; 9] = [
+        b"/nothing",
+        b"nothing",
+        b"/a",
+        b"/c/link",
+        b"/../secret/key",
+        b"..",
+        b"/d/e/f",
+        b"/a/file/x",
+        absolute.as_os_str().as_encoded_bytes(),
+    ];
+    for target in targets {
+        let (temp, spec) = fixture();
+        let path = temp.path().join("upper/d/file");
+        fs::write(&path, "").unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
+        mark(path.clone(), "metacopy", b"");
+        mark(path, "redirect", target);
+        let tree = Tree::open(&spec).unwrap();
+        let d = tree.lookup(Ino::ROOT, b"d").unwrap().ino;
+        let file = tree.lookup(d, b"file").unwrap();
+        assert_eq!((file.kind, file.size), (Kind::Regular, 1000));
+        let write = Access { write: true, truncate: false, ..Access::default() };
+        assert_eq!(content(&tree, file.ino), Err(Errno::IO), "{target:?}");
+        assert_eq!(tree.open_file(file.ino, write).unwrap_err(), Errno::IO);
+        assert_eq!(tree.seek(file.ino, 0, true), Err(Errno::IO));
+        let change = SetAttributes { permissions: Some(0o700), ..SetAttributes::default() };
+        tree.set_attributes(file.ino, &change).unwrap();
+        tree.rename(d, b"file", d, b"moved", RenameMode::Replace).unwrap();
+        // Emptied, it is as good as new.
+        let _ = tree.open_file(file.ino, Access { truncate: true, ..write }).unwrap();
+        tree.write(file.ino, b"new", 0, false).unwrap();
+        assert_eq!(content(&tree, file.ino).unwrap(), "new");
+        tree.release(file.ino);
+        tree.unlink(d, b"moved").unwrap();
+        assert!(strata_unionfs::changes(&spec).is_ok());
+    }
+}
+
+/// Two files of the upper may have their data in one of the lower; they are two all the same.
+#[test]
+fn one_lower_file_can_be_the_data_of_several() {
+    let (temp, spec) = fixture();
+    for name in ["file", "e/f"] {
+        let path = temp.path().join("upper/d").join(name);
+        fs::write(&path, "").unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(12).unwrap();
+        mark(path.clone(), "metacopy", b"");
+        mark(path, "redirect", b"/a/b/deep");
+    }
+    let tree = Tree::open(&spec).unwrap();
+    let d = tree.lookup(Ino::ROOT, b"d").unwrap().ino;
+    let e = tree.lookup(d, b"e").unwrap().ino;
+    let (one, two) = (tree.lookup(d, b"file").unwrap().ino, tree.lookup(e, b"f").unwrap().ino);
+    let a = tree.lookup(Ino::ROOT, b"a").unwrap().ino;
+    let b = tree.lookup(a, b"b").unwrap().ino;
+    let source = tree.lookup(b, b"deep").unwrap().ino;
+    assert_eq!(HashSet::from([one, two]).len(), 2);
+    let write = Access { write: true, truncate: false, ..Access::default() };
+    let _ = tree.open_file(two, write).unwrap();
+    tree.write(two, b"LOWER", 0, false).unwrap();
+    tree.release(two);
+    assert_eq!(content(&tree, one).unwrap(), "lower/a/b/de");
+    assert_eq!(content(&tree, two).unwrap(), "LOWER/a/b/de");
+    let _ = content(&tree, source);
+    for (dir, name) in [(d, &b"file"[..]), (e, b"f")] {
+        tree.unlink(dir, name).unwrap();
+    }
+    for ino in [one, two, source, b, a, e, d] {
+        tree.forget(ino, 9);
+    }
+    assert_eq!(tree.object_count(), 1);
+    assert_eq!(fs::read_to_string(temp.path().join("lower/a/b/deep")).unwrap(), "lower/a/b/deep");
+}
+
+/// Redirects on every directory, each leading through all the others. If they were followed one within the other, this
+/// would not end.
+#[test]
+fn redirects_do_not_multiply() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = vec!["d"; 40].join("/");
+    let mut lowers = Vec::new();
+    for layer in 0..30 {
+        let root = temp.path().join(format!("layer{layer}"));
+        fs::create_dir_all(root.join(&path)).unwrap();
+        let mut dir = root.clone();
+        for _ in 0..40 {
+            dir.push("d");
+            mark(dir.clone(), "redirect", format!("/{path}").as_bytes());
+        }
+        lowers.push(root);
+    }
+    for dir in ["upper", "work"] {
+        fs::create_dir(temp.path().join(dir)).unwrap();
+    }
+    let spec = MountSpec {
+        lower: Lower::Folders(lowers),
+        upper: Some(Upper { dir: temp.path().join("upper"), work: temp.path().join("work") }),
+        options: Options { userxattr: UserXattr::On, ..Options::default() },
+    };
+    let tree = Tree::open(&spec).unwrap();
+    let mut dir = Ino::ROOT;
+    for _ in 0..10 {
+        let Ok(stat) = tree.lookup(dir, b"d") else { break };
+        dir = stat.ino;
+        let _ = tree.read_dir(dir, 0, true, &mut |_| ControlFlow::Continue(()));
+    }
+}
+
 #[test]
 fn an_upper_changed_behind_the_mount_gives_errors_at_most() {
     let (temp, spec) = fixture();
@@ -202,6 +368,9 @@ fn garbage() -> impl Strategy<Value = (&'static str, &'static str, Vec<u8>)> {
         Just("lower/a"),
         Just("lower/a/b"),
         Just("lower/c/file"),
+        Just("second/a"),
+        Just("second/a/file"),
+        Just("second/new"),
     ];
     let name = prop_oneof![
         Just("opaque"),
@@ -210,6 +379,7 @@ fn garbage() -> impl Strategy<Value = (&'static str, &'static str, Vec<u8>)> {
         Just("metacopy"),
         Just("whiteout"),
         Just("strata.ino"),
+        Just("strata.device"),
         Just("impure"),
     ];
     let value = prop_oneof![
@@ -218,6 +388,8 @@ fn garbage() -> impl Strategy<Value = (&'static str, &'static str, Vec<u8>)> {
         Just(b"x".to_vec()),
         Just(b"/a".to_vec()),
         Just(b"b".to_vec()),
+        Just(b"/c/file".to_vec()),
+        Just(b"/a/b/deep".to_vec()),
         (0_u64..40).prop_map(|number| number.to_le_bytes().to_vec()),
     ];
     (place, name, value)
@@ -231,7 +403,12 @@ proptest! {
         marks in proptest::collection::vec(garbage(), 0..12),
         links in proptest::collection::vec("[0-9a-f]{1,3}(\\.names)?", 0..4),
     ) {
-        let (temp, spec) = fixture();
+        let (temp, mut spec) = fixture();
+        for dir in ["second/a", "second/new"] {
+            fs::create_dir_all(temp.path().join(dir)).unwrap();
+        }
+        fs::write(temp.path().join("second/a/file"), "").unwrap();
+        spec.lower = Lower::Folders(vec![temp.path().join("second"), temp.path().join("lower")]);
         for (place, name, value) in &marks {
             mark(temp.path().join(place), name, value);
         }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use strata_unionfs::{
-    Access, Caller, Ino, Lower, MountSpec, New, Options, RenameMode, SetAttributes, Stat, Tree, Upper,
+    Access, Caller, Ino, Kind, Lower, Metacopy, MountSpec, New, Opened, Options, RenameMode, SetAttributes, Stat, Tree,
+    Upper,
 };
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
@@ -196,4 +197,308 @@ fn a_node_is_found_by_its_number_while_somebody_holds_it() {
     assert_eq!(tree.by_number(ino).unwrap().size, 8);
     assert_eq!(tree.by_number(Ino::ROOT).unwrap().ino, Ino::ROOT);
     assert_eq!(tree.by_number(Ino(u64::MAX)).unwrap_err(), Errno::STALE);
+}
+
+fn attributes(permissions: u16) -> SetAttributes {
+    SetAttributes { permissions: Some(permissions), ..Default::default() }
+}
+
+/// The blocks of a file that lies in the upper, in units of 512 bytes; a filesystem may need some for the marks.
+fn blocks(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&fs::symlink_metadata(path).unwrap())
+}
+
+/// Layers with the file `dir/big` of many blocks, and files without data switched on whoever runs the test.
+fn with_big_file() -> (Layers, MountSpec, Vec<u8>) {
+    let layers = Layers::new(&["dir/file"]);
+    let data: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(layers.at("lower/dir/big"), &data).unwrap();
+    let mut spec = layers.spec();
+    spec.options.metacopy = Metacopy::On;
+    (layers, spec, data)
+}
+
+fn read_all(tree: &Tree, ino: Ino) -> Vec<u8> {
+    let mut data = vec![0; 1 << 20];
+    let length = tree.read(ino, &mut data, 0).unwrap();
+    data.truncate(length);
+    data
+}
+
+#[test]
+fn data_follows_its_attributes_with_the_first_change() {
+    let (layers, spec, data) = with_big_file();
+    let tree = Tree::open(&spec).unwrap();
+    let before = find(&tree, "dir/big");
+    let after = tree.set_attributes(before.ino, &attributes(0o600)).unwrap();
+    assert_eq!(
+        (after.ino, after.size, after.blocks, after.mtime),
+        (before.ino, before.size, before.blocks, before.mtime)
+    );
+    let upper = layers.at("upper/dir/big");
+    assert!(blocks(&upper) <= 8);
+    assert_eq!(read_all(&tree, before.ino), data);
+    assert_eq!(tree.open_file(before.ino, Access::default()).unwrap(), Opened::Lower);
+    assert_eq!(tree.seek(before.ino, 0, true).unwrap(), 0);
+
+    // A writer that writes nothing moves no time.
+    let _ = tree.open_file(before.ino, WRITE).unwrap();
+    assert!(blocks(&upper) >= before.blocks);
+    assert_eq!(tree.stat(before.ino).unwrap().mtime, before.mtime);
+    tree.write(before.ino, b"XY", 3, false).unwrap();
+    let mut expected = data;
+    expected[3..5].copy_from_slice(b"XY");
+    assert_eq!(read_all(&tree, before.ino), expected);
+    assert_eq!(fs::read(&upper).unwrap(), expected);
+    tree.release(before.ino);
+}
+
+#[test]
+fn truncating_brings_only_what_is_kept() {
+    let (layers, spec, data) = with_big_file();
+    let tree = Tree::open(&spec).unwrap();
+    let ino = find(&tree, "dir/big").ino;
+    tree.set_attributes(ino, &attributes(0o600)).unwrap();
+    let cut = SetAttributes { size: Some(5000), ..Default::default() };
+    assert_eq!(tree.set_attributes(ino, &cut).unwrap().size, 5000);
+    assert_eq!(fs::read(layers.at("upper/dir/big")).unwrap(), data[..5000]);
+    assert!(blocks(&layers.at("upper/dir/big")) < 100);
+}
+
+#[test]
+fn a_file_without_data_is_found_after_moves_links_and_remounts() {
+    let (layers, spec, data) = with_big_file();
+    let tree = Tree::open(&spec).unwrap();
+    let (dir, before) = (find(&tree, "dir").ino, find(&tree, "dir/big").ino);
+    tree.rename(dir, b"big", Ino::ROOT, b"moved", RenameMode::Replace).unwrap();
+    tree.link(before, dir, b"linked").unwrap();
+    tree.rename(Ino::ROOT, b"dir", Ino::ROOT, b"dir2", RenameMode::Replace).unwrap();
+    drop(tree);
+    let tree = Tree::open(&spec).unwrap();
+    for path in ["moved", "dir2/linked"] {
+        let found = find(&tree, path);
+        assert_eq!((found.ino, found.nlink), (before, 2), "{path}");
+        assert_eq!(read_all(&tree, found.ino), data, "{path}");
+    }
+    assert!(blocks(&layers.at("upper/moved")) <= 8);
+    // Its lower file is hidden, and that is all that is seen of it.
+    assert_eq!(tree.lookup(find(&tree, "dir2").ino, b"big").unwrap_err(), Errno::NOENT);
+    let _ = tree.open_file(before, WRITE).unwrap();
+    tree.write(before, b"!", 0, false).unwrap();
+    tree.release(before);
+    assert_eq!(read_all(&tree, find(&tree, "dir2/linked").ino)[..2], [b'!', data[1]]);
+}
+
+#[test]
+fn a_deleted_file_without_data_is_served_while_it_is_held() {
+    let (_layers, spec, data) = with_big_file();
+    let tree = Tree::open(&spec).unwrap();
+    let (dir, ino) = (find(&tree, "dir").ino, find(&tree, "dir/big").ino);
+    tree.set_attributes(ino, &attributes(0o600)).unwrap();
+    tree.unlink(dir, b"big").unwrap();
+    assert_eq!(tree.stat(ino).unwrap().nlink, 0);
+    assert_eq!(read_all(&tree, ino), data);
+    let _ = tree.open_file(ino, WRITE).unwrap();
+    tree.write(ino, b"?", 1, false).unwrap();
+    assert_eq!(read_all(&tree, ino)[..2], [data[0], b'?']);
+    tree.release(ino);
+}
+
+#[test]
+fn links_of_one_lower_file_share_attributes_and_data() {
+    let (layers, spec, data) = with_big_file();
+    fs::hard_link(layers.at("lower/dir/big"), layers.at("lower/other")).unwrap();
+    for round in 0..2 {
+        let tree = Tree::open(&spec).unwrap();
+        let first = find(&tree, "dir/big").ino;
+        if round == 0 {
+            tree.set_attributes(first, &attributes(0o640)).unwrap();
+        }
+        let other = find(&tree, "other");
+        assert_eq!((other.ino, other.permissions, other.nlink), (first, 0o640, 2));
+        assert_eq!(read_all(&tree, other.ino), data);
+        if round == 1 {
+            write(&tree, other.ino, "new");
+            tree.rename(Ino::ROOT, b"other", Ino::ROOT, b"third", RenameMode::Replace).unwrap();
+            assert_eq!(read_all(&tree, find(&tree, "dir/big").ino)[..4], [b'n', b'e', b'w', data[3]]);
+            assert_eq!(find(&tree, "third").nlink, 2);
+        }
+    }
+}
+
+#[test]
+fn forgotten_nodes_are_found_by_number_until_they_are_deleted() {
+    let layers = Layers::new(&["dir/sub/lower", "dir/sub/copied", "dir/sub/gone", "away/moved"]);
+    let tree = layers.tree();
+    let sub = find(&tree, "dir/sub").ino;
+    let made = tree.create(sub, b"born", New::File { open: false }, 0o644, 0, &ROOT_USER).unwrap().ino;
+    let copied = find(&tree, "dir/sub/copied").ino;
+    write(&tree, copied, "new");
+    let gone = find(&tree, "dir/sub/gone").ino;
+    let (lower, moved) = (find(&tree, "dir/sub/lower").ino, find(&tree, "away/moved").ino);
+    let away = find(&tree, "away").ino;
+    tree.rename(away, b"moved", sub, b"here", RenameMode::Replace).unwrap();
+    tree.unlink(sub, b"gone").unwrap();
+    tree.rename(Ino::ROOT, b"dir", Ino::ROOT, b"dir2", RenameMode::Replace).unwrap();
+    let dir = find(&tree, "dir2").ino;
+    let all = [made, copied, gone, lower, moved, sub, dir, away];
+    for ino in all {
+        tree.forget(ino, 100);
+    }
+    assert_eq!(tree.object_count(), 1, "the root is left");
+    for (ino, content) in [(made, ""), (copied, "new/sub/copied"), (lower, "dir/sub/lower"), (moved, "away/moved")] {
+        assert_eq!(tree.by_number(ino).unwrap().ino, ino);
+        assert_eq!(self::content(&tree, ino), content);
+        tree.forget(ino, 1);
+    }
+    assert_eq!(tree.by_number(gone).unwrap_err(), Errno::STALE);
+    assert_eq!(tree.lookup(sub, b".").unwrap().ino, sub);
+    assert_eq!(tree.lookup(sub, b"..").unwrap().ino, dir);
+    for (ino, count) in [(sub, 1), (dir, 1)] {
+        tree.forget(ino, count);
+    }
+    assert_eq!(tree.object_count(), 1);
+}
+
+/// What was copied up keeps its number when its layer is put below another, and when that is done again.
+#[test]
+fn numbers_stay_while_uppers_become_lowers() {
+    let mut layers = Layers::new(&["a", "b", "dir/c", "dir/sub/d", "tree/e"]);
+    let paths = ["a", "b2", "moved/c", "moved/sub/d", "moved", "moved/sub", "tree", "tree/e", "born"];
+    let numbers = |tree: &Tree| paths.map(|path| find(tree, path).ino);
+    let tree = layers.tree();
+    write(&tree, find(&tree, "a").ino, "new");
+    tree.rename(Ino::ROOT, b"b", Ino::ROOT, b"b2", RenameMode::Replace).unwrap();
+    tree.set_attributes(find(&tree, "dir/c").ino, &attributes(0o600)).unwrap();
+    tree.rename(Ino::ROOT, b"dir", Ino::ROOT, b"moved", RenameMode::Replace).unwrap();
+    tree.create(Ino::ROOT, b"born", New::File { open: false }, 0o644, 0, &ROOT_USER).unwrap();
+    let expected = numbers(&tree);
+    drop(tree);
+    for (round, path) in paths[..4].iter().enumerate() {
+        let lower = layers.at(&format!("layer{round}"));
+        fs::rename(layers.at("upper"), &lower).unwrap();
+        layers.lowers.insert(0, lower);
+        fs::create_dir(layers.at("upper")).unwrap();
+        let tree = layers.tree();
+        assert_eq!(numbers(&tree), expected, "rotated {} times", round + 1);
+        tree.set_attributes(find(&tree, path).ino, &attributes(0o711)).unwrap();
+        tree.set_attributes(find(&tree, "born").ino, &attributes(if round % 2 == 0 { 0o700 } else { 0o750 })).unwrap();
+        assert_eq!(numbers(&tree), expected);
+    }
+}
+
+/// Numbers that were recorded over other lowers are not believed: they may be anybody's here.
+#[test]
+fn numbers_of_other_lowers_mean_nothing() {
+    let layers = Layers::new(&["a", "b", "c"]);
+    let tree = layers.tree();
+    for (name, new) in [(&b"a"[..], &b"a2"[..]), (b"b", b"b2")] {
+        tree.rename(Ino::ROOT, name, Ino::ROOT, new, RenameMode::Replace).unwrap();
+    }
+    drop(tree);
+    // A copy whose files have other numbers.
+    fs::rename(layers.at("lower"), layers.at("old")).unwrap();
+    fs::create_dir(layers.at("lower")).unwrap();
+    for name in ["c", "x", "y", "b", "a"] {
+        fs::write(layers.at("lower").join(name), name).unwrap();
+    }
+    let tree = layers.tree();
+    let found: Vec<Stat> = ["a2", "b2", "c", "x", "y"].map(|path| find(&tree, path)).into();
+    let unique: std::collections::HashSet<Ino> = found.iter().map(|stat| stat.ino).collect();
+    assert_eq!(unique.len(), found.len());
+    for (stat, content) in found.iter().zip(["a", "b", "c", "x", "y"]) {
+        if stat.size > 0 {
+            assert_eq!(self::content(&tree, stat.ino), content);
+        }
+    }
+}
+
+/// As a moved folder is met again on the way that another one's redirect leads.
+#[test]
+fn redirects_chain_over_layers() {
+    let mut layers = Layers::new(&["d/s/g", "d/s/t/h"]);
+    let steps: [[&str; 2]; 4] = [["d", "n"], ["n/s", "q"], ["q/t", "n/u"], ["n", "m"]];
+    for (round, [from, to]) in steps.iter().enumerate() {
+        let tree = layers.tree();
+        let place = |path: &'static str| {
+            let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+            (find(&tree, dir).ino, name.as_bytes())
+        };
+        let ((dir, name), (new_dir, new_name)) = (place(from), place(to));
+        tree.rename(dir, name, new_dir, new_name, RenameMode::Replace).unwrap();
+        drop(tree);
+        let lower = layers.at(&format!("layer{round}"));
+        fs::rename(layers.at("upper"), &lower).unwrap();
+        layers.lowers.insert(0, lower);
+        fs::create_dir(layers.at("upper")).unwrap();
+    }
+    let tree = layers.tree();
+    assert_eq!(content(&tree, find(&tree, "q/g").ino), "d/s/g");
+    assert_eq!(content(&tree, find(&tree, "m/u/h").ino), "d/s/t/h");
+    for gone in ["d", "n"] {
+        assert_eq!(tree.lookup(Ino::ROOT, gone.as_bytes()).unwrap_err(), Errno::NOENT);
+    }
+    assert_eq!(tree.lookup(find(&tree, "m").ino, b"s").unwrap_err(), Errno::NOENT);
+}
+
+#[test]
+fn attributes_named_like_marks_are_stored_apart() {
+    let layers = Layers::new(&["dir/file"]);
+    let tree = layers.tree();
+    let ino = find(&tree, "dir/file").ino;
+    let names = [&b"user.overlay.opaque"[..], b"trusted.overlay.redirect", b"trusted.overlay.overlay.x"];
+    let flags = rustix::fs::XattrFlags::empty();
+    let allowed = |name: &&&[u8]| !matches!(tree.set_xattr(ino, name, b"value", flags, &ROOT_USER), Err(Errno::PERM));
+    let names: Vec<&&[u8]> = names.iter().filter(allowed).collect();
+    for name in &names {
+        assert_eq!(tree.xattr(ino, name).unwrap(), b"value");
+        assert!(tree.list_xattrs(ino, true).unwrap().split(|byte| *byte == 0).any(|listed| *listed == ***name));
+    }
+    let shown = tree.list_xattrs(ino, true).unwrap();
+    assert_eq!(shown.split(|byte| *byte == 0).filter(|name| !name.is_empty()).count(), names.len(), "no mark is seen");
+    // They come along when the layer is a lower.
+    drop(tree);
+    fs::rename(layers.at("upper"), layers.at("layer")).unwrap();
+    fs::create_dir(layers.at("upper")).unwrap();
+    let layers = Layers { lowers: vec![layers.at("layer"), layers.at("lower")], ..layers };
+    let tree = layers.tree();
+    let ino = find(&tree, "dir/file").ino;
+    tree.set_attributes(ino, &attributes(0o600)).unwrap();
+    for name in &names {
+        assert_eq!(tree.xattr(ino, name).unwrap(), b"value");
+        tree.remove_xattr(ino, name).unwrap();
+        assert_eq!(tree.xattr(ino, name).unwrap_err(), Errno::NODATA);
+    }
+}
+
+/// Walked once and dropped, a tree leaves nothing behind.
+#[test]
+fn nothing_is_kept_of_a_tree_that_was_walked() {
+    let layers = Layers::new(&["dir/file"]);
+    for dir in 0..20 {
+        let path = layers.at(&format!("lower/many/{dir}"));
+        fs::create_dir_all(&path).unwrap();
+        (0..300).for_each(|file| fs::write(path.join(file.to_string()), "").unwrap());
+    }
+    let tree = layers.tree();
+    let many = find(&tree, "many").ino;
+    let mut held = Vec::new();
+    let mut todo = vec![many];
+    while let Some(dir) = todo.pop() {
+        tree.read_dir(dir, 0, true, &mut |entry| {
+            if entry.name != b"." && entry.name != b".." {
+                held.push(entry.ino);
+                if entry.kind == Kind::Directory {
+                    todo.push(entry.ino);
+                }
+            }
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    }
+    assert_eq!(held.len(), 20 * 301);
+    held.iter().for_each(|ino| tree.forget(*ino, 1));
+    tree.forget(many, 1);
+    assert_eq!(tree.object_count(), 1);
+    assert!(tree.lower_count() < 10, "{}", tree.lower_count());
 }

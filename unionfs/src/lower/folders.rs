@@ -218,6 +218,10 @@ impl FolderLower {
         self.layers.iter().any(|layer| layer.id == id)
     }
 
+    pub(crate) fn known_count(&self) -> usize {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn layer_count(&self) -> u16 {
         u16::try_from(self.layers.len()).unwrap_or(u16::MAX)
     }

@@ -78,6 +78,14 @@ impl LowerTree {
         dispatch!(self, lower => lower.contains(ino))
     }
 
+    /// Returns the number of nodes that something is kept about.
+    pub(crate) fn known_count(&self) -> usize {
+        match self {
+            LowerTree::Image(_) => 0,
+            LowerTree::Folders(lower) => lower.known_count(),
+        }
+    }
+
     /// Returns which layer a node is from.
     pub(crate) fn layer_of(&self, ino: Ino) -> Option<LayerId> {
         match self {

@@ -74,8 +74,9 @@ impl Tree {
         if upper.is_durable() {
             rustix::fs::fdatasync(&file)?;
         }
-        upper.remove_mark(file.as_fd(), METACOPY)?;
-        upper.remove_mark(file.as_fd(), REDIRECT)?;
+        for mark in [METACOPY, REDIRECT] {
+            self.accounted(object, file.as_fd(), || upper.remove_mark(file.as_fd(), mark))?;
+        }
         backing::restore_times(file.as_fd(), before.atime, before.mtime)?;
         let held = {
             let mut state = object.state();
@@ -100,7 +101,7 @@ impl Tree {
         if dir.state().impure {
             return Ok(());
         }
-        match upper.set_mark(file, b"impure", b"y") {
+        match self.accounted(dir, file, || upper.set_mark(file, b"impure", b"y")) {
             // It is a hint.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC) => {}
             Err(error) => return Err(error),
@@ -133,7 +134,8 @@ impl Tree {
     pub(super) fn keep_data(&self, upper: &UpperLayer, object: &Object) -> Result<bool> {
         let Content::Lower(data) = object.state().content else { return Ok(false) };
         let Some(path) = self.lower.file_path(data) else { return Ok(true) };
-        match upper.set_mark(self.upper_file(object)?.as_fd(), REDIRECT, &path) {
+        let file = self.upper_file(object)?;
+        match self.accounted(object, file.as_fd(), || upper.set_mark(file.as_fd(), REDIRECT, &path)) {
             Ok(()) => Ok(false),
             Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::OPNOTSUPP) => Ok(true),
             Err(error) => Err(error),

@@ -298,6 +298,11 @@ impl Tree {
         self.objects.len()
     }
 
+    /// Returns the number of nodes of the lowers that something is kept about; an image needs nothing for its nodes.
+    pub fn lower_count(&self) -> usize {
+        self.lower.known_count()
+    }
+
     /// Finds a name and counts a reference. The caller holds `namespace`.
     fn lookup_in(&self, directory: &directory::Directory, name: &[u8]) -> Result<Stat> {
         let found = self.name(directory, name)?.found.ok_or(Errno::NOENT)?;

@@ -101,7 +101,7 @@ impl Operations {
             Operation::GetAttributes => self.attributes(node, tree.stat(ino)),
             Operation::GetStatx => self.statx(node, tree.stat(ino)),
             Operation::SetAttributes(change) => {
-                if change.size.is_none_or(|size| size > 0) && tree.copies_much(ino) {
+                if change.size.is_some_and(|size| size > 0) && tree.copies_much(ino) {
                     let this = Arc::clone(self);
                     return Outcome::Later(Box::new(move |_| this.change(node, ino, &change)));
                 }
