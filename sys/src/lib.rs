@@ -7,6 +7,8 @@ pub mod file_handle;
 pub mod filesystem_uuid;
 pub mod fork;
 pub mod fuse;
+pub mod fuse_ring;
+mod io_uring;
 pub mod landlock;
 pub mod map;
 pub mod mount_attributes;

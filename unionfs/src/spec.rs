@@ -166,6 +166,8 @@ pub enum Transport {
     Auto,
     /// `/dev/fuse`, read and written by a thread per CPU.
     Device,
+    /// The queues of an io_uring, one per CPU. A crash of the server may fail operations here.
+    Ring,
     /// The `fuser` crate.
     Fuser,
 }
@@ -176,6 +178,7 @@ impl Transport {
         match self {
             Transport::Auto => "auto",
             Transport::Device => "device",
+            Transport::Ring => "ring",
             Transport::Fuser => "fuser",
         }
     }

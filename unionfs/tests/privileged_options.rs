@@ -12,9 +12,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{TestMount, options, privileged};
+use common::{TestMount, mount, options, privileged};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use strata_unionfs::{IdMap, IdRange, Lower, MountSpec, Options, Passthrough, Target, Upper, mount};
+use strata_unionfs::{IdMap, IdRange, Lower, MountSpec, Options, Passthrough, Target, Upper};
 
 fn spec(root: &Path, options: Options) -> MountSpec {
     for dir in ["lower", "upper", "work", "mnt"] {
@@ -110,7 +110,7 @@ fn a_mount_without_a_place_ends_with_its_last_reference() {
     let temp = tempfile::tempdir().unwrap();
     let spec = spec(temp.path(), Options { passthrough: Passthrough::Off, ..options() });
     fs::write(temp.path().join("lower/file"), "content").unwrap();
-    let mounted = mount(&spec, &Target::Detached).unwrap();
+    let mounted = mount(&spec, &Target::Detached);
     let reference = mounted.mount_fd().unwrap().try_clone_to_owned().unwrap();
     let server = std::thread::spawn(move || mounted.serve());
     let file = rustix::fs::openat(&reference, "file", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();

@@ -11,9 +11,9 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
-use common::{TestMount, options, privileged};
+use common::{TestMount, mount, options, privileged};
 use rustix::fs::FallocateFlags;
-use strata_unionfs::{Limits, Lower, MountSpec, Options, Target, Upper, mount};
+use strata_unionfs::{Limits, Lower, MountSpec, Options, Target, Upper};
 use tempfile::TempDir;
 
 const BLOCK: u64 = 4096;
@@ -406,7 +406,7 @@ fn what_is_mounted_nowhere_is_limited_too() {
         return;
     }
     let bed = Bed::new(bytes(LIMIT));
-    let mounted = mount(&bed.spec, &Target::Detached).unwrap();
+    let mounted = mount(&bed.spec, &Target::Detached);
     let reference = mounted.mount_fd().unwrap().try_clone_to_owned().unwrap();
     let server = std::thread::spawn(move || mounted.serve());
     let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;

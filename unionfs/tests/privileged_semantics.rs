@@ -522,3 +522,25 @@ fn copying_up_special_files_changes_only_what_was_asked() {
         assert_eq!(null.read(&mut [0; 1]).unwrap(), 0);
     });
 }
+
+/// All of this file again, over each transport that is not the default.
+#[test]
+fn the_same_over_every_transport() {
+    if !privileged() {
+        return;
+    }
+    let this = std::env::current_exe().unwrap();
+    for transport in ["device", "ring", "fuser"] {
+        if transport == "ring" && !Path::new("/sys/module/fuse/parameters/enable_uring").exists() {
+            println!("SKIPPED: the kernel has no FUSE over io_uring");
+            continue;
+        }
+        let mut command = Command::new(&this);
+        // The last is about what the tree does, and long.
+        let skipped = ["the_same_over_every_transport", "a_reader_of_a_directory_sees"];
+        command.args(skipped.iter().flat_map(|name| ["--skip", name])).env("STRATA_TEST_TRANSPORT", transport);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{transport}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

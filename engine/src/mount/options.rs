@@ -157,6 +157,7 @@ impl MountOptions {
                 options.transport = match option.value {
                     None | Some(b"auto") => Transport::Auto,
                     Some(b"device") => Transport::Device,
+                    Some(b"ring") => Transport::Ring,
                     Some(b"fuser") => Transport::Fuser,
                     Some(_) => return Err(option.wrong()),
                 };

@@ -33,6 +33,13 @@ impl Cpus {
         let _ = sched_setaffinity(None, &set);
     }
 
+    /// Keeps this thread on the CPU of this number, if it may go there.
+    pub(super) fn pin_to_cpu(&self, cpu: usize) {
+        if let Some(turn) = self.numbers.iter().position(|number| *number == cpu) {
+            self.pin_to(turn);
+        }
+    }
+
     /// Lets this thread go wherever the process may.
     pub(super) fn set_free(&self) {
         if let Some(all) = &self.all {

@@ -9,19 +9,21 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::wire::{self, InHeader, InitIn, InitOut, OutHeader, init, opcode};
-use crate::spec::{Options, Passthrough};
+use crate::spec::{Options, Passthrough, Transport};
 
 /// What we would like to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wishes {
     /// Name backing files to the kernel.
     pub(crate) passthrough: bool,
+    /// Requests in the queues of an io_uring. If that is agreed on there is no way back.
+    pub(crate) ring: bool,
 }
 
 impl Wishes {
     /// Returns what a mount with these options is to have.
-    pub(crate) fn of(options: &Options) -> Wishes {
-        Wishes { passthrough: options.passthrough == Passthrough::Auto }
+    pub(crate) fn of(options: &Options, transport: Transport) -> Wishes {
+        Wishes { passthrough: options.passthrough == Passthrough::Auto, ring: transport == Transport::Ring }
     }
 }
 
@@ -34,6 +36,13 @@ pub(crate) struct Agreed {
     pub(crate) flags: u64,
     /// Whether file data may bypass us, or why not if it was wanted.
     pub(crate) passthrough: Result<bool, String>,
+}
+
+impl Agreed {
+    /// Returns whether requests come in the queues of an io_uring.
+    pub(crate) fn has_ring(&self) -> bool {
+        self.flags & init::OVER_IO_URING != 0
+    }
 }
 
 /// Answers the first request of a new connection.
@@ -96,6 +105,9 @@ fn respond(offer: &InitIn, wishes: Wishes) -> (InitOut, Option<Agreed>) {
     if wishes.passthrough {
         wanted |= init::PASSTHROUGH;
     }
+    if wishes.ring {
+        wanted |= init::OVER_IO_URING;
+    }
     let flags = offered & wanted;
     let [low, high] = [flags & u64::from(u32::MAX), flags >> 32].map(|half| u32::try_from(half).unwrap_or(0));
     out.minor = offer.minor.min(wire::MINOR);
@@ -154,7 +166,7 @@ mod tests {
     }
 
     fn answer(message: &[u8], passthrough: bool) -> (InitOut, Option<Agreed>) {
-        respond(&read_offer(message).unwrap().1, Wishes { passthrough })
+        respond(&read_offer(message).unwrap().1, Wishes { passthrough, ring: false })
     }
 
     #[test]

@@ -49,17 +49,24 @@ pub(crate) struct Choice {
 impl Connection {
     /// Shakes hands with the kernel over an open `/dev/fuse` that has been mounted already.
     pub(crate) fn new(tree: Arc<Tree>, device: OwnedFd, options: &Options, threads: usize) -> io::Result<Connection> {
-        let wishes = Wishes::of(options);
-        let choice = choose(options.transport);
+        let choice = choose(options.transport)?;
+        let wishes = Wishes::of(options, choice.transport);
         let device = Arc::new(device);
         if choice.transport == Transport::Fuser {
             let transport = Box::new(transport::Fuser::new(device.try_clone()?, threads, wishes)?);
             let passthrough = handshake::passthrough(&*device, wishes);
             return Ok(Connection::over(transport, tree, device, choice, passthrough));
         }
+        let buffers = if wishes.ring { Some(transport::Ring::buffers()?) } else { None };
         let agreed = handshake::shake_hands(&*device, wishes)?;
-        let channels = transport::channels(&device, threads);
-        Ok(Connection::agreed(tree, channels, agreed, choice))
+        match buffers {
+            Some(buffers) if agreed.has_ring() => {
+                let ring = Box::new(transport::Ring::new(Arc::clone(&device), buffers));
+                Ok(Connection::over(ring, tree, device, choice, agreed.passthrough))
+            }
+            Some(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel did not offer FUSE over io_uring")),
+            None => Ok(Connection::agreed(tree, transport::channels(&device, threads), agreed, choice)),
+        }
     }
 
     /// Goes on with a connection after the handshake, whoever made that: `channels` are the connection itself and its
@@ -109,20 +116,29 @@ impl Connection {
 
 /// Returns the transport that a mount gets if it does not ask for one, and why.
 pub fn default_transport() -> (Transport, &'static str) {
-    let Choice { transport, reason } = choose(Transport::Auto);
+    let Choice { transport, reason } = best();
     (transport, reason)
 }
 
 /// Chooses a transport.
-fn choose(wanted: Transport) -> Choice {
-    let (transport, reason) = match wanted {
-        Transport::Auto => match kernel_version() {
-            Some(version) if version < OLDEST_KERNEL => (Transport::Fuser, "the kernel is older than 5.12"),
-            _ => (Transport::Device, "the kernel is 5.12 or newer"),
-        },
-        wanted => (wanted, "asked for"),
-    };
-    Choice { transport, reason }
+fn choose(wanted: Transport) -> io::Result<Choice> {
+    if wanted == Transport::Ring
+        && let Some(refusal) = transport::Ring::refusal()
+    {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, refusal));
+    }
+    Ok(if wanted == Transport::Auto { best() } else { Choice { transport: wanted, reason: "asked for" } })
+}
+
+/// Chooses the best transport that works.
+fn best() -> Choice {
+    if kernel_version().is_some_and(|version| version < OLDEST_KERNEL) {
+        return Choice { transport: Transport::Fuser, reason: "the kernel is older than 5.12" };
+    }
+    match transport::Ring::refusal() {
+        None => Choice { transport: Transport::Ring, reason: "fuse's enable_uring is on" },
+        Some(refusal) => Choice { transport: Transport::Device, reason: refusal },
+    }
 }
 
 fn kernel_version() -> Option<(u32, u32)> {

@@ -46,6 +46,7 @@ pub(crate) struct Open {
 }
 
 /// The bytes of an answer, for one write.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Encoded<'a> {
     /// Negative errno, or 0.
     pub(crate) error: i32,

@@ -4,10 +4,11 @@
 
 pub(crate) mod image;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use strata_unionfs::{MountReport, MountSpec, Options, ServeError, Target, Transport, mount, unmount};
+use strata_unionfs::{MountReport, MountSpec, Mounted, Options, ServeError, Target, Transport, unmount};
 
 /// A mount that is taken away at the end of the test.
 pub(crate) struct TestMount {
@@ -18,7 +19,7 @@ pub(crate) struct TestMount {
 
 impl TestMount {
     pub(crate) fn new(spec: &MountSpec, dir: &Path) -> TestMount {
-        let mounted = mount(spec, &Target::Directory(dir.to_owned())).unwrap();
+        let mounted = mount(spec, &Target::Directory(dir.to_owned()));
         let report = mounted.report().clone();
         let server = std::thread::spawn(move || mounted.serve());
         TestMount { dir: dir.to_owned(), server: Some(server), report }
@@ -46,6 +47,12 @@ impl Drop for TestMount {
     }
 }
 
+/// Mounts, with the kernel's switch for FUSE over io_uring on if that is asked for.
+pub(crate) fn mount(spec: &MountSpec, target: &Target) -> Mounted {
+    let _uring = (spec.options.transport == Transport::Ring).then(EnabledUring::new);
+    strata_unionfs::mount(spec, target).unwrap()
+}
+
 /// Whether this process may mount; says so if not.
 pub(crate) fn privileged() -> bool {
     let allowed = rustix::mount::fsopen("fuse", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC).is_ok();
@@ -60,8 +67,34 @@ pub(crate) fn options() -> Options {
     let transport = match std::env::var("STRATA_TEST_TRANSPORT").as_deref() {
         Err(_) => Transport::Auto,
         Ok("device") => Transport::Device,
+        Ok("ring") => Transport::Ring,
         Ok("fuser") => Transport::Fuser,
         Ok(other) => panic!("no such transport: {other}"),
     };
     Options { source: "test".to_owned(), transport, ..Options::default() }
 }
+
+/// The kernel's switch for FUSE over io_uring, on for as long as this lives. A connection stays what it became by it.
+struct EnabledUring {
+    before: Vec<u8>,
+    /// Locked, so that tests do not undo each other's doing.
+    _lock: File,
+}
+
+impl EnabledUring {
+    fn new() -> EnabledUring {
+        let lock = File::open(ENABLE_URING).unwrap();
+        lock.lock().unwrap();
+        let before = std::fs::read(ENABLE_URING).unwrap();
+        std::fs::write(ENABLE_URING, "Y").unwrap();
+        EnabledUring { before, _lock: lock }
+    }
+}
+
+impl Drop for EnabledUring {
+    fn drop(&mut self) {
+        std::fs::write(ENABLE_URING, &self.before).unwrap();
+    }
+}
+
+const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";

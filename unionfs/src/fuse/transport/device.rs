@@ -45,7 +45,7 @@ impl Transport for Device {
             if pinned {
                 self.cpus.pin_to(number);
             }
-            serve_channel(channel, operations)
+            serve_channel(channel, operations, || true)
         };
         std::thread::scope(|scope| {
             let mut servers = Vec::new();
@@ -75,11 +75,16 @@ fn clone(device: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(clone.into())
 }
 
-fn serve_channel(channel: &Arc<OwnedFd>, operations: &Arc<Operations>) -> io::Result<()> {
+/// Serves what comes by a channel for as long as `more` says so; it is asked before each reading.
+pub(super) fn serve_channel(
+    channel: &Arc<OwnedFd>,
+    operations: &Arc<Operations>,
+    more: impl Fn() -> bool,
+) -> io::Result<()> {
     // Neither is in memory before it is used.
     let mut message = vec![0; MESSAGE_MAX];
     let mut room = vec![0; MAX_WRITE as usize];
-    loop {
+    while more() {
         match rustix::io::read(&**channel, &mut message) {
             // A channel that is no device says so at its end.
             Ok(0) => return Ok(()),
@@ -96,6 +101,7 @@ fn serve_channel(channel: &Arc<OwnedFd>, operations: &Arc<Operations>) -> io::Re
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(())
 }
 
 /// The answer to one request.
@@ -113,9 +119,9 @@ impl Register for Answer {
 
 impl Sink for Answer {
     /// That nobody waits for it any more is no failure.
-    fn send(self, reply: &Reply, room: &[u8]) {
+    fn send(self, reply: Reply, room: &[u8]) {
         let unique = self.unique;
-        let in_room = if let Reply::InRoom(length) = reply { room.get(..*length).unwrap_or_default() } else { &[] };
+        let in_room = if let Reply::InRoom(length) = reply { room.get(..length).unwrap_or_default() } else { &[] };
         let sent = reply.with_bytes(|encoded| {
             let Some(encoded) = encoded else { return Ok(0) };
             let parts = [encoded.first, encoded.second, in_room];

@@ -2,6 +2,7 @@
 
 mod device;
 mod fuser;
+mod ring;
 
 use std::fmt::Debug;
 use std::io;
@@ -17,6 +18,7 @@ use super::request::Frame;
 use super::wire::opcode;
 pub(crate) use device::{Device, channels};
 pub(crate) use fuser::Fuser;
+pub(crate) use ring::Ring;
 
 /// A way to the kernel, after the handshake.
 pub(crate) trait Transport: Debug + Send {
@@ -27,7 +29,7 @@ pub(crate) trait Transport: Debug + Send {
 /// Where the answer to one request goes.
 trait Sink: Register + Send + 'static {
     /// Sends the answer; what is in its room comes with it.
-    fn send(self, reply: &Reply, room: &[u8]);
+    fn send(self, reply: Reply, room: &[u8]);
 }
 
 /// Serves one request, from its bytes to the sending of its answer.
@@ -37,15 +39,15 @@ fn serve_frame(operations: &Arc<Operations>, frame: &Frame<'_>, room: &mut [u8],
     let request = match frame.parse() {
         Ok(request) => request,
         Err(_) if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) => {
-            return sink.send(&Reply::Silent, &[]);
+            return sink.send(Reply::Silent, &[]);
         }
-        Err(error) => return sink.send(&Reply::Error(error), &[]),
+        Err(error) => return sink.send(Reply::Error(error), &[]),
     };
     match operations.serve(&request, room, &sink) {
-        Outcome::Now(reply) => sink.send(&reply, room),
+        Outcome::Now(reply) => sink.send(reply, room),
         Outcome::Later(job) => operations.slow().run(move || {
             let reply = survive(|| job(&sink)).unwrap_or(Reply::Error(Errno::IO));
-            sink.send(&reply, &[]);
+            sink.send(reply, &[]);
         }),
     }
 }
