@@ -37,7 +37,7 @@ fn certificate_folders() -> Vec<PathBuf> {
 
 fn configuration_folders() -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         let own = variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")));
         folders.extend(own.into_iter().flat_map(|own| [own.join("strata"), own.join("docker")]));
     }
@@ -49,6 +49,13 @@ fn configuration_folders() -> Vec<PathBuf> {
 fn credentials() -> Option<PathBuf> {
     let folder = variable("DOCKER_CONFIG").or_else(|| variable("HOME").map(|home| home.join(".docker")))?;
     Some(folder.join("config.json"))
+}
+
+/// Whether this is the machine's root, and not only that of a user namespace that a plain user's command has made.
+fn is_root() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    rustix::process::geteuid().is_root() && whole
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

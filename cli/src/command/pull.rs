@@ -8,6 +8,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use strata_engine::{Engine, ImageRef, Platform, Progress, ProgressEvent, PullOptions, Pulled, RegistryClient};
 
+use super::container_options::ContainerOptions;
 use super::{Context, Outcome};
 use crate::failure::Failure;
 use crate::output::human::printable;
@@ -39,15 +40,12 @@ pub(crate) struct Pull {
     name: String,
 }
 
-/// When an image that a container needs is pulled.
+/// When an image that a container needs is pulled: if it is not here, in any case, not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Policy {
-    /// If it is not here
     #[default]
     Missing,
-    /// In any case
     Always,
-    /// Not at all
     Never,
 }
 
@@ -85,13 +83,9 @@ pub(crate) fn run(context: &Context, pull: &Pull, out: &mut impl Write) -> Outco
 }
 
 /// Makes sure that an image which a container is to be made of is here, as far as the policy allows.
-pub(crate) fn ensure(
-    engine: &Engine,
-    image: &str,
-    policy: Policy,
-    platform: Option<&Platform>,
-    quiet: bool,
-) -> Result<(), Failure> {
+pub(crate) fn ensure(engine: &Engine, options: &ContainerOptions) -> Result<(), Failure> {
+    let (policy, quiet) = (options.pull, options.quiet);
+    let Some(image) = options.image_and_command.first() else { return Ok(()) };
     let missing = match engine.images().resolve(image) {
         Ok(_) => false,
         Err(error) if error.is_not_found() => true,
@@ -108,7 +102,7 @@ pub(crate) fn ensure(
     }
     let client = registries::client().map_err(Failure::of_engine)?;
     let shown = if quiet { Shown::Nothing } else { Shown::OnStandardError };
-    let pulled = fetch(engine, &client, &reference, platform, shown).map_err(Failure::of_engine)?;
+    let pulled = fetch(engine, &client, &reference, options.platform.as_ref(), shown).map_err(Failure::of_engine)?;
     if !quiet {
         let mut text = Vec::new();
         summarise(&pulled, &mut text)?;

@@ -246,12 +246,12 @@ impl Remote<'_> {
         headers: &[(&'static str, String)],
         body: Option<&[u8]>,
     ) -> Result<Response, RegistryError> {
-        let mut renewed = false;
+        let mut renewals = 0;
         loop {
             let authorization = self.authorization();
             let response = self.follow(url, method, headers, body, authorization.as_deref())?;
             // Whoever a redirect led to is not asked for anything.
-            if response.status != 401 || response.url.origin != url.origin || renewed {
+            if response.status != 401 || response.url.origin != url.origin || renewals == MAX_RENEWALS {
                 return Ok(response);
             }
             let challenges = challenge::parse(&response.headers("www-authenticate"));
@@ -262,8 +262,12 @@ impl Remote<'_> {
             if self.authorization() == authorization {
                 self.authenticate(url, &challenges, &shown)?;
             }
+            // The same again would be refused again.
+            if self.authorization() == authorization {
+                return Ok(response);
+            }
             response.body.drain();
-            renewed = true;
+            renewals += 1;
         }
     }
 
@@ -495,6 +499,8 @@ pub(super) fn refusal(response: Response) -> RegistryError {
 
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 const MAX_REDIRECTS: usize = 10;
+/// A token may expire once more between its renewal and its use.
+const MAX_RENEWALS: usize = 2;
 const MAX_TOKEN: u64 = 1 << 20;
 const MAX_REFUSAL: u64 = 64 << 10;
 const MAX_TOKEN_LIFE: u64 = 24 * 3600;

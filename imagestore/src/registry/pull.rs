@@ -252,6 +252,10 @@ fn take_layers(
     let taken = Mutex::new(BTreeMap::new());
     let queue: Mutex<VecDeque<(usize, &Job)>> = Mutex::new(jobs.iter().enumerate().collect());
     let fail = |failure: Failed| {
+        if failure.resumed {
+            // One was damaged, so none that is as old is worth trusting.
+            downloads.iter().filter(|download| download.resumed).for_each(|download| download.discard());
+        }
         // The first error is the one that is told; the others follow from it.
         failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
         queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
