@@ -403,6 +403,37 @@ fn the_file_behind_a_lower_node_cannot_be_opened_for_writing() {
     assert_eq!(fs::read_to_string(at("lower/file")).unwrap(), "lower");
 }
 
+/// `tar` compares the times of the last change before and after it reads: a copy-up must not show first old ones, then new
+/// ones.
+#[test]
+fn times_do_not_move_while_nobody_changes_anything() {
+    fn prepare(lower: &Path) {
+        shell(lower, "mkdir -p dir/sub; echo text > dir/file; echo other > dir/other; echo deep > dir/sub/deep");
+    }
+    each_mode(prepare, |root| {
+        let times = |name: &str| {
+            let found = fs::metadata(root.join(name)).unwrap();
+            (found.ctime(), found.ctime_nsec(), found.mtime(), found.mtime_nsec(), found.size(), found.blocks())
+        };
+        let names = ["", "dir", "dir/file", "dir/other", "dir/sub", "dir/sub/deep"];
+        let _first = names.map(times);
+        for change in [
+            "chmod 700 dir/sub",
+            ": >> dir/file",
+            "chmod 600 dir/other",
+            "mv dir/sub/deep dir/sub/d; mv dir/sub/d dir/sub/deep",
+            ": >> dir/other",
+        ] {
+            shell(root, change);
+            let before = names.map(times);
+            // Reading moves access times, and with them the kernel asks for all of them again.
+            shell(root, "cat dir/file dir/other dir/sub/deep; ls -R . > /dev/null; find . -ls");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            assert_eq!(names.map(times), before, "{change}");
+        }
+    });
+}
+
 #[test]
 fn a_reader_of_a_directory_sees_each_survivor_once() {
     fn prepare(lower: &Path) {

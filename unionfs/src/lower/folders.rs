@@ -30,7 +30,6 @@ use crate::marks::{LayerId, Namespace};
 use crate::node::{Ino, Kind, Stat};
 use crate::override_stat::Override;
 use crate::survive::{Keep, RecordId};
-use crate::table;
 use crate::tree::Usage;
 use search::Found;
 
@@ -406,7 +405,7 @@ impl FolderLower {
         }
         let parent = node.parent();
         self.kept.remove(node.record.get().copied());
-        table::remove(&mut nodes, &ino);
+        nodes.remove(&ino);
         Left::Nobody { parent }
     }
 
@@ -506,7 +505,7 @@ impl FolderLower {
             && let Some(oldest) = loose.pop_front()
             && nodes.get(&oldest).is_some_and(|node| node.references.load(Ordering::Acquire) == 0)
         {
-            table::remove(nodes, &oldest);
+            nodes.remove(&oldest);
         }
     }
 

@@ -67,6 +67,7 @@ impl Tree {
             return Ok(());
         }
         if object.is_in_upper() {
+            self.outdated.add(object.ino);
             return self.complete(upper, object, wanted);
         }
         let wanted = if self.habits.metacopy || wanted != Wanted::Attributes { wanted } else { Wanted::Everything };
@@ -74,6 +75,10 @@ impl Tree {
         let staged = self.stage_copy(upper, object, wanted)?;
         let _names = self.write_names();
         self.put_copy_in_place(upper, object, &staged)?;
+        if wanted != Wanted::Attributes {
+            // A change of attributes returns them.
+            self.outdated.add(object.ino);
+        }
         self.account_new(object, staged.file.as_fd(), admission);
         Ok(())
     }
@@ -113,6 +118,8 @@ impl Tree {
             self.account_new(&object, finished.as_fd(), admission);
             self.account_directory(&parent);
             self.now_in_upper(&object, finished, true)?;
+            self.outdated.add(parent.ino);
+            self.outdated.add(object.ino);
         }
         let object = self.objects.get(ino).ok_or(Errno::STALE)?;
         let fd = self.upper_file(&object)?;
@@ -249,6 +256,7 @@ impl Tree {
         upper.put_in_free_place(&staged.name, parent_fd.as_fd(), &name)?;
         backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
         self.account_directory(&parent);
+        self.outdated.add(parent.ino);
         {
             let mut state = object.state();
             state.content = staged.content;

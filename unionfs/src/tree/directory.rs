@@ -4,14 +4,13 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::Tree;
 use super::object::{Content, Object, State};
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
-use crate::beneath::{Crossing, open_beneath};
 use crate::lower::Place;
 use crate::marks::Marks;
 use crate::node::{Ino, Kind};
@@ -186,7 +185,7 @@ impl Tree {
         };
         while let Some((_, place)) = way.pop() {
             let target = way.last().map_or(object, |(parent, _)| &**parent);
-            let opened = open_beneath(fd.as_fd(), &place.name, OFlags::PATH, Crossing::Refused)?;
+            let opened = rustix::fs::openat(&*fd, &*place.name, LOOK, Mode::empty())?;
             fd = self.checked(target, opened)?;
         }
         Ok(fd)

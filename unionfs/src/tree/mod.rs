@@ -27,6 +27,7 @@ mod listing;
 mod metacopy;
 mod object;
 mod origin;
+mod outdated;
 mod readdir;
 mod record;
 mod remove;
@@ -66,6 +67,7 @@ use directory::Hold;
 use forgotten::Forgotten;
 use habits::Habits;
 use object::{Object, Objects, State};
+use outdated::Outdated;
 
 /// A union of layers, as a mount shows it.
 #[derive(Debug)]
@@ -83,6 +85,8 @@ pub struct Tree {
     handles: Handles<Ino>,
     /// Where to look for nodes that the kernel has forgotten.
     forgotten: Forgotten,
+    /// What the kernel has to hear of beside the answers.
+    outdated: Outdated,
     /// The upper's root; there is one if there is an upper.
     root_file: Option<Arc<OwnedFd>>,
     /// Guards the names in the upper and the places in the objects. No panic can leave them half changed.
@@ -211,6 +215,8 @@ impl Tree {
             objects,
             handles: Handles::new(capacity),
             forgotten: Forgotten::default(),
+
+            outdated: Outdated::default(),
             root_file,
             namespace,
         })

@@ -20,7 +20,6 @@ use rustix::io::Errno;
 
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
-use crate::beneath::{Crossing, open_beneath};
 use crate::idmap::Ids;
 use crate::marks::{self, Namespace, Recorded};
 use crate::override_stat::Override;
@@ -180,9 +179,9 @@ impl UpperLayer {
         format!("#{:x}", self.next_name.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Opens `name` without following it; what somebody mounted here is not ours (EXDEV).
+    /// Opens `name` without following it; files of other filesystems that somebody mounted here are not ours.
     pub(crate) fn look(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<(OwnedFd, RawStat)>> {
-        let fd = match open_beneath(dir, name, OFlags::PATH, Crossing::Refused) {
+        let fd = match rustix::fs::openat(dir, name, LOOK, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error),
@@ -383,8 +382,7 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error),
     }
-    let directory = OFlags::PATH | OFlags::DIRECTORY;
-    let mut open = vec![(open_beneath(dir, name, directory, Crossing::Refused)?, name.to_vec())];
+    let mut open = vec![(rustix::fs::openat(dir, name, LOOK | OFlags::DIRECTORY, Mode::empty())?, name.to_vec())];
     while let Some((current, _)) = open.last() {
         let mut deeper = None;
         for_each_name(current.as_fd(), &mut |child, _| {
@@ -401,7 +399,7 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
             }
         })?;
         if let Some(child) = deeper {
-            let fd = open_beneath(current.as_fd(), &child, directory, Crossing::Refused)?;
+            let fd = rustix::fs::openat(current, &*child, LOOK | OFlags::DIRECTORY, Mode::empty())?;
             open.push((fd, child));
             continue;
         }

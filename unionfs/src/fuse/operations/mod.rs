@@ -262,6 +262,13 @@ impl Operations {
         if self.nodes.attributes_stay(node) { FOREVER } else { 0 }
     }
 
+    /// Tells the kernel about nodes that a request has changed beside the one that it was about.
+    pub(crate) fn tell_outdated(&self) {
+        for ino in self.tree.take_outdated() {
+            self.outdate_attributes(self.nodes.current(ino));
+        }
+    }
+
     /// Makes the kernel ask for the attributes of a node again.
     fn outdate_attributes(&self, node: NodeNumber) {
         // The node may be gone by now.

@@ -1,0 +1,44 @@
+//! Nodes that a request has changed although it was not about them.
+//!
+//! A copy-up makes a name in the directory above, and takes attributes from another file than before. Times of the last
+//! change move by that. Who keeps attributes must hear of it: one that saw an old time, then a new one, believes that the
+//! file has changed meanwhile (`tar` says so).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::Tree;
+use crate::node::Ino;
+
+/// What [`Tree::take_outdated`] will return.
+#[derive(Debug, Default)]
+pub(super) struct Outdated {
+    any: AtomicBool,
+    nodes: Mutex<Vec<Ino>>,
+}
+
+impl Outdated {
+    pub(super) fn add(&self, ino: Ino) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody may ever ask.
+        if nodes.len() < MOST && nodes.last() != Some(&ino) {
+            nodes.push(ino);
+        }
+        self.any.store(true, Ordering::Release);
+    }
+}
+
+impl Tree {
+    /// Returns the nodes whose attributes have changed beside those that were asked for, since the last call.
+    pub(crate) fn take_outdated(&self) -> Vec<Ino> {
+        if !self.outdated.any.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut nodes = self.outdated.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.outdated.any.store(false, Ordering::Release);
+        std::mem::take(&mut *nodes)
+    }
+}
+
+/// Most nodes that wait to be asked for.
+const MOST: usize = 4096;
