@@ -108,16 +108,7 @@ impl State {
                 layer.bytes = layer.total.unwrap_or(layer.bytes);
                 Some(number)
             }
-            ProgressEvent::Waiting { layer } => {
-                self.layer(layer);
-                None
-            }
-            ProgressEvent::Uploaded { layer, .. } => {
-                let number = self.layer(layer);
-                self.layers[number].done = true;
-                Some(number)
-            }
-            ProgressEvent::Present { .. } | ProgressEvent::Pulling { .. } | ProgressEvent::Retrying { .. } => None,
+            ProgressEvent::Present { .. } => None,
         }
     }
 

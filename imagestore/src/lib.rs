@@ -26,7 +26,6 @@
 mod catalog;
 mod change;
 mod commit;
-mod compress;
 mod decompress;
 mod disk;
 mod format;
@@ -42,7 +41,6 @@ mod new_stack;
 mod progress;
 mod publish;
 mod reference;
-mod registry;
 mod remove;
 mod reserve;
 mod stack;
@@ -54,7 +52,6 @@ mod work;
 pub use catalog::CatalogError;
 pub use change::{Change, InvalidChange, clean_path};
 pub use commit::{CommitError, CommitLayerError, CommitOptions};
-pub use compress::CompressionFormat;
 pub use disk::DiskError;
 pub use format::{Access, FormatError};
 pub use gc::Collected;
@@ -63,13 +60,9 @@ pub use images::{HistoryLine, Image, ImageError, ImageSummary};
 pub use ingest::IngestError;
 pub use load::{Input, LoadError, LoadOptions, Loaded};
 pub use model::{ContainerConfig, HistoryEntry, ImageConfig, Platform};
-pub use progress::{Event, Progress, Upload};
+pub use progress::{Event, Progress};
 pub use publish::PublishError;
 pub use reference::{ImageRef, InvalidReference};
-pub use registry::{
-    InvalidUrl, Login, Proxies, PullOptions, Pulled, PushOptions, Pushed, RegistryClient, RegistryError, Secret,
-    Settings as RegistrySettings, Stored, Timeouts,
-};
 pub use remove::{ContainerUse, Reason, RemoveError, RemoveOptions, Removed};
 pub use stack::{Hold, LayerPaths, Stack, StackError};
 pub use store::{OpenError, Store, StoreError};

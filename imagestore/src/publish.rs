@@ -33,8 +33,6 @@ pub(crate) struct NewImage {
     pub(crate) manifest: Vec<u8>,
     pub(crate) layers: Vec<DiffId>,
     pub(crate) names: Vec<ImageRef>,
-    /// Whether the manifest takes the place of the one that the image has, should it be present.
-    pub(crate) replaces_manifest: bool,
 }
 
 impl NewImage {
@@ -46,13 +44,7 @@ impl NewImage {
     pub(crate) fn of_plain_layers(config: Vec<u8>, layers: &[(DiffId, u64)], names: Vec<ImageRef>) -> NewImage {
         let descriptor = (Digest::of(&config), config.len() as u64);
         let manifest = Manifest::of_plain_layers(descriptor, layers);
-        NewImage {
-            manifest,
-            config,
-            layers: layers.iter().map(|(layer, _)| *layer).collect(),
-            names,
-            replaces_manifest: false,
-        }
+        NewImage { manifest, config, layers: layers.iter().map(|(layer, _)| *layer).collect(), names }
     }
 }
 
@@ -112,11 +104,9 @@ impl Store {
                     return Err(PublishError::LayerGone { layer: *layer });
                 }
                 self.place_blob(work, image.id().0)?;
-                // An image that is present keeps its manifest: that may be the one it was pulled with. Pulled again, it has
-                // the one of the registry that it came from last.
+                // An image that is present keeps its manifest: that may be the one it was pulled with.
                 let present = catalog.images.get(&image.id());
-                let keeps = present.is_some_and(|record| self.layout.blob(record.manifest).exists());
-                if !keeps || image.replaces_manifest {
+                if !present.is_some_and(|record| self.layout.blob(record.manifest).exists()) {
                     let manifest = Digest::of(&image.manifest);
                     self.place_blob(work, manifest)?;
                     catalog

@@ -2,6 +2,7 @@
 
 mod coherence;
 mod pjdfstest;
+mod real_life;
 mod rotating;
 
 use strata_tests::tier::Suite;
@@ -9,5 +10,6 @@ use strata_tests::tier::Suite;
 pub(crate) fn register(suite: &mut Suite) {
     coherence::register(suite);
     pjdfstest::register(suite);
+    real_life::register(suite);
     rotating::register(suite);
 }
