@@ -137,6 +137,8 @@ struct Child {
     layer: u16,
     /// It takes a search to know all about it.
     searched: bool,
+    /// A directory that may hold what was copied up.
+    impure: bool,
 }
 
 impl FolderLower {
@@ -246,7 +248,7 @@ impl FolderLower {
             let place = children.binary_search_by(|child| (*child.name).cmp(name));
             return Ok(place.ok().map(|place| (children[place].ino, children[place].kind)));
         }
-        Ok(self.search(dir, &node, name)?.map(|found| (found.stat.ino, found.stat.kind)))
+        Ok(self.search(dir, &node, name, 0)?.map(|found| (found.stat.ino, found.stat.kind)))
     }
 
     pub(crate) fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
@@ -257,11 +259,14 @@ impl FolderLower {
         });
         let found = match listed {
             Some(None) => return Ok(None),
-            // The listing has found out where it lies, and it can have no marks.
-            Some(Some(child)) if !child.searched && child.layer + 1 == self.layer_count() => {
+            // The listing has found out where it lies, and that is all; but a file may have its data further down.
+            Some(Some(child))
+                if !child.searched && (child.kind != Kind::Regular || child.layer + 1 == self.layer_count()) =>
+            {
                 self.take(dir, &node, child)?
             }
-            _ => self.search(dir, &node, name)?,
+            Some(Some(child)) => self.search(dir, &node, name, child.layer)?,
+            None => self.search(dir, &node, name, 0)?,
         };
         let Some(found) = found else { return Ok(None) };
         let ino = found.stat.ino;
@@ -517,7 +522,7 @@ impl FolderLower {
         let identity = backing::identity(&raw);
         let stat = backing::to_stat(&raw, self.free_number(self.number(identity), identity))?;
         let stat = Stat { kind: child.kind, ..stat };
-        let sources = vec![Source { layer: child.layer, path: join(&source.path, &child.name), impure: false }];
+        let sources = vec![Source { layer: child.layer, path: join(&source.path, &child.name), impure: child.impure }];
         Ok(Some(Found { stat, identity, sources, complete: true }))
     }
 
@@ -537,7 +542,7 @@ impl FolderLower {
         }
         let mut children: Vec<Child> = seen.into_values().flatten().collect();
         for child in children.iter_mut().filter(|child| child.searched) {
-            if let Some(found) = self.search(dir, &node, &child.name)? {
+            if let Some(found) = self.search(dir, &node, &child.name, child.layer)? {
                 child.ino = found.stat.ino;
             }
         }
@@ -575,13 +580,15 @@ impl FolderLower {
                 continue;
             };
             // A redirected directory has the number of another, and so has what was copied up.
-            let mut searched = source.impure && !last;
+            let (mut searched, mut impure) = (source.impure && !last, false);
             if kind == Kind::Directory && !searched && !last {
                 let fd = rustix::fs::openat(&*directory, name, LOOK, NO_MODE)?;
-                searched = self.marks.read(fd.as_fd())?.redirect.is_some();
+                let marks = self.marks.read(fd.as_fd())?;
+                (searched, impure) = (marks.redirect.is_some(), marks.impure);
             }
             let ino = self.number(backing::identity(&raw));
-            seen.insert(name.into(), Some(Child { name: name.into(), ino, kind, layer: source.layer, searched }));
+            let child = Child { name: name.into(), ino, kind, layer: source.layer, searched, impure };
+            seen.insert(name.into(), Some(child));
         }
         Ok(())
     }

@@ -64,12 +64,12 @@ struct Part {
 }
 
 impl FolderLower {
-    /// Looks for `name` in the folders of the directory `dir`.
-    pub(super) fn search(&self, dir: Ino, node: &Node, name: &[u8]) -> Result<Option<Found>> {
+    /// Looks for `name` in the folders of the directory `dir`, of which those above `first` are known not to have it.
+    pub(super) fn search(&self, dir: Ino, node: &Node, name: &[u8], first: u16) -> Result<Option<Found>> {
         let goal = Goal::Child(name.to_vec());
         let mut search = Search { lower: self, goal, over: false, parts: Vec::new(), complete: false };
         let mut next = 0;
-        for source in &node.sources {
+        for source in node.sources.iter().filter(|source| source.layer >= first) {
             if search.over || matches!(search.goal, Goal::Path(_)) {
                 break;
             }
