@@ -204,6 +204,12 @@ impl Ledger {
         }
     }
 
+    /// Counts an inode that was here before, whatever the limits say.
+    pub(crate) fn restored(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.inodes.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts that an inode is gone with all it had.
     pub(crate) fn gone(&self, bytes: u64) {
         subtract(&self.bytes, bytes);

@@ -9,7 +9,9 @@ mod folders;
 mod interrupted;
 mod isolation;
 mod lifecycle;
+mod mounts;
 mod oracles;
+mod podman;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
     interrupted::register(&mut suite);
     isolation::register(&mut suite);
     lifecycle::register(&mut suite);
+    mounts::register(&mut suite);
     oracles::register(&mut suite);
+    podman::register(&mut suite);
     suite.run()
 }

@@ -149,6 +149,20 @@ impl Tree {
         }
     }
 
+    /// Counts files without a name that the last server has left us: a walk over the layer does not meet them.
+    pub(super) fn account_restored(&self) {
+        let Some(ledger) = &self.ledger else { return };
+        self.objects.for_each(&mut |object| {
+            let Some(file) = object.state().pinned.clone() else { return };
+            let Ok(raw) = backing::stat(file.as_fd()) else { return };
+            if raw.nlink == 0 || object.kind == Kind::Directory && object.is_removed() {
+                let bytes = crate::quota::allocated(&raw);
+                ledger.restored(bytes);
+                *object.account.charged() = Some(bytes);
+            }
+        });
+    }
+
     /// Writes as much as there is room for; fails only if there is none for the first byte.
     pub(super) fn write_accounted(&self, object: &Object, file: &OwnedFd, data: &[u8], offset: u64) -> Result<usize> {
         let whole = |data: &[u8]| crate::copy::write_all_at(file.as_fd(), data, offset).map(|()| data.len());

@@ -123,6 +123,7 @@ impl Tree {
         let tree = Tree::open_for(spec, Purpose::Serve, Some(keep), lock)?;
         if keep.is_left() {
             tree.restore(keep);
+            tree.account_restored();
         }
         Ok(tree)
     }
