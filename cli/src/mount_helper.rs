@@ -113,6 +113,8 @@ pub(crate) fn fuse_overlayfs(arguments: Vec<OsString>) -> Outcome {
     let mut defaults = MountOptions::default();
     defaults.options.source = FUSE_OVERLAYFS.to_owned();
     defaults.options.subtype = FUSE_OVERLAYFS.to_owned();
+    // Podman unpacks layers with such names for this program.
+    defaults.options.named_whiteouts = true;
     let options = options(&call, defaults)?;
     let server = strata_engine::mount_folders(&options, directory).map_err(command::mount::explain)?;
     if call.foreground {

@@ -7,6 +7,7 @@
 mod acl;
 mod backing;
 mod beneath;
+mod by_name;
 mod capability;
 mod copy;
 mod fuse;

@@ -101,6 +101,8 @@ pub struct Options {
     pub noredirect: bool,
     /// Whether changing a lower file's attributes copies only them.
     pub metacopy: Metacopy,
+    /// Believes whiteouts by name (`.wh.NAME`) in folders; such names can then be neither seen nor made.
+    pub named_whiteouts: bool,
     /// Where owners, permissions and types are kept that the upper's filesystem would refuse to store.
     pub xattr_permissions: XattrPermissions,
     /// How much the upper may hold.
@@ -138,6 +140,7 @@ impl Default for Options {
             noxattrs: false,
             static_nlink: false,
             noredirect: false,
+            named_whiteouts: false,
             metacopy: Metacopy::Auto,
             xattr_permissions: XattrPermissions::Off,
             limits: Limits::default(),

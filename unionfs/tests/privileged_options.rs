@@ -127,3 +127,63 @@ fn a_mount_without_a_place_ends_with_its_last_reference() {
     }
     server.join().unwrap().unwrap();
 }
+
+#[test]
+fn whiteouts_by_name_count_where_they_are_believed() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name);
+    for dir in
+        ["bottom/kept/below", "bottom/emptied", "bottom/gone", "middle/emptied", "middle/kept", "upper/old", "work"]
+    {
+        fs::create_dir_all(at(dir)).unwrap();
+    }
+    for file in
+        ["bottom/file", "bottom/kept/below/file", "bottom/kept/deleted", "bottom/emptied/hidden", "bottom/gone/x"]
+    {
+        fs::write(at(file), file).unwrap();
+    }
+    fs::create_dir(at("bottom/old")).unwrap();
+    for file in
+        ["middle/.wh.file", "middle/kept/.wh.deleted", "middle/emptied/.wh..wh..opq", "middle/.wh.gone", "bottom/old/x"]
+    {
+        fs::write(at(file), "").unwrap();
+    }
+    // As fuse-overlayfs leaves a folder that it made where one was deleted.
+    fs::write(at("upper/old/.wh..wh..opq"), "").unwrap();
+    fs::write(at("middle/emptied/new"), "new").unwrap();
+    let mut spec = spec(temp.path(), Options { named_whiteouts: true, ..options() });
+    spec.lower = Lower::Folders(vec![at("middle"), at("bottom")]);
+    let mount = TestMount::new(&spec, &at("mnt"));
+    let names = |dir: &str| {
+        let mut names: Vec<_> = fs::read_dir(at(dir)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    // Looked up before anything is listed, and after.
+    for _ in 0..2 {
+        for hidden in
+            ["file", "kept/deleted", "emptied/hidden", "gone", "gone/x", ".wh.file", "kept/.wh.deleted", "old/x"]
+        {
+            assert!(!at("mnt").join(hidden).exists(), "{hidden}");
+        }
+        assert!(at("mnt/kept/below/file").exists() && at("mnt/emptied/new").exists());
+        assert_eq!(names("mnt"), ["emptied", "kept", "old"]);
+        assert_eq!(names("mnt/kept"), ["below"]);
+        assert_eq!(names("mnt/emptied"), ["new"]);
+        assert!(names("mnt/old").is_empty());
+    }
+    assert_eq!(fs::write(at("mnt/.wh.new"), "").unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    fs::write(at("mnt/file"), "again").unwrap();
+    assert!(fs::rename(at("mnt/file"), at("mnt/.wh.file")).is_err());
+    fs::remove_dir(at("mnt/old")).unwrap();
+    fs::create_dir(at("mnt/gone")).unwrap();
+    assert!(names("mnt/gone").is_empty());
+    mount.unmount();
+    spec.options.named_whiteouts = false;
+    let mount = TestMount::new(&spec, &at("mnt"));
+    assert!(at("mnt/.wh.gone").exists() && at("mnt/kept/deleted").exists(), "elsewhere they are names");
+    mount.unmount();
+}

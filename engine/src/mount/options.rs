@@ -130,6 +130,7 @@ impl MountOptions {
             b"volatile" => (&mut options.volatile, true),
             b"fsync" => (&mut options.volatile, option.value == Some(b"0")),
             b"static_nlink" => (&mut options.static_nlink, true),
+            b"named_whiteouts" => (&mut options.named_whiteouts, true),
             b"noacl" => (&mut options.noacl, true),
             b"acl" => (&mut options.noacl, false),
             b"noxattrs" => (&mut options.noxattrs, !matches!(option.value, Some(b"0"))),

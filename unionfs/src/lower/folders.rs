@@ -25,6 +25,7 @@ use super::{Left, LowerChild, Place};
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
 use crate::beneath::{Crossing, open_beneath};
+use crate::by_name::{self, Special};
 use crate::handles::Handles;
 use crate::marks::{LayerId, Namespace};
 use crate::node::{Ino, Kind, Stat};
@@ -38,6 +39,8 @@ use search::Found;
 pub(crate) struct FolderLower {
     /// The roots, topmost first.
     layers: Vec<Layer>,
+    /// Whiteouts by name count.
+    by_name: bool,
     marks: Namespace,
     /// The filesystems seen so far; the place in the list is the tag.
     devices: Mutex<Vec<u64>>,
@@ -151,6 +154,7 @@ impl FolderLower {
         capacity: usize,
         marks: Namespace,
         trusting: bool,
+        by_name: bool,
     ) -> Result<FolderLower, FolderError> {
         let open = |path: &PathBuf| {
             open_root(path, marks, trusting).map_err(|error| FolderError { path: path.clone(), source: error.into() })
@@ -158,6 +162,7 @@ impl FolderLower {
         let layers = folders.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let lower = FolderLower {
             layers,
+            by_name,
             marks,
             devices: Mutex::new(devices),
             nodes: RwLock::default(),
@@ -176,7 +181,15 @@ impl FolderLower {
 
     fn insert_root(&self, raw: &RawStat) -> Result<Arc<Node>> {
         let root = |(layer, folder): (u16, &Layer)| Source { layer, path: Box::default(), impure: folder.impure };
-        let sources: Vec<Source> = (0..).zip(&self.layers).map(root).collect();
+        let mut sources: Vec<Source> = (0..).zip(&self.layers).map(root).collect();
+        if self.by_name {
+            for (above, layer) in self.layers.iter().enumerate() {
+                if by_name::is_opaque(layer.root.as_fd())? {
+                    sources.truncate(above + 1);
+                    break;
+                }
+            }
+        }
         // Where the filesystems get their tags does not depend on what is looked at first. Bottom first: layers are
         // added on top.
         for layer in self.layers.iter().rev() {
@@ -556,10 +569,17 @@ impl FolderLower {
         let directory = self.directory(dir, source)?;
         let last = source.layer + 1 == self.layer_count();
         let listing = rustix::fs::openat(&*directory, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, NO_MODE)?;
+        let mut hidden_below: Vec<Box<[u8]>> = Vec::new();
         for entry in Dir::new(listing)? {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if name == b"." || name == b".." {
+                continue;
+            }
+            if let Some(special) = by_name::special(name).filter(|_| self.by_name) {
+                if let Special::Whiteout(target) = special {
+                    hidden_below.push(target.into());
+                }
                 continue;
             }
             if let Some(above) = seen.get_mut(name) {
@@ -589,6 +609,9 @@ impl FolderLower {
             let ino = self.number(backing::identity(&raw));
             let child = Child { name: name.into(), ino, kind, layer: source.layer, searched, impure };
             seen.insert(name.into(), Some(child));
+        }
+        for name in hidden_below {
+            seen.entry(name).or_default();
         }
         Ok(())
     }

@@ -66,6 +66,7 @@ impl Tree {
     /// `umask` counts unless the directory has a default ACL, which then says what is allowed.
     pub fn create(&self, dir: Ino, name: &[u8], new: New<'_>, mode: u32, umask: u32, caller: &Caller) -> Result<Stat> {
         let upper = self.writable_upper()?;
+        upper.check_new_name(name)?;
         let past = Intent::of_the_past();
         let _names = self.write_names();
         if let Some(Intent::Make { whiteout }) = past {
@@ -145,6 +146,7 @@ impl Tree {
     /// Gives the node `ino` the further name `name` in `dir` and counts a reference to it.
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
         let upper = self.writable_upper()?;
+        upper.check_new_name(name)?;
         let past = Intent::of_the_past();
         let mut wanted = Wanted::Attributes;
         loop {

@@ -167,6 +167,7 @@ impl Tree {
                     capacity,
                     marks,
                     override_stat::deceives_nobody(options),
+                    options.named_whiteouts,
                 )?)
             }
         };

@@ -1,6 +1,6 @@
 //! Where in the lowers something in the upper came from: its number, its data, what shows through it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -26,8 +26,10 @@ impl Tree {
         marks: &Marks,
         covered: Option<(Ino, Kind)>,
     ) -> Result<Found> {
+        let by_name = self.upper.as_ref().map_or(Ok(false), |upper| upper.is_opaque_by_name(fd.as_fd()))?;
+        let opaque = marks.opaque || by_name;
         let mut below = None;
-        if !marks.opaque {
+        if !opaque {
             below = match &marks.redirect {
                 Some(target) => self.redirected(dir, target)?.map(|(ino, _)| ino),
                 None => covered.filter(|(_, kind)| *kind == Kind::Directory).map(|(ino, _)| ino),
@@ -42,7 +44,7 @@ impl Tree {
             kind: Kind::Directory,
             upper: Some((fd, raw)),
             merged: below.is_some(),
-            opaque: marks.opaque,
+            opaque,
             impure: marks.impure,
             content: Content::Own,
             data_place: None,

@@ -45,6 +45,7 @@ impl Tree {
     /// Moves `name` in `dir` to `new_name` in `new_dir`.
     pub fn rename(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
         let upper = self.writable_upper()?;
+        upper.check_new_name(new_name)?;
         if let Some(Intent::Rename(moved)) = Intent::of_the_past() {
             let _names = self.write_names();
             if self.was_moved(&moved)? {

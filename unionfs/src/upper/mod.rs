@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
+use crate::by_name;
 use crate::idmap::Ids;
 use crate::marks::{self, Namespace, Recorded};
 use crate::override_stat::Override;
@@ -34,6 +35,8 @@ pub(crate) struct UpperLayer {
     links: Links,
     marks: Namespace,
     owners: Owners,
+    /// Names that would be whiteouts in archives are neither seen nor made.
+    by_name: bool,
     device: u64,
     next_name: AtomicU64,
     /// Whether data is written through before a copy-up becomes visible.
@@ -97,6 +100,7 @@ impl UpperLayer {
         let device = backing::stat(root.as_fd()).map_err(failed(&upper.dir))?.device;
         let durable = !options.volatile;
         let kept_beside = Override::of_upper(root.as_fd(), options.xattr_permissions, purpose == Purpose::Serve);
+        let by_name = options.named_whiteouts;
         let owners = Owners::new(kept_beside.map_err(failed(&upper.dir))?, Ids::of(options).squashes());
         let next_name = AtomicU64::new(1);
         let links_path = upper.work.join(LINKS);
@@ -105,7 +109,18 @@ impl UpperLayer {
             let links = open_directory(&links_path).or_else(|_| nowhere())?;
             let links = Links::open(links).map_err(failed(&links_path))?;
             let (staging, marks) = (nowhere()?, Namespace::choose(options.userxattr, nowhere()?.as_fd()));
-            return Ok(UpperLayer { root, staging, links, marks, owners, device, next_name, durable, lock: None });
+            return Ok(UpperLayer {
+                root,
+                staging,
+                links,
+                marks,
+                owners,
+                by_name,
+                device,
+                next_name,
+                durable,
+                lock: None,
+            });
         }
         let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
         let staging_path = upper.work.join("work");
@@ -121,7 +136,7 @@ impl UpperLayer {
         }
         let links = Links::open(links).map_err(failed(&links_path))?;
         let marks = Namespace::choose(options.userxattr, staging.as_fd());
-        Ok(UpperLayer { root, staging, links, marks, owners, device, next_name, durable, lock: Some(lock) })
+        Ok(UpperLayer { root, staging, links, marks, owners, by_name, device, next_name, durable, lock: Some(lock) })
     }
 
     /// Returns whether it was opened to be changed.
@@ -161,6 +176,16 @@ impl UpperLayer {
         &self.owners
     }
 
+    /// Fails for names that cannot be made.
+    pub(crate) fn check_new_name(&self, name: &[u8]) -> Result<()> {
+        if self.by_name && by_name::special(name).is_some() { Err(Errno::INVAL) } else { Ok(()) }
+    }
+
+    /// Returns whether a directory hides the layers below by a name in it, as another program may have left it.
+    pub(crate) fn is_opaque_by_name(&self, dir: BorrowedFd<'_>) -> Result<bool> {
+        Ok(self.by_name && by_name::is_opaque(dir)?)
+    }
+
     pub(crate) fn device(&self) -> u64 {
         self.device
     }
@@ -181,6 +206,9 @@ impl UpperLayer {
 
     /// Opens `name` without following it; files of other filesystems that somebody mounted here are not ours.
     pub(crate) fn look(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<(OwnedFd, RawStat)>> {
+        if self.by_name && by_name::special(name).is_some() {
+            return Ok(None);
+        }
         let fd = match rustix::fs::openat(dir, name, LOOK, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),

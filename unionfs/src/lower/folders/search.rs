@@ -14,6 +14,7 @@ use super::{FolderLower, Node, Source, join};
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
 use crate::beneath::open_beneath;
+use crate::by_name;
 use crate::marks::Recorded;
 use crate::node::{Ino, Kind, Stat};
 
@@ -52,6 +53,8 @@ struct There {
     raw: RawStat,
     /// As it is shown.
     kind: Kind,
+    /// A name says that nothing below belongs to it.
+    ends: bool,
 }
 
 struct Part {
@@ -128,7 +131,7 @@ impl Search<'_> {
                     return Ok(());
                 }
                 let marks = self.lower.marks.read(there.file.as_fd())?;
-                hidden_below |= marks.opaque;
+                hidden_below |= marks.opaque || there.ends;
                 parent = Source { layer, path: walked, impure: marks.impure };
                 marks.redirect
             };
@@ -149,16 +152,25 @@ impl Search<'_> {
 
     /// Opens a name. A whiteout ends the search.
     fn look(&mut self, layer: u16, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<There>> {
+        let by_name = self.lower.by_name && layer + 1 < self.lower.layer_count();
+        if self.lower.by_name && by_name::special(name).is_some() {
+            return Ok(None);
+        }
         let layer = self.lower.layer(layer)?;
         let file = match open_beneath(dir, name, OFlags::PATH, layer.crossing()) {
             Ok(file) => file,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => return Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {
+                self.over |= by_name && by_name::hides(dir, name)?;
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         let raw = layer.stat(file.as_fd())?;
         let kind = self.lower.marks.shown_kind(file.as_fd(), &raw)?;
         self.over |= kind.is_none();
-        Ok(kind.map(|kind| There { file, raw, kind }))
+        let directory = by_name && kind == Some(Kind::Directory);
+        let ends = directory && (by_name::hides(dir, name)? || by_name::is_opaque(file.as_fd())?);
+        Ok(kind.map(|kind| There { file, raw, kind, ends }))
     }
 
     /// Takes what the searched name leads to in one folder; returns the redirect for those below.
@@ -175,8 +187,8 @@ impl Search<'_> {
         let source = Source { layer, path: path.into(), impure: marks.impure };
         if kind == Kind::Directory {
             self.parts.push(Part { raw, kind, source, number: None, impure: true });
-            self.over = marks.opaque;
-            return Ok(marks.redirect.filter(|_| !marks.opaque));
+            self.over = marks.opaque || there.ends;
+            return Ok(marks.redirect.filter(|_| !self.over));
         }
         let metacopy = kind == Kind::Regular && marks.metacopy;
         if !metacopy || self.parts.is_empty() {
