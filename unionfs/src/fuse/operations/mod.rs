@@ -80,8 +80,20 @@ impl Operations {
     /// which is as large as the request says.
     pub(crate) fn serve(self: &Arc<Self>, request: &Request<'_>, room: &mut [u8], register: &dyn Register) -> Outcome {
         let silent = request.operation.is_unanswered();
-        survive(|| self.dispatch(request, room, register))
-            .unwrap_or_else(|| Outcome::Now(if silent { Reply::Silent } else { Reply::Error(Errno::IO) }))
+        let outcome = survive(|| self.dispatch(request, room, register));
+        self.tell_outdated();
+        match outcome {
+            Some(Outcome::Later(job)) => {
+                let this = Arc::clone(self);
+                Outcome::Later(Box::new(move |register| {
+                    let reply = job(register);
+                    this.tell_outdated();
+                    reply
+                }))
+            }
+            Some(now) => now,
+            None => Outcome::Now(if silent { Reply::Silent } else { Reply::Error(Errno::IO) }),
+        }
     }
 
     fn dispatch(self: &Arc<Self>, request: &Request<'_>, room: &mut [u8], register: &dyn Register) -> Outcome {
@@ -263,7 +275,7 @@ impl Operations {
     }
 
     /// Tells the kernel about nodes that a request has changed beside the one that it was about.
-    pub(crate) fn tell_outdated(&self) {
+    fn tell_outdated(&self) {
         for ino in self.tree.take_outdated() {
             self.outdate_attributes(self.nodes.current(ino));
         }

@@ -44,17 +44,10 @@ fn serve_frame(operations: &Arc<Operations>, frame: &Frame<'_>, room: &mut [u8],
         Err(error) => return sink.send(Reply::Error(error), &[]),
     };
     match operations.serve(&request, room, &sink) {
-        Outcome::Now(reply) => {
-            operations.tell_outdated();
-            sink.send(reply, room);
-        }
-        Outcome::Later(job) => {
-            let after = Arc::clone(operations);
-            operations.slow().run(move || {
-                let reply = survive(|| job(&sink)).unwrap_or(Reply::Error(Errno::IO));
-                after.tell_outdated();
-                sink.send(reply, &[]);
-            });
-        }
+        Outcome::Now(reply) => sink.send(reply, room),
+        Outcome::Later(job) => operations.slow().run(move || {
+            let reply = survive(|| job(&sink)).unwrap_or(Reply::Error(Errno::IO));
+            sink.send(reply, &[]);
+        }),
     }
 }
