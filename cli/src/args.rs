@@ -76,6 +76,8 @@ pub(crate) enum Verb {
     Commit(command::commit::Commit),
     Export(command::export::Export),
     Images(command::images::Images),
+    Pull(command::pull::Pull),
+    Push(command::push::Push),
     Load(command::load::Load),
     Import(command::import::Import),
     Tag(command::tag::Tag),
@@ -92,6 +94,11 @@ pub(crate) enum Verb {
     #[command(alias = "unmount")]
     Umount(command::umount::Umount),
     Info(command::info::Info),
+    Login(command::login::Login),
+    Logout(command::login::Logout),
+    /// Serve images to others
+    #[command(subcommand)]
+    Registry(RegistryVerb),
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchVerb),
@@ -104,6 +111,8 @@ pub(crate) enum ImageVerb {
     Ls(command::images::Images),
     Inspect(command::inspect::InspectImage),
     History(command::history::History),
+    Pull(command::pull::Pull),
+    Push(command::push::Push),
     Load(command::load::Load),
     Import(command::import::Import),
     Tag(command::tag::Tag),
@@ -136,6 +145,13 @@ pub(crate) enum ContainerVerb {
     Diff(command::diff::Diff),
     Commit(command::commit::Commit),
     Export(command::export::Export),
+}
+
+/// What to do about a registry of one's own.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegistryVerb {
+    Serve(command::registry::Serve),
+    Htpasswd(command::registry::Htpasswd),
 }
 
 /// What to measure.

@@ -11,6 +11,7 @@ mod logging;
 mod mount_helper;
 mod output;
 mod progress;
+mod registries;
 mod relay;
 mod root;
 mod terminal;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::Parser;
 
-use crate::args::{BenchVerb, Cli, ContainerVerb, ImageVerb, Verb};
+use crate::args::{BenchVerb, Cli, ContainerVerb, ImageVerb, RegistryVerb, Verb};
 use crate::command::{Context, Outcome};
 use crate::failure::Failure;
 use crate::mount_helper::Role;
@@ -108,6 +109,11 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Image(ImageVerb::Rm(_))
         | Verb::Bench(_) => true,
         Verb::Images(_)
+        | Verb::Pull(_)
+        | Verb::Push(_)
+        | Verb::Login(_)
+        | Verb::Logout(_)
+        | Verb::Registry(_)
         | Verb::Load(_)
         | Verb::Import(_)
         | Verb::Tag(_)
@@ -145,6 +151,12 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Commit(verb) | Verb::Container(ContainerVerb::Commit(verb)) => command::commit::run(context, verb, out),
         Verb::Export(verb) | Verb::Container(ContainerVerb::Export(verb)) => command::export::run(context, verb),
         Verb::Images(verb) | Verb::Image(ImageVerb::Ls(verb)) => command::images::run(context, verb, out),
+        Verb::Pull(verb) | Verb::Image(ImageVerb::Pull(verb)) => command::pull::run(context, verb, out),
+        Verb::Push(verb) | Verb::Image(ImageVerb::Push(verb)) => command::push::run(context, verb, out),
+        Verb::Login(verb) => command::login::login(verb, out),
+        Verb::Logout(verb) => command::login::logout(verb, out),
+        Verb::Registry(RegistryVerb::Serve(verb)) => command::registry::serve(verb),
+        Verb::Registry(RegistryVerb::Htpasswd(verb)) => command::registry::htpasswd(verb, out),
         Verb::Load(verb) | Verb::Image(ImageVerb::Load(verb)) => command::load::run(context, verb, out),
         Verb::Import(verb) | Verb::Image(ImageVerb::Import(verb)) => command::import::run(context, verb, out),
         Verb::Tag(verb) | Verb::Image(ImageVerb::Tag(verb)) => command::tag::run(context, verb),

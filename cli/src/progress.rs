@@ -108,7 +108,16 @@ impl State {
                 layer.bytes = layer.total.unwrap_or(layer.bytes);
                 Some(number)
             }
-            ProgressEvent::Present { .. } => None,
+            ProgressEvent::Waiting { layer } => {
+                self.layer(layer);
+                None
+            }
+            ProgressEvent::Uploaded { layer, .. } => {
+                let number = self.layer(layer);
+                self.layers[number].done = true;
+                Some(number)
+            }
+            ProgressEvent::Present { .. } | ProgressEvent::Pulling { .. } | ProgressEvent::Retrying { .. } => None,
         }
     }
 

@@ -46,3 +46,23 @@ pub(crate) fn size() -> Option<(u16, u16)> {
         (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
     })
 }
+
+/// Keeps a terminal from showing what is typed; dropping it restores the terminal.
+#[derive(Debug)]
+#[must_use = "the terminal is restored when this is dropped"]
+pub(crate) struct HiddenInput {
+    _restored: RawTerminal,
+}
+
+impl HiddenInput {
+    /// Switches the echo of `terminal` off.
+    pub(crate) fn enter(terminal: BorrowedFd<'_>) -> io::Result<HiddenInput> {
+        let terminal = terminal.try_clone_to_owned()?;
+        let before = tcgetattr(&terminal)?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(rustix::termios::LocalModes::ECHO);
+        hidden.local_modes.insert(rustix::termios::LocalModes::ECHONL);
+        tcsetattr(&terminal, OptionalActions::Drain, &hidden)?;
+        Ok(HiddenInput { _restored: RawTerminal { terminal, before } })
+    }
+}

@@ -44,8 +44,18 @@ fn image_json(image: &Image) -> Value {
     let config = &image.config;
     let tags: Vec<String> =
         image.names.iter().filter(|name| name.tag().is_some()).map(strata_imagestore::ImageRef::familiar).collect();
-    let mut digests: Vec<String> =
-        image.names.iter().map(|name| format!("{}@{}", name.familiar_repository(), image.manifest)).collect();
+    // What was pulled is known by the registry's digests, what was loaded or made here by that of its manifest.
+    let pulled = |name: &strata_imagestore::ImageRef| {
+        image.names.iter().any(|other| other.digest().is_some() && other.same_repository(name))
+    };
+    let mut digests: Vec<String> = Vec::new();
+    for name in &image.names {
+        match name.digest() {
+            Some(digest) => digests.push(format!("{}@{digest}", name.familiar_repository())),
+            None if !pulled(name) => digests.push(format!("{}@{}", name.familiar_repository(), image.manifest)),
+            None => {}
+        }
+    }
     digests.dedup();
     let tagged = strata_imagestore::Timestamp { seconds: i64::try_from(image.tagged).unwrap_or(0), nanoseconds: 0 };
     let mut value = json!({

@@ -73,8 +73,10 @@ pub use process::Process;
 pub use size::parse_size;
 pub use spec::SpecError;
 pub use strata_imagestore::{
-    Change, CommitOptions, Event as ProgressEvent, HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input,
-    LoadOptions, Progress, Removed, Timestamp, clean_path,
+    Change, CommitOptions, CompressionFormat, Event as ProgressEvent, HistoryLine, ImageError, ImageId, ImageRef,
+    ImageSummary, Input, LoadOptions, Login, Platform, Progress, Proxies, PullOptions, Pulled, PushOptions, Pushed,
+    RegistryClient, RegistryError, RegistrySettings, Removed, Secret, Stored, Timestamp, Upload as ProgressUpload,
+    clean_path,
 };
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
 pub use strata_unionfs::{Change as FileChange, ChangeKind, Force, RemountError, Upper};

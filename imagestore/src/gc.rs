@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use strata_layer::{ChainId, DiffId, Digest};
 
@@ -16,6 +17,7 @@ use crate::catalog::{Catalog, CatalogGuard};
 use crate::disk::{DiskError, Lock, OnDisk, Sharing, names_in, open_if_present, read_if_present};
 use crate::layout::{CHAIN_LAYERS, Layout};
 use crate::lease::leased_stacks;
+use crate::registry::remove_abandoned;
 use crate::stack::chain_of;
 use crate::store::{Store, StoreError};
 use crate::work::{WorkDir, pinned_layers, remove_leftovers};
@@ -42,6 +44,7 @@ impl Store {
 
     fn collect(&self) -> Result<Collected, StoreError> {
         remove_leftovers(&self.layout)?;
+        remove_abandoned(&self.layout, ABANDONED)?;
         let guard = CatalogGuard::lock(&self.layout)?;
         let catalog = guard.read()?;
         let sweep = sweep_locked(&self.layout, &catalog)?;
@@ -167,3 +170,6 @@ pub(crate) fn disk_space(path: &Path) -> Result<u64, DiskError> {
     }
     Ok(bytes)
 }
+
+/// After how long an interrupted download is not expected to be continued.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);

@@ -76,6 +76,10 @@ impl Layout {
         self.root.join("leases")
     }
 
+    pub(crate) fn downloads(&self) -> PathBuf {
+        self.root.join("downloads")
+    }
+
     pub(crate) fn work(&self) -> PathBuf {
         self.root.join("tmp")
     }
@@ -91,5 +95,9 @@ pub(crate) const OBJECTS: &str = "objects";
 pub(crate) const CHAIN_LAYERS: &str = "layers";
 /// The name of the file whose lock allows to build what a folder lacks.
 pub(crate) const BUILD_LOCK: &str = "lock";
+/// The name of the compressed form of a layer, where that is kept.
+pub(crate) const COMPRESSED: &str = "compressed";
+/// The name of the list of what a layer was compressed to.
+pub(crate) const FORMS: &str = "forms";
 /// The name of the file that tells which compressed blob a layer came from.
 pub(crate) const BLOB: &str = "blob";

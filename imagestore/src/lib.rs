@@ -26,6 +26,7 @@
 mod catalog;
 mod change;
 mod commit;
+mod compress;
 mod decompress;
 mod disk;
 mod format;
@@ -41,6 +42,7 @@ mod new_stack;
 mod progress;
 mod publish;
 mod reference;
+mod registry;
 mod remove;
 mod reserve;
 mod stack;
@@ -52,6 +54,7 @@ mod work;
 pub use catalog::CatalogError;
 pub use change::{Change, InvalidChange, clean_path};
 pub use commit::{CommitError, CommitLayerError, CommitOptions};
+pub use compress::CompressionFormat;
 pub use disk::DiskError;
 pub use format::{Access, FormatError};
 pub use gc::Collected;
@@ -60,9 +63,13 @@ pub use images::{HistoryLine, Image, ImageError, ImageSummary};
 pub use ingest::IngestError;
 pub use load::{Input, LoadError, LoadOptions, Loaded};
 pub use model::{ContainerConfig, HistoryEntry, ImageConfig, Platform};
-pub use progress::{Event, Progress};
+pub use progress::{Event, Progress, Upload};
 pub use publish::PublishError;
 pub use reference::{ImageRef, InvalidReference};
+pub use registry::{
+    InvalidUrl, Login, Proxies, PullOptions, Pulled, PushOptions, Pushed, RegistryClient, RegistryError, Secret,
+    Settings as RegistrySettings, Stored, Timeouts,
+};
 pub use remove::{ContainerUse, Reason, RemoveError, RemoveOptions, Removed};
 pub use stack::{Hold, LayerPaths, Stack, StackError};
 pub use store::{OpenError, Store, StoreError};

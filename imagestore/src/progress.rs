@@ -1,5 +1,7 @@
 //! Telling the caller how far an operation has come.
 
+use std::time::Duration;
+
 /// Something that happened to a layer. Layers are named by their diff_id where it is known beforehand, else by the
 /// archive member they come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +25,52 @@ pub enum Event<'a> {
         /// The layer.
         layer: &'a str,
     },
+    /// An image has been found in a registry.
+    Pulling {
+        /// Its tag or digest.
+        tag: &'a str,
+        /// Its repository.
+        repository: &'a str,
+    },
+    /// The layer will be read.
+    Waiting {
+        /// The layer.
+        layer: &'a str,
+    },
+    /// Something failed and is tried again after a while.
+    Retrying {
+        /// The layer or document.
+        layer: &'a str,
+        /// What failed.
+        reason: &'a str,
+        /// How long until then.
+        delay: Duration,
+    },
+    /// The registry has the layer.
+    Uploaded {
+        /// The layer.
+        layer: &'a str,
+        /// How it came there.
+        how: Upload<'a>,
+    },
     /// The layer is in the store already and is not read.
     Present {
         /// The layer.
         layer: &'a str,
+    },
+}
+
+/// How a registry came to have a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upload<'a> {
+    /// It was sent.
+    Sent,
+    /// It was there.
+    Present,
+    /// It was in another repository.
+    Mounted {
+        /// Which.
+        repository: &'a str,
     },
 }
 

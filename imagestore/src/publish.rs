@@ -33,6 +33,8 @@ pub(crate) struct NewImage {
     pub(crate) manifest: Vec<u8>,
     pub(crate) layers: Vec<DiffId>,
     pub(crate) names: Vec<ImageRef>,
+    /// Whether the manifest takes the place of the one that the image has, should it be present.
+    pub(crate) replaces_manifest: bool,
 }
 
 impl NewImage {
@@ -44,7 +46,13 @@ impl NewImage {
     pub(crate) fn of_plain_layers(config: Vec<u8>, layers: &[(DiffId, u64)], names: Vec<ImageRef>) -> NewImage {
         let descriptor = (Digest::of(&config), config.len() as u64);
         let manifest = Manifest::of_plain_layers(descriptor, layers);
-        NewImage { manifest, config, layers: layers.iter().map(|(layer, _)| *layer).collect(), names }
+        NewImage {
+            manifest,
+            config,
+            layers: layers.iter().map(|(layer, _)| *layer).collect(),
+            names,
+            replaces_manifest: false,
+        }
     }
 }
 
@@ -104,9 +112,11 @@ impl Store {
                     return Err(PublishError::LayerGone { layer: *layer });
                 }
                 self.place_blob(work, image.id().0)?;
-                // An image that is present keeps its manifest: that may be the one it was pulled with.
+                // An image that is present keeps its manifest: that may be the one it was pulled with. Pulled again, it has
+                // the one of the registry that it came from last.
                 let present = catalog.images.get(&image.id());
-                if !present.is_some_and(|record| self.layout.blob(record.manifest).exists()) {
+                let keeps = present.is_some_and(|record| self.layout.blob(record.manifest).exists());
+                if !keeps || image.replaces_manifest {
                     let manifest = Digest::of(&image.manifest);
                     self.place_blob(work, manifest)?;
                     catalog

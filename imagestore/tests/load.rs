@@ -221,6 +221,7 @@ impl strata_imagestore::Progress for Recorder {
             Event::Advanced { layer, bytes } => format!("advanced {layer} {bytes}"),
             Event::Finished { layer } => format!("finished {layer}"),
             Event::Present { layer } => format!("present {layer}"),
+            other => format!("{other:?}"),
         };
         self.0.lock().unwrap().push(line);
     }

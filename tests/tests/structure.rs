@@ -15,7 +15,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("strata-imagestore", &["strata-layer", "strata-sys"]),
     ("strata-sandbox", &["strata-layer", "strata-sys"]),
     ("strata-engine", &["strata-imagestore", "strata-layer", "strata-sandbox", "strata-sys", "strata-unionfs"]),
-    ("strata-cli", &["strata-engine", "strata-sys"]),
+    ("strata-registry", &[]),
+    ("strata-cli", &["strata-engine", "strata-registry", "strata-sys"]),
 ];
 
 /// Crates that no product crate may use, directly: they are for tests.

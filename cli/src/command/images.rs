@@ -96,12 +96,26 @@ pub(crate) fn run(context: &Context, images: &Images, out: &mut impl Write) -> O
     Ok(0)
 }
 
-/// The names of an image, or one line for none.
+/// The names of an image, or one line for none. A digest beside a tag of the same repository is no line of its own.
 fn lines(image: &ImageSummary) -> Vec<Option<&ImageRef>> {
+    let has_tag =
+        |name: &ImageRef| image.names.iter().any(|other| other.tag().is_some() && other.same_repository(name));
     match image.names.is_empty() {
         true => vec![None],
-        false => image.names.iter().map(Some).collect(),
+        false => image.names.iter().filter(|name| name.tag().is_some() || !has_tag(name)).map(Some).collect(),
     }
+}
+
+/// The digest that a name goes with: the one it was pulled by, else that of the image's manifest.
+fn digest_of(image: &ImageSummary, name: Option<&ImageRef>) -> String {
+    let of_repository = |name: &ImageRef| {
+        let same = image.names.iter().filter(|other| other.same_repository(name));
+        let mut digests = same.filter_map(ImageRef::digest);
+        digests.find(|digest| *digest == image.manifest).or_else(|| {
+            image.names.iter().filter(|other| other.same_repository(name)).filter_map(ImageRef::digest).next_back()
+        })
+    };
+    name.and_then(of_repository).unwrap_or(image.manifest).to_string()
 }
 
 fn chosen(image: &ImageSummary, name: Option<&ImageRef>, images: &Images) -> bool {
@@ -111,7 +125,10 @@ fn chosen(image: &ImageSummary, name: Option<&ImageRef>, images: &Images) -> boo
         return false;
     }
     filter::all_keys_fit(&images.filter, |filter| match filter.key.as_str() {
-        "dangling" => matches!(filter.value.as_str(), "true" | "1") == image.names.is_empty(),
+        "dangling" => {
+            let has_tag = image.names.iter().any(|name| name.tag().is_some());
+            matches!(filter.value.as_str(), "true" | "1") != has_tag
+        }
         "reference" => name.is_some_and(|name| fits_reference(name, &filter.value)),
         "label" => filter.fits_label(&image.labels),
         // Already applied.
@@ -137,7 +154,7 @@ fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestam
         ("Containers", "N/A".to_owned()),
         ("CreatedAt", image.created.map_or_else(|| "N/A".to_owned(), human::moment)),
         ("CreatedSince", image.created.map_or_else(|| "N/A".to_owned(), |created| human::age(created, now))),
-        ("Digest", image.manifest.to_string()),
+        ("Digest", digest_of(image, name)),
         ("ID", if whole { image.id.to_string() } else { image.id.short() }),
         ("Repository", name.map_or_else(|| NONE.to_owned(), |name| name.familiar_repository().into_owned())),
         ("SharedSize", "N/A".to_owned()),

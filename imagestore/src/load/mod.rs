@@ -268,7 +268,13 @@ fn run_job(
 fn new_image(store: &Store, image: PlannedImage, layers: &BTreeMap<DiffId, NewLayer>) -> Result<NewImage, LoadError> {
     let ids: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
     if let Some(manifest) = image.manifest {
-        return Ok(NewImage { config: image.config, manifest, layers: ids, names: image.names });
+        return Ok(NewImage {
+            config: image.config,
+            manifest,
+            layers: ids,
+            names: image.names,
+            replaces_manifest: false,
+        });
     }
     let mut sized = Vec::with_capacity(ids.len());
     for id in ids {

@@ -128,19 +128,7 @@ fn choose<'a>(offered: &[&'a Descriptor], machine: &Platform) -> Option<&'a Desc
     if let [only] = offered {
         return Some(only);
     }
-    let fitness = |descriptor: &Descriptor| match &descriptor.platform {
-        Some(platform) => platform.fitness(machine),
-        None => Some(0),
-    };
-    let mut best: Option<(u32, &Descriptor)> = None;
-    for descriptor in offered {
-        // Of equals the first, which is what an index lists for old clients.
-        match fitness(descriptor) {
-            Some(fitness) if best.is_none_or(|(other, _)| fitness > other) => best = Some((fitness, descriptor)),
-            _ => {}
-        }
-    }
-    best.map(|(_, descriptor)| descriptor)
+    machine.choose(offered)
 }
 
 fn no_platform(offered: &[&Descriptor], machine: &Platform) -> LoadError {

@@ -197,6 +197,22 @@ impl Platform {
         }
     }
 
+    /// Chooses the image that runs best on this machine; of equals the first, which is what an index lists for old clients.
+    pub fn choose<'a>(&self, offered: &[&'a Descriptor]) -> Option<&'a Descriptor> {
+        let fitness = |descriptor: &Descriptor| match &descriptor.platform {
+            Some(platform) => platform.fitness(self),
+            None => Some(0),
+        };
+        let mut best: Option<(u32, &Descriptor)> = None;
+        for descriptor in offered {
+            match fitness(descriptor) {
+                Some(fitness) if best.is_none_or(|(other, _)| fitness > other) => best = Some((fitness, descriptor)),
+                _ => {}
+            }
+        }
+        best.map(|(_, descriptor)| descriptor)
+    }
+
     /// Returns how well an image for `self` runs on `machine`: higher is better, `None` is not at all.
     pub fn fitness(&self, machine: &Platform) -> Option<u32> {
         if self.os != machine.os || self.architecture != machine.architecture {

@@ -5,7 +5,7 @@ mod creation;
 pub(super) use creation::{creation, limits};
 
 use clap::{ArgAction, Args};
-use strata_engine::{ContainerName, RestartPolicy};
+use strata_engine::{ContainerName, Platform, RestartPolicy};
 
 /// How a container is made.
 #[derive(Debug, Args)]
@@ -108,9 +108,15 @@ pub(crate) struct ContainerOptions {
     /// Attach to stdin, stdout or stderr
     #[arg(short, long, value_name = "STREAM", value_parser = ["stdin", "stdout", "stderr", "STDIN", "STDOUT", "STDERR"])]
     pub(super) attach: Vec<String>,
-    /// Fetch the image: missing or never; neither fetches anything yet
-    #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = ["missing", "never"])]
-    pub(super) pull: String,
+    /// Pull the image from its registry
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub(super) pull: super::pull::Policy,
+    /// Choose the image for this platform, as os/architecture[/variant], when it is pulled
+    #[arg(long, value_name = "PLATFORM")]
+    pub(super) platform: Option<Platform>,
+    /// Print nothing while the image is pulled
+    #[arg(short, long)]
+    pub(super) quiet: bool,
     /// Print help
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,

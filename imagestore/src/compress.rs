@@ -1,0 +1,186 @@
+//! Compressing a layer on several threads, always to the same bytes.
+//!
+//! A layer is cut into pieces of fixed size, and each becomes a gzip member or a zstd frame of its own, which together
+//! are one stream by both formats' definitions. So the result does not depend on how many threads there are, and the
+//! digest of a layer that is compressed again is the same again.
+
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use flate2::GzBuilder;
+
+/// How a layer is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompressionFormat {
+    /// What every registry and every client takes.
+    #[default]
+    Gzip,
+    /// Smaller and several times faster on both sides.
+    Zstd,
+    /// Not at all.
+    None,
+}
+
+impl CompressionFormat {
+    /// The name that notes in the store have.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CompressionFormat::Gzip => "gzip",
+            CompressionFormat::Zstd => "zstd",
+            CompressionFormat::None => "none",
+        }
+    }
+}
+
+/// The compressed form of a source, made while it is read.
+pub(crate) struct Compressing {
+    pieces: Receiver<Receiver<io::Result<Vec<u8>>>>,
+    piece: Vec<u8>,
+    position: usize,
+}
+
+impl Compressing {
+    /// Begins to compress a source.
+    pub(crate) fn new(source: impl Read + Send + 'static, format: CompressionFormat) -> io::Result<Compressing> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let (ordered, pieces) = sync_channel(threads * 2);
+        let (jobs, queue) = sync_channel::<Job>(threads);
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..threads {
+            let queue = Arc::clone(&queue);
+            thread::Builder::new().name("compress".to_owned()).spawn(move || {
+                loop {
+                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    // No more is coming, or nobody wants it.
+                    let Ok(Job { piece, done }) = job else { return };
+                    let _ = done.send(compress(&piece, format));
+                }
+            })?;
+        }
+        thread::Builder::new().name("compress".to_owned()).spawn(move || feed(source, &ordered, &jobs))?;
+        Ok(Compressing { pieces, piece: Vec::new(), position: 0 })
+    }
+}
+
+impl Read for Compressing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.position == self.piece.len() {
+            let Ok(next) = self.pieces.recv() else { return Ok(0) };
+            self.piece = next.recv().map_err(|_| io::Error::other("a thread that compresses has ended"))??;
+            self.position = 0;
+        }
+        let rest = &self.piece[self.position..];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.position += count;
+        Ok(count)
+    }
+}
+
+/// A piece to compress, and where to send it.
+struct Job {
+    piece: Vec<u8>,
+    done: SyncSender<io::Result<Vec<u8>>>,
+}
+
+/// Cuts the source into pieces, until it ends or nobody reads any more.
+fn feed(mut source: impl Read, ordered: &SyncSender<Receiver<io::Result<Vec<u8>>>>, jobs: &SyncSender<Job>) {
+    let mut is_first = true;
+    loop {
+        let mut piece = Vec::with_capacity(PIECE);
+        let read = source.by_ref().take(PIECE as u64).read_to_end(&mut piece);
+        let (done, result) = sync_channel(1);
+        match read {
+            Err(error) => {
+                let _ = done.send(Err(error));
+                let _ = ordered.send(result);
+                return;
+            }
+            // An empty source is one empty piece.
+            Ok(0) if !is_first => return,
+            Ok(_) => {}
+        }
+        is_first = false;
+        let is_last = piece.len() < PIECE;
+        if ordered.send(result).is_err() || jobs.send(Job { piece, done }).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+fn compress(piece: &[u8], format: CompressionFormat) -> io::Result<Vec<u8>> {
+    match format {
+        CompressionFormat::None => Ok(piece.to_vec()),
+        CompressionFormat::Gzip => {
+            // Without a time and a name, which would make it different each time.
+            let out = Vec::with_capacity(piece.len() / 2);
+            let mut encoder = GzBuilder::new().write(out, flate2::Compression::new(GZIP_LEVEL));
+            encoder.write_all(piece)?;
+            encoder.finish()
+        }
+        CompressionFormat::Zstd => {
+            let mut encoder = zstd::stream::Encoder::new(Vec::with_capacity(piece.len() / 2), ZSTD_LEVEL)?;
+            encoder.include_checksum(true)?;
+            encoder.set_pledged_src_size(Some(piece.len() as u64))?;
+            encoder.write_all(piece)?;
+            encoder.finish()
+        }
+    }
+}
+
+/// Large enough that what is lost at the edges does not count.
+const PIECE: usize = 4 << 20;
+const MAX_THREADS: usize = 8;
+const GZIP_LEVEL: u32 = 6;
+const ZSTD_LEVEL: i32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decompress::{Compression, Decompressor};
+
+    #[test]
+    fn what_was_compressed_comes_back_and_is_always_the_same() {
+        let mut state = 1_u32;
+        let mut byte = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            u8::try_from(state >> 28).unwrap()
+        };
+        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5] {
+            let content: Vec<u8> = (0..length).map(|_| byte()).collect();
+            for format in [CompressionFormat::Gzip, CompressionFormat::Zstd, CompressionFormat::None] {
+                let run = || {
+                    let mut bytes = Vec::new();
+                    let source = io::Cursor::new(content.clone());
+                    Compressing::new(source, format).unwrap().read_to_end(&mut bytes).unwrap();
+                    bytes
+                };
+                let compressed = run();
+                assert!(compressed == run(), "{format:?} {length}");
+                let mut back = Vec::new();
+                let kind = Compression::of(&compressed);
+                Decompressor::new(&compressed[..], kind).unwrap().read_to_end(&mut back).unwrap();
+                assert!(back == content, "{format:?} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_source_that_fails_fails_the_reader() {
+        struct Broken(usize);
+        impl Read for Broken {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if self.0 == 0 {
+                    return Err(io::Error::other("broken"));
+                }
+                let count = buffer.len().min(self.0);
+                self.0 -= count;
+                Ok(count)
+            }
+        }
+        let mut compressing = Compressing::new(Broken(2 * PIECE), CompressionFormat::Zstd).unwrap();
+        assert!(compressing.read_to_end(&mut Vec::new()).is_err());
+    }
+}

@@ -1,0 +1,407 @@
+//! Pulling and pushing, against a registry of our own that does as it should, or as it should not.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use strata_imagestore::{
+    CompressionFormat, ImageRef, Login, PullOptions, Pulled, PushOptions, RegistryClient, RegistryError,
+    RegistrySettings, Secret, Store, Timeouts,
+};
+use strata_registry::{Access, Exchange, Fault, Misbehaviour, Options, Server, hash_password};
+use support::*;
+
+/// A registry, a store that has pushed an image to it, and another store.
+struct Scene {
+    server: Server,
+    folder: tempfile::TempDir,
+    source: Store,
+}
+
+impl Scene {
+    fn new(layers: &[Vec<u8>]) -> Scene {
+        Scene::with(layers, Access::open())
+    }
+
+    fn with(layers: &[Vec<u8>], access: Access) -> Scene {
+        let folder = fast_folder();
+        let options = Options { access, record: true, ..Options::local(&folder.path().join("registry")) };
+        let server = Server::start(options).unwrap();
+        let source = Store::open(&folder.path().join("source")).unwrap();
+        let name = format!("127.0.0.1:{}/team/app:1", server.address().port());
+        load_stream(&source, &docker_new(layers, &name).tar()).unwrap();
+        Scene { server, folder, source }
+    }
+
+    fn settings(&self) -> RegistrySettings {
+        RegistrySettings {
+            timeouts: Timeouts {
+                stall: Duration::from_millis(600),
+                retry_delay: Duration::from_millis(5),
+                ..Timeouts::default()
+            },
+            credentials: Some(self.folder.path().join("config.json")),
+            ..RegistrySettings::default()
+        }
+    }
+
+    fn client(&self) -> RegistryClient {
+        RegistryClient::new(self.settings())
+    }
+
+    fn name(&self, text: &str) -> ImageRef {
+        format!("127.0.0.1:{}/{text}", self.server.address().port()).parse().unwrap()
+    }
+
+    fn store(&self, name: &str) -> Store {
+        Store::open(&self.folder.path().join(name)).unwrap()
+    }
+
+    fn push(&self) -> strata_imagestore::Pushed {
+        self.push_as(CompressionFormat::Gzip)
+    }
+
+    fn push_as(&self, format: CompressionFormat) -> strata_imagestore::Pushed {
+        let pushed = self.source.push(&self.client(), &self.name("team/app:1"), &PushOptions { format }, &());
+        let pushed = pushed.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        self.server.exchanges();
+        pushed
+    }
+
+    fn pull(&self, store: &Store) -> Result<Pulled, RegistryError> {
+        store.pull(&self.client(), &self.name("team/app:1"), &PullOptions::default(), &())
+    }
+
+    fn misbehave(&self, rule: &str) {
+        self.server.misbehave(rule.parse::<Fault>().unwrap());
+    }
+
+    /// What was asked of blobs since the last look.
+    fn blob_requests(&self) -> Vec<Exchange> {
+        self.server.exchanges().into_iter().filter(|exchange| exchange.path.contains("/blobs/")).collect()
+    }
+}
+
+/// Two layers, the first of which has several parts.
+fn large_layers() -> Vec<Vec<u8>> {
+    vec![large_layer("data", 40 << 20), layer(&[("srv/app", "app")])]
+}
+
+#[test]
+fn what_is_pushed_can_be_pulled_and_is_the_same() {
+    for format in [CompressionFormat::Gzip, CompressionFormat::Zstd, CompressionFormat::None] {
+        let scene = Scene::new(&sample_layers());
+        let pushed = scene.push_as(format);
+        let store = scene.store("other");
+        let pulled = scene.pull(&store).unwrap();
+        assert_eq!(pulled.digest, pushed.digest);
+        assert_eq!(pulled.id, scene.source.images().unwrap()[0].id);
+        assert!(!pulled.up_to_date);
+        assert_eq!(merged_paths(&store, &pulled.id), merged_paths(&scene.source, &pulled.id));
+        check_whole(&store);
+        let by_digest = scene.name("team/app").with_digest(pushed.digest);
+        assert!(store.resolve(&by_digest.to_string()).is_ok());
+    }
+}
+
+#[test]
+fn pulling_what_is_present_asks_for_no_blob() {
+    let scene = Scene::new(&sample_layers());
+    scene.push();
+    let store = scene.store("other");
+    scene.pull(&store).unwrap();
+    scene.server.exchanges();
+    assert!(scene.pull(&store).unwrap().up_to_date);
+    assert_eq!(scene.blob_requests(), []);
+}
+
+#[test]
+fn pushing_again_sends_nothing_and_elsewhere_mounts() {
+    let scene = Scene::new(&sample_layers());
+    let first = scene.push();
+    let second = scene.push();
+    assert_eq!(first.digest, second.digest);
+    let sent =
+        |exchanges: &[Exchange]| exchanges.iter().filter(|e| matches!(e.method.as_str(), "PATCH" | "PUT")).count();
+    let other = scene.name("other/app:2");
+    scene.source.tag(&scene.name("team/app:1").to_string(), &other).unwrap();
+    let pushed = scene.source.push(&scene.client(), &other, &PushOptions::default(), &()).unwrap();
+    assert_eq!(pushed.digest, first.digest);
+    let exchanges = scene.blob_requests();
+    // Only the configuration, of which no other repository is known.
+    assert!(sent(&exchanges) <= 1, "{exchanges:?}");
+}
+
+#[test]
+fn what_was_pulled_keeps_its_digest_when_it_is_pushed() {
+    let scene = Scene::new(&sample_layers());
+    let first = scene.push_as(CompressionFormat::Zstd);
+    let store = scene.store("other");
+    scene.pull(&store).unwrap();
+    // To the same registry, where its layers are.
+    let other = scene.name("copy/app:1");
+    store.tag(&scene.name("team/app:1").to_string(), &other).unwrap();
+    assert_eq!(store.push(&scene.client(), &other, &PushOptions::default(), &()).unwrap().digest, first.digest);
+    // To one that has nothing: with what was kept, or because it compresses to the same bytes again.
+    for keep_blobs in [true, false] {
+        let empty = Scene::new(&sample_layers());
+        let store = scene.store(if keep_blobs { "kept" } else { "dropped" });
+        let client = RegistryClient::new(RegistrySettings { keep_blobs, ..scene.settings() });
+        store.pull(&client, &scene.name("team/app:1"), &PullOptions::default(), &()).unwrap();
+        let target = empty.name("x:1");
+        store.tag(&scene.name("team/app:1").to_string(), &target).unwrap();
+        let format = CompressionFormat::Zstd;
+        assert_eq!(store.push(&client, &target, &PushOptions { format }, &()).unwrap().digest, first.digest);
+    }
+}
+
+#[test]
+fn a_cut_download_goes_on_at_the_byte() {
+    let scene = Scene::new(&large_layers());
+    let pushed = scene.push_as(CompressionFormat::None);
+    let size: u64 = large_layers().iter().map(|layer| layer.len() as u64).sum();
+    scene.misbehave("GET /v2/*/blobs/* times=100 cut-randomly=7");
+    let store = scene.store("other");
+    assert_eq!(scene.pull(&store).unwrap_or_else(|error| panic!("{}", chain(&error))).digest, pushed.digest);
+    let sent: u64 = scene.blob_requests().iter().map(|exchange| exchange.sent).sum();
+    assert!(sent < size + size / 20, "{sent} of {size}");
+    check_whole(&store);
+}
+
+#[test]
+fn a_download_of_another_process_goes_on_at_the_byte() {
+    let scene = Scene::new(&large_layers());
+    scene.push_as(CompressionFormat::None);
+    let size: u64 = large_layers().iter().map(|layer| layer.len() as u64).sum();
+    let store = scene.store("other");
+    scene.misbehave("GET /v2/*/blobs/* skip=1 cut=1000000");
+    scene.misbehave("GET /v2/*/blobs/* skip=6 status=404");
+    scene.pull(&store).unwrap_err();
+    assert!(store.images().unwrap().is_empty());
+    let before: u64 = scene.blob_requests().iter().map(|exchange| exchange.sent).sum();
+    assert!(before > 2_000_000, "{before}");
+    scene.server.behave();
+    scene.pull(&store).unwrap();
+    let after: u64 = scene.blob_requests().iter().map(|exchange| exchange.sent).sum();
+    assert!(before + after < size + size / 20, "{before} + {after} of {size}");
+    assert_eq!(std::fs::read_dir(store.root().join("downloads")).unwrap().count(), 0);
+}
+
+#[test]
+fn parts_that_rotted_on_disk_are_fetched_again() {
+    let scene = Scene::new(&large_layers());
+    scene.push_as(CompressionFormat::None);
+    let store = scene.store("other");
+    scene.misbehave("GET /v2/*/blobs/* skip=1 cut=1000000");
+    scene.misbehave("GET /v2/*/blobs/* skip=6 status=404");
+    scene.pull(&store).unwrap_err();
+    scene.server.behave();
+    for blob in std::fs::read_dir(store.root().join("downloads")).unwrap() {
+        for part in std::fs::read_dir(blob.unwrap().path()).unwrap() {
+            let path = part.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes.iter_mut().take(2000).skip(1000).for_each(|byte| *byte ^= 1);
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    scene.pull(&store).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    check_whole(&store);
+}
+
+#[test]
+fn what_goes_wrong_for_a_while_is_overcome() {
+    let scene = Scene::new(&large_layers());
+    let pushed = scene.push_as(CompressionFormat::None);
+    for (number, rule) in [
+        "GET /v2/*/blobs/* times=2 status=503",
+        "GET /v2/*/manifests/* times=2 status=429:0",
+        "GET /v2/*/manifests/* times=1 reset",
+        "GET /v2/*/blobs/* times=2 reset",
+        "GET /v2/*/blobs/* times=2 cut=0",
+        "GET /v2/*/blobs/* times=1 stall=100000:1.5",
+        "GET /v2/*/blobs/* times=1 shorten=10",
+        "GET /v2/*/blobs/* ignore-range",
+        "GET /v2/*/blobs/* refuse-range",
+        "GET /v2/*/blobs/* chunked",
+        "GET /v2/*/blobs/* without=content-length",
+        "GET /v2/* without=docker-content-digest",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        scene.misbehave(rule);
+        let store = scene.store(&format!("other-{number}"));
+        let pulled = scene.pull(&store).unwrap_or_else(|error| panic!("{rule}: {}", chain(&error)));
+        assert_eq!(pulled.digest, pushed.digest, "{rule}");
+        scene.server.behave();
+    }
+}
+
+#[test]
+fn what_stays_wrong_is_named_and_nothing_is_kept() {
+    let scene = Scene::new(&large_layers());
+    scene.push_as(CompressionFormat::None);
+    for (number, (rule, message)) in [
+        ("GET /v2/*/blobs/* flip=600", "digest is sha256:"),
+        ("GET /v2/*/manifests/* flip=20", "digest is sha256:"),
+        ("GET /v2/*/manifests/* header=Docker-Content-Digest:sha256:0000000000000000000000000000000000000000000000000000000000000000", "digest is sha256:"),
+        ("GET /v2/*/blobs/* length=5", "bytes received where"),
+        ("GET /v2/*/blobs/* length=-5", "bytes received where"),
+        ("GET /v2/*/blobs/* shorten=1", "bytes received where"),
+        ("GET /v2/*/blobs/* wrong-range", "asked for bytes"),
+        ("GET /v2/*/blobs/* header=Content-Encoding:gzip", "unexpected content encoding \"gzip\""),
+        ("GET /v2/*/blobs/* redirect-loop", "too many redirects"),
+        ("GET /v2/*/blobs/* redirect=ftp://elsewhere", "unusable address"),
+        ("GET /v2/*/blobs/* garbage", "it is not HTTP"),
+        ("GET /v2/*/blobs/* reset", "connection broken"),
+        ("GET /v2/*/blobs/* status=500", "unavailable: as demanded"),
+        ("GET /v2/*/manifests/* status=429:9999", "unavailable: as demanded"),
+        ("GET /v2/*/blobs/* status=404", "unavailable: as demanded"),
+        ("GET /v2/*/manifests/* status=403", "pull access denied for 127.0.0.1"),
+        ("GET /v2/*/manifests/* status=404", "not found: unavailable"),
+        ("GET /v2/*/blobs/* stall=0:1.5", "nothing received for"),
+        ("GET /v2/*/blobs/* trickle=100", "slower than"),
+        ("GET /v2/*/manifests/* header=Content-Type:application/vnd.oci.image.index.v1+json", "expected"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        scene.misbehave(rule);
+        let store = scene.store(&format!("other-{number}"));
+        let timeouts = Timeouts { retries: 1, ..scene.settings().timeouts };
+        let client = RegistryClient::new(RegistrySettings { timeouts, ..scene.settings() });
+        let error = store.pull(&client, &scene.name("team/app:1"), &PullOptions::default(), &()).unwrap_err();
+        assert!(chain(&error).contains(message), "{rule}: {}", chain(&error));
+        scene.server.behave();
+        assert!(store.images().unwrap().is_empty());
+        let list = |name: &str| std::fs::read_dir(store.root().join(name)).unwrap().count();
+        assert_eq!((list("layers"), list("blobs/sha256"), list("tmp")), (0, 0, 0), "{rule}");
+        // And it does no lasting harm.
+        scene.pull(&store).unwrap_or_else(|error| panic!("after {rule}: {}", chain(&error)));
+    }
+}
+
+#[test]
+fn a_server_says_how_long_to_wait() {
+    let scene = Scene::new(&sample_layers());
+    scene.push();
+    scene.misbehave("GET /v2/*/manifests/* times=1 status=429:1");
+    let started = Instant::now();
+    scene.pull(&scene.store("other")).unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(1));
+}
+
+fn users() -> String {
+    hash_password("alice", "secret").unwrap()
+}
+
+fn login(password: &str) -> Login {
+    Login { user: "alice".to_owned(), secret: Secret::Password(password.to_owned()) }
+}
+
+#[test]
+fn logins_are_tried_kept_and_used() {
+    for (access, tokens) in [(Access::basic(&users()).unwrap(), false), (Access::token(&users()).unwrap(), true)] {
+        let scene = Scene::with(&sample_layers(), access);
+        let registry = scene.name("x").host().to_owned();
+        let denied = scene.source.push(&scene.client(), &scene.name("team/app:1"), &PushOptions::default(), &());
+        assert_eq!(denied.unwrap_err().status(), Some(401));
+        let wrong = scene.client().login(&registry, &login("wrong")).unwrap_err();
+        assert!(chain(&wrong).contains("unauthorized"), "{}", chain(&wrong));
+        scene.client().login(&registry, &login("secret")).unwrap();
+        let kept = scene.client().kept_login(&registry).unwrap().unwrap();
+        assert_eq!(matches!(kept.secret, Secret::IdentityToken(_)), tokens);
+        scene.push();
+        scene.pull(&scene.store("other")).unwrap();
+        assert!(scene.client().logout(&registry).unwrap());
+        let denied = chain(&scene.pull(&scene.store("third")).unwrap_err());
+        assert!(denied.contains("pull access denied for"), "{denied}");
+    }
+}
+
+#[test]
+fn a_token_that_expires_in_the_middle_is_renewed() {
+    let access = Access::token(&users()).unwrap().with_anonymous_reading();
+    let scene = Scene::with(&large_layers(), access);
+    let registry = scene.name("x").host().to_owned();
+    scene.client().login(&registry, &login("secret")).unwrap();
+    scene.push_as(CompressionFormat::None);
+    scene.client().logout(&registry).unwrap();
+    scene.misbehave("GET /v2/*/blobs/* skip=1 times=2 expire-tokens");
+    scene.pull(&scene.store("other")).unwrap();
+    let refused = scene.server.exchanges().iter().filter(|exchange| exchange.status == 401).count();
+    assert!(refused >= 2, "{refused}");
+}
+
+#[test]
+fn a_redirect_elsewhere_gets_no_credentials() {
+    let scene = Scene::with(&sample_layers(), Access::basic(&users()).unwrap());
+    let registry = scene.name("x").host().to_owned();
+    scene.client().login(&registry, &login("secret")).unwrap();
+    scene.push();
+    // The same blobs, open to everybody, on another port.
+    let storage = Options { record: true, ..Options::local(&scene.folder.path().join("registry")) };
+    let storage = Server::start(storage).unwrap();
+    let to = format!("http://{}", storage.address());
+    scene.server.misbehave(Fault::always("GET", "/v2/*/blobs/*", Misbehaviour::Redirect(to)));
+    scene.pull(&scene.store("other")).unwrap();
+    let exchanges = storage.exchanges();
+    assert!(!exchanges.is_empty());
+    assert!(exchanges.iter().all(|exchange| exchange.authorization.is_none()), "{exchanges:?}");
+    assert!(scene.server.exchanges().iter().any(|exchange| exchange.authorization.is_some()));
+}
+
+#[test]
+fn mirrors_come_first_and_the_registry_stands_in_for_them() {
+    let scene = Scene::new(&sample_layers());
+    scene.push();
+    let address = scene.server.address();
+    let hub: ImageRef = "team/app:1".parse().unwrap();
+    let mirrors = |list: &[String]| [("docker.io".to_owned(), list.to_vec())].into();
+    let settings = RegistrySettings { mirrors: mirrors(&[format!("http://{address}")]), ..scene.settings() };
+    let store = scene.store("other");
+    let pulled = store.pull(&RegistryClient::new(settings), &hub, &PullOptions::default(), &()).unwrap();
+    assert_eq!(pulled.reference.familiar(), "team/app:1");
+    // A mirror that is gone, then one that works.
+    let gone = "http://127.0.0.1:1".to_owned();
+    let settings = RegistrySettings { mirrors: mirrors(&[gone, format!("http://{address}")]), ..scene.settings() };
+    let store = scene.store("third");
+    store.pull(&RegistryClient::new(settings), &hub, &PullOptions::default(), &()).unwrap();
+    // A mirror that has the manifest and loses the blobs: they come from the next.
+    let half = Options { record: true, ..Options::local(&scene.folder.path().join("registry")) };
+    let half = Server::start(half).unwrap();
+    half.misbehave(Fault::always("GET", "/v2/*/blobs/*", Misbehaviour::Status { code: 404, retry_after: None }));
+    let list = [format!("http://{}", half.address()), format!("http://{address}")];
+    let settings = RegistrySettings { mirrors: mirrors(&list), ..scene.settings() };
+    let store = scene.store("fourth");
+    store.pull(&RegistryClient::new(settings), &hub, &PullOptions::default(), &()).unwrap();
+}
+
+#[test]
+fn two_pulls_of_one_image_fetch_it_once() {
+    let scene = Scene::new(&large_layers());
+    scene.push_as(CompressionFormat::None);
+    let size: u64 = large_layers().iter().map(|layer| layer.len() as u64).sum();
+    let stores = [scene.store("other"), scene.store("other")];
+    std::thread::scope(|scope| {
+        for store in &stores {
+            scope.spawn(|| scene.pull(store).unwrap_or_else(|error| panic!("{}", chain(&error))));
+        }
+    });
+    let sent: u64 = scene.blob_requests().iter().map(|exchange| exchange.sent).sum();
+    assert!(sent < size + size / 20, "{sent} of {size}");
+}
+
+#[test]
+fn tags_come_in_pages() {
+    let scene = Scene::new(&sample_layers());
+    scene.push();
+    let name = scene.name("team/app:1");
+    for tag in ["2", "3"] {
+        let other = name.with_tag(tag).unwrap();
+        scene.source.tag(&name.to_string(), &other).unwrap();
+        scene.source.push(&scene.client(), &other, &PushOptions::default(), &()).unwrap();
+    }
+    assert_eq!(scene.client().tags(&name, &()).unwrap(), ["1", "2", "3"]);
+}
