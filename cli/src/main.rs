@@ -114,6 +114,7 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Login(_)
         | Verb::Logout(_)
         | Verb::Registry(_)
+        | Verb::Save(_)
         | Verb::Load(_)
         | Verb::Import(_)
         | Verb::Tag(_)
@@ -157,6 +158,7 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Logout(verb) => command::login::logout(verb, out),
         Verb::Registry(RegistryVerb::Serve(verb)) => command::registry::serve(verb),
         Verb::Registry(RegistryVerb::Htpasswd(verb)) => command::registry::htpasswd(verb, out),
+        Verb::Save(verb) | Verb::Image(ImageVerb::Save(verb)) => command::save::run(context, verb),
         Verb::Load(verb) | Verb::Image(ImageVerb::Load(verb)) => command::load::run(context, verb, out),
         Verb::Import(verb) | Verb::Image(ImageVerb::Import(verb)) => command::import::run(context, verb, out),
         Verb::Tag(verb) | Verb::Image(ImageVerb::Tag(verb)) => command::tag::run(context, verb),

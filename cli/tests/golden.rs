@@ -74,6 +74,7 @@ fn unprivileged_help() {
         "commit",
         "export",
         "images",
+        "save",
         "load",
         "pull",
         "push",

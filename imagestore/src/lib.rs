@@ -45,6 +45,7 @@ mod reference;
 mod registry;
 mod remove;
 mod reserve;
+mod save;
 mod stack;
 mod store;
 mod timestamp;
@@ -71,6 +72,7 @@ pub use registry::{
     Settings as RegistrySettings, Stored, Timeouts,
 };
 pub use remove::{ContainerUse, Reason, RemoveError, RemoveOptions, Removed};
+pub use save::SaveError;
 pub use stack::{Hold, LayerPaths, Stack, StackError};
 pub use store::{OpenError, Store, StoreError};
 pub use timestamp::{InvalidTimestamp, Timestamp};

@@ -28,6 +28,11 @@ fn main() {
     let trials = vec![
         trial("what_skopeo_writes_is_loaded", what_skopeo_writes_is_loaded, &["skopeo"]),
         trial("what_podman_saves_is_loaded", what_podman_saves_is_loaded, &["podman"]),
+        trial("skopeo_reads_what_is_saved", skopeo_reads_what_is_saved, &["skopeo"]),
+        trial("podman_loads_what_is_saved", podman_loads_what_is_saved, &["podman"]),
+        trial("umoci_unpacks_what_is_saved", umoci_unpacks_what_is_saved, &["umoci", "tar"]),
+        trial("skopeo_and_the_registry", skopeo_and_the_registry, &["skopeo"]),
+        trial("podman_and_the_registry", podman_and_the_registry, &["podman"]),
         trial("what_umoci_repacks_is_loaded", what_umoci_repacks_is_loaded, &["skopeo", "umoci"]),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -165,4 +170,149 @@ fn what_umoci_repacks_is_loaded() {
     assert_eq!(image.config.config.user, "daemon");
     assert_eq!(image.layers.len(), layers().len() + 1);
     assert_eq!(merged_paths(&store, &image.id), PATHS);
+}
+
+/// A store with an image, and the archive that it saves.
+fn saved(folder: &Path) -> (Store, ImageId) {
+    let store = Store::open(&folder.join("saving")).unwrap();
+    let id = load_file(&store, &docker_old(&layers(), &["test/x:1", "test/y:2"]).tar()).unwrap()[0].id;
+    store.save(&["test/x:1", "test/y:2"], &mut File::create(folder.join("saved.tar")).unwrap()).unwrap();
+    (store, id)
+}
+
+/// The digest of the configuration in a folder that skopeo has written.
+fn config_in(folder: &Path) -> String {
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+    manifest["config"]["digest"].as_str().unwrap().to_owned()
+}
+
+fn skopeo_reads_what_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, id) = saved(folder.path());
+    let archive = folder.path().join("saved.tar").display().to_string();
+    for (number, from) in [
+        format!("docker-archive:{archive}:test/x:1"),
+        format!("docker-archive:{archive}:docker.io/test/y:2"),
+        format!("oci-archive:{archive}:1"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let to = folder.path().join(format!("dir-{number}"));
+        run("skopeo", &["copy", "--insecure-policy", "--quiet", from, &format!("dir:{}", to.display())]);
+        assert_eq!(config_in(&to), id.to_string(), "{from}");
+    }
+}
+
+fn podman(folder: &Path, arguments: &[&str]) -> String {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (root, runroot) = (path("podman-root"), path("podman-run"));
+    let storage = ["--root", &root, "--runroot", &runroot, "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"];
+    let output = Command::new("podman").args(storage).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn podman_loads_what_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, id) = saved(folder.path());
+    let archive = folder.path().join("saved.tar").display().to_string();
+    podman(folder.path(), &["load", "--quiet", "--input", &archive]);
+    for name in ["test/x:1", "test/y:2"] {
+        // What archives call by a short name is podman's own, whoever wrote them.
+        let found = podman(folder.path(), &["image", "inspect", "--format", "{{.Id}}", &format!("localhost/{name}")]);
+        assert_eq!(format!("sha256:{found}"), id.to_string());
+    }
+}
+
+fn umoci_unpacks_what_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::create_dir(path("layout")).unwrap();
+    run("tar", &["-C", &path("layout"), "-xf", &path("saved.tar")]);
+    let image = format!("{}:1", path("layout"));
+    let rootless = if rustix::process::geteuid().is_root() { vec![] } else { vec!["--rootless"] };
+    run("umoci", &[vec!["unpack", "--image", &image], rootless, vec![&path("bundle")]].concat());
+    assert_eq!(fs::read_to_string(path("bundle/rootfs/etc/new")).unwrap(), "new");
+    assert!(!Path::new(&path("bundle/rootfs/gone")).exists());
+}
+
+fn registry(folder: &Path) -> (strata_registry::Server, String) {
+    let server = strata_registry::Server::start(strata_registry::Options::local(&folder.join("registry"))).unwrap();
+    let address = server.address().to_string();
+    (server, address)
+}
+
+fn client() -> strata_imagestore::RegistryClient {
+    strata_imagestore::RegistryClient::new(strata_imagestore::RegistrySettings::default())
+}
+
+fn skopeo_and_the_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, id) = saved(folder.path());
+    let (_server, address) = registry(folder.path());
+    let archive = format!("docker-archive:{}:test/x:1", folder.path().join("saved.tar").display());
+    // What skopeo pushes is pulled; as an index of one platform and with zstd too.
+    for (number, extra) in [vec![], vec!["--format", "oci"], vec!["--format", "oci", "--dest-compress-format", "zstd"]]
+        .into_iter()
+        .enumerate()
+    {
+        let name = format!("{address}/by/skopeo:{number}");
+        let to = format!("docker://{name}");
+        let common = ["copy", "--insecure-policy", "--quiet", "--dest-tls-verify=false"];
+        run("skopeo", &[&common[..], &extra, &[&archive, &to]].concat());
+        let other = Store::open(&folder.path().join(format!("pulled-{number}"))).unwrap();
+        let pulled = other.pull(&client(), &name.parse().unwrap(), &Default::default(), &());
+        let pulled = pulled.unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
+        assert_eq!(merged_paths(&other, &pulled.id), PATHS);
+        // skopeo writes the configuration anew for OCI's form.
+        assert!(number > 0 || pulled.id == id);
+    }
+    // What is pushed here is read by skopeo.
+    for (tag, format) in
+        [("gzip", strata_imagestore::CompressionFormat::Gzip), ("zstd", strata_imagestore::CompressionFormat::Zstd)]
+    {
+        let name = format!("{address}/by/strata:{tag}");
+        store.tag("test/x:1", &name.parse().unwrap()).unwrap();
+        let options = strata_imagestore::PushOptions { format };
+        store
+            .push(&client(), &name.parse().unwrap(), &options, &())
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let to = folder.path().join(tag);
+        run(
+            "skopeo",
+            &[
+                "copy",
+                "--insecure-policy",
+                "--quiet",
+                "--src-tls-verify=false",
+                &format!("docker://{name}"),
+                &format!("dir:{}", to.display()),
+            ],
+        );
+        assert_eq!(config_in(&to), id.to_string());
+    }
+}
+
+fn podman_and_the_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, id) = saved(folder.path());
+    let (_server, address) = registry(folder.path());
+    let name = format!("{address}/by/strata:1");
+    store.tag("test/x:1", &name.parse().unwrap()).unwrap();
+    let pushed = store.push(&client(), &name.parse().unwrap(), &Default::default(), &()).unwrap();
+    let pulled = podman(folder.path(), &["pull", "--quiet", "--tls-verify=false", &name]);
+    assert_eq!(format!("sha256:{pulled}"), id.to_string());
+    assert_eq!(
+        podman(folder.path(), &["image", "inspect", "--format", "{{.Digest}}", &name]),
+        pushed.digest.to_string()
+    );
+    let back = format!("{address}/by/podman:1");
+    podman(folder.path(), &["tag", &name, &back]);
+    podman(folder.path(), &["push", "--quiet", "--tls-verify=false", &back]);
+    let other = Store::open(&folder.path().join("pulled")).unwrap();
+    let pulled = other.pull(&client(), &back.parse().unwrap(), &Default::default(), &());
+    let pulled = pulled.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(merged_paths(&other, &pulled.id), PATHS);
 }

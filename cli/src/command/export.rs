@@ -50,13 +50,13 @@ pub(crate) fn run(context: &Context, export: &Export) -> Outcome {
 }
 
 /// A file that takes the place of another only when it is complete.
-struct Aside {
-    file: File,
+pub(super) struct Aside {
+    pub(super) file: File,
     path: PathBuf,
 }
 
 impl Aside {
-    fn create(path: &Path) -> anyhow::Result<Aside> {
+    pub(super) fn create(path: &Path) -> anyhow::Result<Aside> {
         if path.is_dir() {
             return Err(anyhow!("failed to save to {}: it is a directory", path.display()));
         }
@@ -67,7 +67,7 @@ impl Aside {
         Ok(Aside { file, path: aside })
     }
 
-    fn finish(self, path: &Path) -> anyhow::Result<()> {
+    pub(super) fn finish(self, path: &Path) -> anyhow::Result<()> {
         std::fs::rename(&self.path, path).with_context(|| format!("write {}", path.display()))
     }
 }
