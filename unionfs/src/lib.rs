@@ -25,6 +25,7 @@ mod quota;
 mod spec;
 #[allow(dead_code, unused_imports, reason = "the keeper, which comes next, uses all of it")]
 mod survive;
+mod table;
 mod tree;
 mod upper;
 mod walk;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use strata_layer::index::Index;
@@ -10,7 +12,7 @@ use strata_layer::ingest::LayerIngest;
 use strata_layer::tar::Limits;
 use strata_layer::tar_writer::TarWriter;
 use strata_unionfs::{
-    Access, Caller, ChangeKind, Ino, Lower, MountSpec, New, Options, RenameMode, SetAttributes, Tree, Upper,
+    Access, Caller, ChangeKind, Ino, Lower, Metacopy, MountSpec, New, Options, RenameMode, SetAttributes, Tree, Upper,
     UpperError, changes, write_changes, write_merged,
 };
 
@@ -290,4 +292,42 @@ fn names(index: &Index) -> Vec<String> {
     let mut out = Vec::new();
     walk(index, strata_layer::index::NodeId::ROOT, Path::new("/"), &mut out);
     out
+}
+
+/// The data of such files is in the lower; what is written out is whole.
+#[test]
+fn files_of_which_only_attributes_changed_are_written_with_their_data() {
+    let mut fixture = Fixture::new();
+    fixture.spec.options.metacopy = Metacopy::On;
+    let data: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(fixture.temp.path().join("lower/etc/data"), &data).unwrap();
+    let tree = fixture.tree();
+    let chmod = SetAttributes { permissions: Some(0o600), ..Default::default() };
+    for path in ["etc/data", "old/x"] {
+        tree.set_attributes(find(&tree, path), &chmod).unwrap();
+    }
+    tree.rename(find(&tree, "etc"), b"data", find(&tree, "usr"), b"moved", RenameMode::Replace).unwrap();
+    assert!(fs::symlink_metadata(fixture.temp.path().join("upper/usr/moved")).unwrap().blocks() <= 8);
+    assert_eq!(fixture.changes(), ["C /etc", "D /etc/data", "C /old", "C /old/x", "C /usr", "A /usr/moved"]);
+    let mut layer = TarWriter::new(Vec::new());
+    write_changes(&fixture.spec, &mut layer).unwrap();
+    let mut merged = TarWriter::new(Vec::new());
+    write_merged(&fixture.spec, &mut merged).unwrap();
+    for tar in [layer, merged].map(|writer| writer.finish().unwrap().0) {
+        let mut found = 0;
+        for entry in tar::Archive::new(&*tar).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let expected = match &*entry.path_bytes() {
+                b"usr/moved" => &data[..],
+                b"old/x" => b"old/x",
+                _ => continue,
+            };
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            assert!(content == expected, "{:?}", entry.path());
+            assert_eq!(entry.header().mode().unwrap() & 0o7777, 0o600);
+            found += 1;
+        }
+        assert_eq!(found, 2);
+    }
 }

@@ -425,3 +425,44 @@ proptest! {
         prop_assert_eq!(fs::read_to_string(temp.path().join("secret/key")).unwrap(), "secret/key");
     }
 }
+
+/// What somebody mounts on a folder of a layer while that is in use is no part of the layer.
+#[test]
+fn privileged_folders_that_are_mounted_over_are_closed() {
+    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+    let (temp, spec) = fixture();
+    // In a mount namespace of this thread only.
+    std::thread::spawn(move || {
+        let private = rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS;
+        #[expect(unsafe_code, reason = "the thread ends with its namespace")]
+        // SAFETY: no file descriptor is shared in a way that this changes.
+        let unshared = unsafe { rustix::thread::unshare_unsafe(private) };
+        if unshared.is_err() || mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).is_err()
+        {
+            println!("SKIPPED: needs the right to mount");
+            return;
+        }
+        let at = |path: &str| temp.path().join(path);
+        for early in [true, false] {
+            let mut tree = None;
+            if early {
+                tree = Some(Tree::open(&spec).unwrap());
+            }
+            for dir in ["upper/d", "lower/a/b"] {
+                mount_bind(at("secret"), at(dir)).unwrap();
+            }
+            let tree = tree.unwrap_or_else(|| Tree::open(&spec).unwrap());
+            assert_eq!(tree.lookup(Ino::ROOT, b"d").unwrap_err(), Errno::XDEV);
+            assert!(tree.rmdir(Ino::ROOT, b"d").is_err());
+            assert!(tree.rename(Ino::ROOT, b"d", Ino::ROOT, b"e", RenameMode::Replace).is_err());
+            assert!(!exercise(&tree).contains(b"secret/key".as_slice()));
+            for dir in ["upper/d", "lower/a/b"] {
+                unmount(at(dir), UnmountFlags::DETACH).unwrap();
+            }
+            assert_eq!(fs::read_to_string(at("secret/key")).unwrap(), "secret/key");
+            assert_eq!(fs::read_dir(at("secret")).unwrap().count(), 1);
+        }
+    })
+    .join()
+    .unwrap();
+}

@@ -344,3 +344,90 @@ fn metacopy_can_be_switched_off() {
     assert!(blocks("dir/big") < 100 && blocks("dir/big2") > 100);
     mount.unmount();
 }
+
+/// Large files are read by the kernel itself, from the lower, also when their attributes are in the upper.
+#[test]
+fn files_without_data_are_passed_through() {
+    if !privileged() {
+        return;
+    }
+    let stack = Stack::new(Marks::Trusted);
+    fs::write(stack.at("base/dir/large"), vec![7; 3 << 20]).unwrap();
+    let spec = MountSpec {
+        lower: Lower::Folders(stack.lowers.clone()),
+        upper: Some(stack.upper()),
+        options: Options { userxattr: UserXattr::Off, ..options() },
+    };
+    let mount = TestMount::new(&spec, &stack.mnt());
+    let reads = || mount.counts.list().iter().find(|(kind, _)| *kind == "READ").map_or(0, |(_, count)| *count);
+    shell(&stack.mnt(), "chmod 600 dir/large; mv dir/large dir/big");
+    let before = reads();
+    assert_eq!(fs::read(stack.mnt().join("dir/big")).unwrap(), vec![7; 3 << 20]);
+    assert!(blocks(&stack.upper().dir.join("dir/big")) <= 8);
+    if mount.report.passthrough {
+        assert_eq!(reads(), before);
+    } else {
+        println!("SKIPPED: the kernel passes nothing through here");
+    }
+    mount.unmount();
+}
+
+fn blocks(path: &Path) -> u64 {
+    fs::symlink_metadata(path).unwrap().blocks()
+}
+
+/// A file handle leads to its file whatever happened to that and however little the kernel remembers.
+#[test]
+fn file_handles_outlive_copy_up_moves_and_the_kernel_s_memory() {
+    use rustix::fs::{AtFlags, OFlags};
+    use std::os::fd::AsFd as _;
+    use strata_sys::file_handle::{name_to_handle_at, open_by_handle_at};
+
+    if !privileged() {
+        return;
+    }
+    let stack = Stack::new(Marks::Trusted);
+    stack.mounted(Driver::Ours, |root| {
+        shell(root, "echo born > other/born; echo more >> dir/b");
+        let mount = fs::File::open(root).unwrap();
+        let handle = |path: &str| {
+            let path = std::ffi::CString::new(path).unwrap();
+            name_to_handle_at(mount.as_fd(), &path, AtFlags::empty()).unwrap()
+        };
+        let number = |path: &str| fs::symlink_metadata(root.join(path)).unwrap().ino();
+        // Its path now, its path later.
+        let files = [
+            ("dir/a", "dir/a"),
+            ("dir/b", "dir/b"),
+            ("dir/c", "dir/c"),
+            ("dir/d", "other/moved"),
+            ("other/born", "dir/born"),
+            ("tree/sub/deep/x", "tree2/sub/deep/x"),
+            ("tree/sub", "tree2/sub"),
+            ("other", "other"),
+        ];
+        let held: Vec<_> = files.iter().map(|(path, _)| (handle(path), number(path))).collect();
+        let gone = [handle("dir/e"), handle("gone/old")];
+        shell(
+            root,
+            "echo more >> dir/c; mv dir/d other/moved; mv other/born dir/born; mv tree tree2; rm -r dir/e gone
+             sync; echo 2 > /proc/sys/vm/drop_caches",
+        );
+        for ((_, path), (handle, number)) in files.iter().zip(&held) {
+            let opened = open_by_handle_at(mount.as_fd(), handle, OFlags::PATH);
+            let opened = fs::File::from(opened.unwrap_or_else(|error| panic!("{path}: {error}")));
+            let expected = fs::symlink_metadata(root.join(path)).unwrap();
+            let found = opened.metadata().unwrap();
+            assert_eq!(
+                (found.ino(), found.len(), found.mtime()),
+                (*number, expected.len(), expected.mtime()),
+                "{path}"
+            );
+            assert_eq!(expected.ino(), *number, "{path}");
+        }
+        for handle in &gone {
+            let error = open_by_handle_at(mount.as_fd(), handle, OFlags::PATH).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
+        }
+    });
+}

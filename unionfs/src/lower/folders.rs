@@ -31,6 +31,7 @@ use crate::marks::{LayerId, Namespace};
 use crate::node::{Ino, Kind, Stat};
 use crate::override_stat::Override;
 use crate::survive::{Keep, RecordId};
+use crate::table;
 use crate::tree::Usage;
 use search::Found;
 
@@ -423,7 +424,7 @@ impl FolderLower {
         }
         let parent = node.parent();
         self.kept.remove(node.record.get().copied());
-        nodes.remove(&ino);
+        table::remove(&mut nodes, &ino);
         Left::Nobody { parent }
     }
 
@@ -523,7 +524,7 @@ impl FolderLower {
             && let Some(oldest) = loose.pop_front()
             && nodes.get(&oldest).is_some_and(|node| node.references.load(Ordering::Acquire) == 0)
         {
-            nodes.remove(&oldest);
+            table::remove(nodes, &oldest);
         }
     }
 

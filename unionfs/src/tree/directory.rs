@@ -4,13 +4,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Tree;
 use super::object::{Content, Object, State};
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
+use crate::beneath::{Crossing, open_beneath};
 use crate::lower::Place;
 use crate::marks::Marks;
 use crate::node::{Ino, Kind};
@@ -185,7 +186,7 @@ impl Tree {
         };
         while let Some((_, place)) = way.pop() {
             let target = way.last().map_or(object, |(parent, _)| &**parent);
-            let opened = rustix::fs::openat(&*fd, &*place.name, LOOK, Mode::empty())?;
+            let opened = open_beneath(fd.as_fd(), &place.name, OFlags::PATH, Crossing::Refused)?;
             fd = self.checked(target, opened)?;
         }
         Ok(fd)

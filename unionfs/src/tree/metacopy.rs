@@ -86,6 +86,8 @@ impl Tree {
         if let Some(held) = held {
             self.lower.forget(held, 1);
         }
+        // The time of its last change has moved.
+        self.outdated.add(object.ino);
         Ok(())
     }
 

@@ -6,11 +6,14 @@
 //!
 //! ```text
 //! Object::copying        one node's copy-up, held while its data is copied
-//!   Tree::namespace      write: names change; read: everything that follows names
+//!   Tree::namespace      write: names change; read: everything that follows names. Never taken twice by one thread
 //!     Object::listing    the order of one directory
 //!       Objects shard    the table, and the reference counts
 //!         Object::state  short, nothing waits under it
+//!         FolderLower::nodes, then ::loose, a node's places, ::devices
 //! ```
+//!
+//! `Tree::forgotten`, `Tree::outdated`, `Links` and `Handles` are taken with any of these held, and nothing under them.
 
 mod accounting;
 mod attributes;

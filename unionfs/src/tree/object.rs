@@ -17,6 +17,7 @@ use crate::backing::Identity;
 use crate::lower::Place;
 use crate::node::{Ino, Kind};
 use crate::survive::{Keep, RecordId};
+use crate::table;
 use crate::upper::Link;
 
 /// A node with a side in the upper.
@@ -329,7 +330,7 @@ impl Objects {
     /// Calls `left` under the lock, and drops the object if it says that nobody knows it any more.
     pub(super) fn drop_if(&self, ino: Ino, left: impl FnOnce(Option<&Arc<Object>>) -> bool) -> Option<Arc<Object>> {
         let mut shard = self.write(ino);
-        let dropped = if left(shard.get(&ino)) { shard.remove(&ino) } else { None };
+        let dropped = if left(shard.get(&ino)) { table::remove(&mut shard, &ino) } else { None };
         if let Some(object) = &dropped {
             object.leave();
         }

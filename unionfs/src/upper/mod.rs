@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
+use crate::beneath::{Crossing, open_beneath};
 use crate::by_name;
 use crate::idmap::Ids;
 use crate::marks::{self, Namespace, Recorded};
@@ -204,12 +205,12 @@ impl UpperLayer {
         format!("#{:x}", self.next_name.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Opens `name` without following it; files of other filesystems that somebody mounted here are not ours.
+    /// Opens `name` without following it; what somebody mounted here is not ours (EXDEV).
     pub(crate) fn look(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<(OwnedFd, RawStat)>> {
         if self.by_name && by_name::special(name).is_some() {
             return Ok(None);
         }
-        let fd = match rustix::fs::openat(dir, name, LOOK, Mode::empty()) {
+        let fd = match open_beneath(dir, name, OFlags::PATH, Crossing::Refused) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error),
@@ -410,7 +411,8 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error),
     }
-    let mut open = vec![(rustix::fs::openat(dir, name, LOOK | OFlags::DIRECTORY, Mode::empty())?, name.to_vec())];
+    let directory = OFlags::PATH | OFlags::DIRECTORY;
+    let mut open = vec![(open_beneath(dir, name, directory, Crossing::Refused)?, name.to_vec())];
     while let Some((current, _)) = open.last() {
         let mut deeper = None;
         for_each_name(current.as_fd(), &mut |child, _| {
@@ -427,7 +429,7 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
             }
         })?;
         if let Some(child) = deeper {
-            let fd = rustix::fs::openat(current, &*child, LOOK | OFlags::DIRECTORY, Mode::empty())?;
+            let fd = open_beneath(current.as_fd(), &child, directory, Crossing::Refused)?;
             open.push((fd, child));
             continue;
         }

@@ -15,14 +15,16 @@ pub(crate) struct TestMount {
     dir: PathBuf,
     server: Option<JoinHandle<Result<(), ServeError>>>,
     pub(crate) report: MountReport,
+    /// How often the kernel asked for what.
+    pub(crate) counts: std::sync::Arc<strata_unionfs::Counts>,
 }
 
 impl TestMount {
     pub(crate) fn new(spec: &MountSpec, dir: &Path) -> TestMount {
         let mounted = mount(spec, &Target::Directory(dir.to_owned()));
-        let report = mounted.report().clone();
+        let (report, counts) = (mounted.report().clone(), mounted.counts());
         let server = std::thread::spawn(move || mounted.serve());
-        TestMount { dir: dir.to_owned(), server: Some(server), report }
+        TestMount { dir: dir.to_owned(), server: Some(server), report, counts }
     }
 
     pub(crate) fn unmount(mut self) {
