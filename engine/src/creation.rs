@@ -68,6 +68,8 @@ pub struct Creation {
     pub sysctls: BTreeMap<String, String>,
     /// Bytes of `/dev/shm`.
     pub shm_size: Option<u64>,
+    /// Bytes that the writable layer may hold.
+    pub storage_size: Option<u64>,
     /// How readily the kernel kills it when memory is short.
     pub oom_score: Option<i32>,
     /// Whether it is started again when it has ended.
@@ -164,6 +166,7 @@ impl Creation {
             rlimits: self.rlimits.clone(),
             sysctls: self.sysctls.clone(),
             shm_size: self.shm_size,
+            storage_size: self.storage_size,
             oom_score: self.oom_score,
             restart: self.restart,
             stop_timeout: self.stop_timeout,

@@ -159,6 +159,27 @@ fn choices(host: &Host, features: &[Feature], store: Option<&str>) -> Vec<Choice
             },
         ),
         choice(
+            "data of changed files that are limited (--size)",
+            ("read and written by the filesystem process", "the kernel would not say what it allocates".to_owned()),
+        ),
+        choice(
+            "mounts on folders",
+            match (has_effective(SYS_ADMIN), host.initial_user_namespace) {
+                (true, true) => ("made by strata, devices and set-user-id work", "strata runs as root".to_owned()),
+                (true, false) => (
+                    "made by strata, without devices, owners mapped by the kernel",
+                    "strata runs as root of a user namespace".to_owned(),
+                ),
+                (false, _) => match lacks(&["fusermount3"]) {
+                    None => (
+                        "made by fusermount3, without devices and set-user-id",
+                        "a plain user may not mount, and fusermount3 is there".to_owned(),
+                    ),
+                    Some(why) => ("none, outside of a user namespace of one's own", why),
+                },
+            },
+        ),
+        choice(
             "user namespace of containers",
             match host.initial_user_namespace && has_effective(SYS_ADMIN) {
                 true => ("none, or one of its own with --userns auto", "strata runs as root".to_owned()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use strata_layer::index::{Index, NodeId};
 use strata_sandbox::capabilities::{CHOWN, has_effective};
 use strata_sandbox::{Landlock, Launch, Orphan, Root, Running, SpawnError, Stdio, WindowSize};
-use strata_unionfs::{Lower, MountSpec, Options, Upper};
+use strata_unionfs::{Limits, Lower, MountSpec, Options, Upper};
 
 use crate::container::{Container, Containers, RecordError, Use};
 use crate::filesystem::{FilesystemError, FilesystemProcess};
@@ -131,6 +131,7 @@ pub(crate) fn mount_root(container: &Container, layers: &Layers) -> Result<Files
             volatile: container.config.auto_remove,
             uid_map: id_map.clone(),
             gid_map: id_map,
+            limits: Limits { bytes: container.config.storage_size, inodes: None },
             ..Options::default()
         },
     };

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 const BLOCK: u64 = 4096;
 const LIMIT: u64 = 8 << 20;
+const TMPFS: i64 = 0x0102_1994;
 
 /// Folders for a mount, on a disk: the build folder is on one.
 struct Bed {
@@ -58,9 +59,14 @@ impl Bed {
 
     /// The same, once the kernel has said of every deleted file that it forgot it.
     fn settled(&self) -> (u64, u64) {
+        self.settled_within(0)
+    }
+
+    fn settled_within(&self, tolerance: u64) -> (u64, u64) {
         let mut last = self.used();
         for _ in 0..200 {
-            if last == self.counted() {
+            let counted = self.counted();
+            if last.0.abs_diff(counted.0) <= tolerance && last.1 == counted.1 {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -186,7 +192,16 @@ fn the_count_is_that_of_the_files_whatever_happens() {
     if !privileged() {
         return;
     }
-    let bed = Bed::new(bytes(64 << 20));
+    // In memory to the byte. On a disk but for what the filesystem needs to find a fragmented file's data, which it takes
+    // and gives back when it writes, long after the change.
+    count_through_changes(Bed::new(bytes(64 << 20)), 2 * BLOCK);
+    if let Ok(temp) = tempfile::tempdir_in("/dev/shm") {
+        let in_memory = rustix::fs::statfs(temp.path()).unwrap().f_type == TMPFS;
+        count_through_changes(Bed::at(temp, bytes(64 << 20)), if in_memory { 0 } else { 2 * BLOCK });
+    }
+}
+
+fn count_through_changes(bed: Bed, tolerance: u64) {
     for name in ["a", "b", "linked"] {
         fs::write(bed.path("lower").join(name), vec![1; 300_000]).unwrap();
     }
@@ -194,7 +209,10 @@ fn the_count_is_that_of_the_files_whatever_happens() {
     fs::create_dir_all(bed.path("lower/dir/below")).unwrap();
     fs::write(bed.path("lower/dir/below/file"), vec![1; 50_000]).unwrap();
     let at = |name: &str| bed.path("mnt").join(name);
-    let same = |step: &str| assert_eq!(bed.settled(), bed.counted(), "{step}");
+    let same = |step: &str| {
+        let (used, counted) = (bed.settled_within(tolerance), bed.counted());
+        assert!(used.0.abs_diff(counted.0) <= tolerance && used.1 == counted.1, "{step}: {used:?} of {counted:?}");
+    };
     let mount = bed.mount();
     same("at the start");
     OpenOptions::new().append(true).open(at("a")).unwrap().write_all(&[1; 5000]).unwrap();
@@ -245,12 +263,12 @@ fn the_count_is_that_of_the_files_whatever_happens() {
     rustix::fs::fremovexattr(&target, "user.large").unwrap();
     same("and without");
     drop((source, target));
-    let count = bed.counted();
+    let used = bed.used();
     mount.unmount();
     assert!(bed.path("work/strata-usage").exists());
     let mount = bed.mount();
     assert!(!bed.path("work/strata-usage").exists(), "it says what is so only while nobody changes it");
-    assert_eq!(bed.used(), count, "after a remount");
+    assert_eq!(bed.used(), used, "after a remount");
     mount.unmount();
 }
 
@@ -371,7 +389,8 @@ fn many_writers_stay_within_the_limit_together() {
     });
     let (used, _) = bed.used();
     assert!(used <= LIMIT + 4 * BLOCK && used + 8 * BLOCK >= LIMIT, "{used} of {LIMIT}");
-    assert_eq!(bed.settled(), bed.counted());
+    let (used, counted) = (bed.settled_within(8 * BLOCK), bed.counted());
+    assert!(used.0.abs_diff(counted.0) <= 8 * BLOCK && used.1 == counted.1, "{used:?} of {counted:?}");
     mount.unmount();
 }
 

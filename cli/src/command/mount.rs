@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
@@ -38,6 +39,9 @@ pub(crate) struct Mount {
     /// Use this folder, on the filesystem of the upper one, for work in progress
     #[arg(long, value_name = "DIR", requires = "upper")]
     work: Option<PathBuf>,
+    /// Limit what the writable layer may hold
+    #[arg(long, value_name = "BYTES")]
+    size: Option<String>,
     /// Set mount options, as for overlayfs
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<OsString>,
@@ -57,6 +61,9 @@ pub(crate) fn run(context: &Context, mount: &Mount, out: &mut impl Write) -> Out
     }
     for list in &mount.options {
         options.parse(list)?;
+    }
+    if let Some(size) = &mount.size {
+        options.parse(OsStr::from_bytes([b"size=", size.as_bytes()].concat().as_slice()))?;
     }
     options.upper = mount.upper.clone().or(options.upper);
     options.work = mount.work.clone().or(options.work);

@@ -98,6 +98,9 @@ pub struct Config {
     /// Bytes of `/dev/shm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm_size: Option<u64>,
+    /// Bytes that the writable layer may hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_size: Option<u64>,
     /// How readily the kernel kills it when memory is short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_score: Option<i32>,

@@ -726,6 +726,7 @@ mod tests {
             rlimits: Vec::new(),
             sysctls: Default::default(),
             shm_size: None,
+            storage_size: None,
             oom_score: None,
             restart: Default::default(),
             stop_timeout: None,

@@ -192,6 +192,8 @@ struct Prepared {
     in_use: Option<OwnedFd>,
     made: Option<Locked>,
     what: String,
+    /// The limit of the container.
+    size: Option<u64>,
 }
 
 impl Engine {
@@ -209,7 +211,9 @@ impl Engine {
             // So that the list of mounts says what is where.
             options.source = name.to_owned();
         }
-        let prepared = self.prepare(name, writable)?;
+        let prepared = self.prepare(name, writable, options.limits.bytes)?;
+        // A container's own limit, unless another one is asked for.
+        options.limits.bytes = options.limits.bytes.or(prepared.size);
         let lease = prepared.made.as_ref().map(|made| lease_name(made));
         match mount_prepared(&prepared, &options, &place) {
             Ok(server) => {
@@ -227,7 +231,7 @@ impl Engine {
         }
     }
 
-    fn prepare(&self, name: &str, writable: Writable) -> Result<Prepared, MountError> {
+    fn prepare(&self, name: &str, writable: Writable, size: Option<u64>) -> Result<Prepared, MountError> {
         // A plain user outside of his user namespace may be unable to remove what a killed command left: no matter here.
         if let Err(error) = self.recover() {
             tracing::warn!(error = %crate::error_chain(&error), "containers of killed commands not dealt with");
@@ -247,12 +251,12 @@ impl Engine {
             Writable::No => (None, None, None),
             Writable::At(upper) => (Some(upper), None, None),
             Writable::Kept => {
-                let made = self.make_folder_container(name, &image, &stack)?;
+                let made = self.make_folder_container(name, &image, &stack, size)?;
                 let in_use = lock_files(&made, Use::Alone)?;
                 (Some(upper_of(&made)), Some(in_use), Some(made))
             }
         };
-        Ok(Prepared { lower: lower_of(&stack), upper, stack: Some(stack), in_use, made, what: name.to_owned() })
+        Ok(Prepared { lower: lower_of(&stack), upper, stack: Some(stack), in_use, made, what: name.to_owned(), size })
     }
 
     fn prepare_container(&self, container: &Container, writable: Writable) -> Result<Prepared, MountError> {
@@ -273,6 +277,7 @@ impl Engine {
             in_use: Some(in_use),
             made: None,
             what: container.config.name.to_string(),
+            size: container.config.storage_size,
         })
     }
 
@@ -282,8 +287,9 @@ impl Engine {
         name: &str,
         image: &strata_imagestore::ImageId,
         stack: &Stack,
+        size: Option<u64>,
     ) -> Result<Locked, MountError> {
-        let creation = Creation { image: name.to_owned(), ..Creation::default() };
+        let creation = Creation { image: name.to_owned(), storage_size: size, ..Creation::default() };
         let id = ContainerId::random().map_err(MountError::Random)?;
         let image = self.images().image(image)?;
         let config = creation.configure(id, &image)?;
@@ -322,6 +328,7 @@ pub fn mount_folders(mount: &MountOptions, directory: &Path) -> Result<Filesyste
         in_use: None,
         made: None,
         what: "the folders".to_owned(),
+        size: None,
     };
     mount_prepared(&prepared, &mount.options, &place)
 }

@@ -10,6 +10,7 @@ use strata_tests::tier::{Need, Suite};
 pub(crate) fn register(suite: &mut Suite) {
     suite.add("mounts::privileged_helpers_of_mount_and_umount", &[Need::Fuse], helpers);
     suite.add("mounts::privileged_fuse_overlayfs_by_name", &[Need::Fuse], by_name);
+    suite.add("mounts::privileged_size_of_containers_and_mounts", &[Need::Fuse, Need::Busybox], limited_containers);
     suite.add("mounts::privileged_umount_returns_when_all_is_written", &[Need::Fuse], written_at_umount);
 }
 
@@ -111,6 +112,40 @@ test "$(stat -c %s u/large$round)" = 20000000
 umount m
 done
 "#;
+
+const LIMITED: &str = r#"
+image=$("$STRATA" --root "$STORE" images -q)
+test "$("$STRATA" --root "$STORE" run --rm --size 10m "$image" sh -c 'df -k / | tail -1' | awk '{print $2}')" = 10240
+"$STRATA" --root "$STORE" run --name full --storage-opt size=10m "$image" sh -c '
+    if dd if=/dev/zero of=/file bs=64k 2> /tmp/error; then exit 1; fi
+    grep "No space left" /tmp/error
+    size=$(stat -c %s /file); test "$size" -gt 10200000 && test "$size" -le 10485760
+    rm /file && dd if=/dev/zero of=/file bs=1M count=9 2> /dev/null'
+"$STRATA" --root "$STORE" inspect full | grep '"size": "10485760"'
+mkdir point
+"$STRATA" --root "$STORE" mount --rw full point
+test "$(df -k point | tail -1 | awk '{print $2}')" = 10240
+"$STRATA" --root "$STORE" umount point
+id=$("$STRATA" --root "$STORE" mount --rw --size 20m "$image" point)
+test "$(df -k point | tail -1 | awk '{print $2}')" = 20480
+"$STRATA" --root "$STORE" umount point
+"$STRATA" --root "$STORE" mount --rw "$id" point
+test "$(df -k point | tail -1 | awk '{print $2}')" = 20480
+"$STRATA" --root "$STORE" umount point
+"$STRATA" --root "$STORE" rm full "$id"
+if "$STRATA" --root "$STORE" run --storage-opt color=red "$image" true; then exit 1; fi
+"#;
+
+fn limited_containers() -> Result<()> {
+    let strata = Strata::new()?;
+    strata.load(&strata_tests::image::busybox::folder()?.join("docker.tar"))?;
+    let program = fs::canonicalize(program().context("no strata binary")?)?;
+    let mut command = Command::new("timeout");
+    command.args(["100", "bash", "-euxo", "pipefail", "-c", LIMITED]).current_dir(strata.folder());
+    let finished = finish(command.env("STRATA", program).env("STORE", strata.state()))?;
+    ensure!(finished.status.success(), "{finished}");
+    Ok(())
+}
 
 fn script(parts: &[&str]) -> Result<()> {
     let strata = Strata::new()?;

@@ -69,6 +69,7 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
         rlimits: run.ulimit.iter().map(|limit| rlimit(limit)).collect::<Result<_>>()?,
         sysctls: run.sysctl.iter().map(|sysctl| pair(sysctl)).collect::<BTreeMap<_, _>>(),
         shm_size: run.shm_size.as_deref().map(parse_size).transpose().map_err(|error| anyhow!(error))?,
+        storage_size: storage_size(run)?,
         oom_score: run.oom_score_adj,
         restart: restart(run)?,
         stop_timeout: run.stop_timeout,
@@ -391,6 +392,23 @@ fn rlimit(text: &str) -> Result<Rlimit> {
 fn pair(text: &str) -> (String, String) {
     let (name, value) = text.split_once('=').unwrap_or((text, ""));
     (name.to_owned(), value.to_owned())
+}
+
+/// Reads how much the writable layer may hold, in our words or in Docker's.
+fn storage_size(run: &ContainerOptions) -> Result<Option<u64>> {
+    let mut size = run.size.as_deref();
+    for option in &run.storage_opt {
+        match option.split_once('=') {
+            Some(("size", value)) => size = Some(value),
+            _ => bail!("unknown storage option: {option}"),
+        }
+    }
+    let Some(text) = size else { return Ok(None) };
+    match parse_size(text) {
+        Ok(size) if size > 0 => Ok(Some(size)),
+        Ok(_) => bail!("invalid size: '{text}'"),
+        Err(error) => Err(anyhow!(error)),
+    }
 }
 
 #[cfg(test)]

@@ -75,6 +75,12 @@ pub(crate) struct ContainerOptions {
     /// Set the size of /dev/shm
     #[arg(long, value_name = "BYTES")]
     pub(super) shm_size: Option<String>,
+    /// Limit what the container may write to its own layer
+    #[arg(long, value_name = "BYTES", conflicts_with = "storage_opt")]
+    pub(super) size: Option<String>,
+    /// Set an option of the storage: size=BYTES
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(super) storage_opt: Vec<String>,
     /// Set how readily the kernel kills it when memory is short
     #[arg(long, value_name = "SCORE", allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     pub(super) oom_score_adj: Option<i32>,
