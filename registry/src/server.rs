@@ -272,7 +272,7 @@ fn serve_requests(connection: &mut Connection, shared: &Shared) -> io::Result<()
         };
         let delivery = delivery(&faults, response.content.length());
         let status = response.status;
-        let response = if in_step { response } else { response.with("Connection", "close") };
+        let response = if in_step && !head.is_last() { response } else { response.with("Connection", "close") };
         let sent = send(connection.get_mut(), response, &delivery, head.method == "HEAD");
         shared.note(&head, status, sent.as_ref().map_or(0, |(sent, _)| *sent));
         if !sent?.1 || !in_step || head.is_last() {

@@ -99,11 +99,12 @@ impl Http {
     /// Sends one request and reads the head of the answer.
     pub(super) fn send(&self, url: &Url, proof: Proof, mut request: Request<'_>) -> Result<Response, RegistryError> {
         let key = (url.origin.clone(), proof);
-        if let Some(connection) = self.take(&key) {
-            let streams = matches!(request.body, Payload::Stream(_) | Payload::Sized(..));
+        // A stream can be sent only once, so it gets a connection that the server cannot have closed meanwhile.
+        let streams = matches!(request.body, Payload::Stream(_) | Payload::Sized(..));
+        if let Some(connection) = self.take(&key).filter(|_| !streams) {
             match self.exchange(url, &key, connection, &mut request) {
-                // The server has closed it meanwhile, which is its right. A stream that was begun cannot be sent again.
-                Err(RegistryError::Broken { .. }) if !streams => {}
+                // The server has closed it meanwhile, which is its right.
+                Err(RegistryError::Broken { .. }) => {}
                 result => return result,
             }
         }
