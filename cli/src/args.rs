@@ -66,6 +66,7 @@ pub(crate) enum Verb {
     Pause(command::pause::Pause),
     Unpause(command::pause::Unpause),
     Wait(command::wait::Wait),
+    Exec(command::exec::Exec),
     Attach(command::attach::AttachTo),
     Logs(command::logs::Logs),
     Ps(command::ps::Ps),
@@ -134,6 +135,7 @@ pub(crate) enum ContainerVerb {
     Pause(command::pause::Pause),
     Unpause(command::pause::Unpause),
     Wait(command::wait::Wait),
+    Exec(command::exec::Exec),
     Attach(command::attach::AttachTo),
     Logs(command::logs::Logs),
     #[command(visible_aliases = ["list", "ps"])]

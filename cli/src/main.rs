@@ -94,6 +94,7 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Pause(_)
         | Verb::Unpause(_)
         | Verb::Wait(_)
+        | Verb::Exec(_)
         | Verb::Attach(_)
         | Verb::Logs(_)
         | Verb::Rename(_)
@@ -141,6 +142,7 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
             command::pause::unpause(context, verb, out)
         }
         Verb::Wait(verb) | Verb::Container(ContainerVerb::Wait(verb)) => command::wait::run(context, verb, out),
+        Verb::Exec(verb) | Verb::Container(ContainerVerb::Exec(verb)) => command::exec::run(context, verb),
         Verb::Attach(verb) | Verb::Container(ContainerVerb::Attach(verb)) => command::attach::run(context, verb),
         Verb::Logs(verb) | Verb::Container(ContainerVerb::Logs(verb)) => command::logs::run(context, verb),
         Verb::Rename(verb) | Verb::Container(ContainerVerb::Rename(verb)) => command::rename::run(context, verb),

@@ -64,6 +64,7 @@ fn unprivileged_help() {
         "pause",
         "unpause",
         "wait",
+        "exec",
         "attach",
         "logs",
         "ps",

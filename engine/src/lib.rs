@@ -62,7 +62,7 @@ pub use inspect::InspectError;
 pub use lifecycle::{LifecycleError, RemoveContainerError, RunError, StartOptions, StopOptions};
 pub use log::{LogError, LogOptions, LogReader, LogRecord, LogStream};
 pub use monitor::{
-    AskError, Attach, Monitor, MonitorError, Refusal, Session, SessionEvent, Update, VERB as MONITOR_VERB,
+    AskError, Attach, Execution, Monitor, MonitorError, Refusal, Session, SessionEvent, Update, VERB as MONITOR_VERB,
     watch as watch_container,
 };
 pub use mount::{

@@ -15,15 +15,15 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
     let Failure { step, index, errno } = failure;
     let index = usize::from(index);
     let source = io::Error::from_raw_os_error(errno);
-    let mount = || {
-        plan.rootfs.mounts.get(index).map_or_else(String::new, |mount| absolute(&mount.target).display().to_string())
-    };
-    let kind = || match plan.rootfs.mounts.get(index).map(|mount| &mount.source) {
+    let mount = || plan.mount(index).map_or_else(String::new, |mount| absolute(&mount.target).display().to_string());
+    let kind = || match plan.mount(index).map(|mount| &mount.source) {
         Some(MountSource::Filesystem { kind, .. }) => kind.to_string_lossy().into_owned(),
         Some(MountSource::Cgroups(_)) => "cgroup".into(),
         Some(MountSource::Detached { .. }) | None => "bind".into(),
     };
-    let path = |list: &[std::ffi::CString]| list.get(index).map_or_else(String::new, |path| text(path));
+    let path = |list: Option<&[std::ffi::CString]>| {
+        list.and_then(|list| list.get(index)).map_or_else(String::new, |path| text(path))
+    };
     let what = match step {
         Step::ExecNotFound if plan.process.searched => {
             return SpawnError::ExecutableNotFound { name: plan.process.name() };
@@ -58,7 +58,7 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
         Step::MountFlags => format!("set the flags of {}", mount()),
         Step::Mount => format!("mount {} on {}", kind(), mount()),
         Step::Node => {
-            let devices = plan.rootfs.devices.as_ref();
+            let devices = plan.rootfs.and_then(|rootfs| rootfs.devices.as_ref());
             let node = devices.and_then(|devices| devices.nodes.get(index));
             let below = if node.is_some_and(|node| node.in_dev) { "/dev" } else { "" };
             format!(
@@ -74,15 +74,14 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
         Step::Sysctl => {
             let name = plan
                 .rootfs
-                .sysctls
-                .get(index)
+                .and_then(|rootfs| rootfs.sysctls.get(index))
                 .map_or_else(String::new, |(path, _)| path.to_string_lossy().into_owned());
             format!("set sysctl {}", name.trim_start_matches("sys/").replace('/', "."))
         }
         Step::NoProc => "set sysctls: no proc is mounted on /proc".to_owned(),
-        Step::Mask => format!("mask {}", path(&plan.rootfs.masked)),
+        Step::Mask => format!("mask {}", path(plan.rootfs.map(|rootfs| rootfs.masked.as_slice()))),
         Step::MaskSource => "make a cover for masked paths (/dev/null must be the null device)".to_owned(),
-        Step::ReadOnly => format!("make {} read-only", path(&plan.rootfs.read_only)),
+        Step::ReadOnly => format!("make {} read-only", path(plan.rootfs.map(|rootfs| rootfs.read_only.as_slice()))),
         Step::ReadOnlyRoot => "make the root filesystem read-only".to_owned(),
         Step::Propagation => "set mount propagation".to_owned(),
         Step::PivotRoot => "switch to the root filesystem".to_owned(),
@@ -109,6 +108,7 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
         Step::NoNewPrivileges => "set no_new_privs".to_owned(),
         Step::Landlock => "apply landlock".to_owned(),
         Step::Seccomp => "load the seccomp filter".to_owned(),
+        Step::Join => "join the namespaces of the container".to_owned(),
     };
     SpawnError::Setup { what, source }
 }

@@ -14,6 +14,7 @@ mod child;
 pub mod console;
 mod describe;
 mod error;
+mod exec;
 mod landlock;
 mod launch;
 mod plan;
@@ -27,6 +28,7 @@ pub mod user;
 pub mod userns;
 
 pub use error::SpawnError;
+pub use exec::{Exec, exec};
 pub use launch::{Landlock, Launch, Orphan, Pipes, Root, Seccomp, Stdio, WindowSize};
 pub use running::{ExitStatus, Running};
 pub use spawn::spawn;

@@ -17,7 +17,7 @@ use crate::child;
 use crate::child::report::{Report, receive, send_go};
 use crate::landlock::LandlockPlan;
 use crate::plan::process::ProcessPlan;
-use crate::plan::{MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
+use crate::plan::{MountPlan, MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
 use crate::running::ExitStatus;
 use crate::seccomp::Profile;
 use crate::{Landlock, Launch, Orphan, Running, Seccomp, SpawnError, Stdio, describe, userns};
@@ -92,9 +92,8 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
     // The child has its own copy; ours would hide its death from us.
     drop(plan.parent);
     let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
-    let told =
-        Told { namespaces: &plan.namespaces, rootfs: &plan.rootfs, process: &plan.process, cgroups: &plan.cgroups };
-    let console = starting.guide(told, spec, root_is_folder, &mut warnings)?;
+    let told = Told { rootfs: Some(&plan.rootfs), process: &plan.process, cgroups: &plan.cgroups };
+    let console = starting.guide(told, &plan.namespaces, spec, root_is_folder, &mut warnings)?;
     Ok(Running {
         pid,
         pidfd: starting.started(),
@@ -109,17 +108,24 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
 /// What the parent still needs of the plan once the child walks through it.
 #[derive(Clone, Copy)]
 pub(crate) struct Told<'a> {
-    pub(crate) namespaces: &'a Namespaces,
-    pub(crate) rootfs: &'a RootfsPlan,
+    /// Absent for a process that joins a container.
+    pub(crate) rootfs: Option<&'a RootfsPlan>,
     pub(crate) process: &'a ProcessPlan,
     pub(crate) cgroups: &'a [Door],
 }
 
+impl Told<'_> {
+    /// A mount by its number.
+    pub(crate) fn mount(&self, index: usize) -> Option<&MountPlan> {
+        self.rootfs?.mounts.get(index)
+    }
+}
+
 /// A child on its way. Dropped before [`started`](Starting::started), it is made to end and reaped.
-struct Starting {
-    pid: u32,
-    pidfd: Option<OwnedFd>,
-    socket: OwnedFd,
+pub(crate) struct Starting {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: Option<OwnedFd>,
+    pub(crate) socket: OwnedFd,
 }
 
 impl Starting {
@@ -127,11 +133,21 @@ impl Starting {
     fn guide(
         &self,
         plan: Told<'_>,
+        namespaces: &Namespaces,
         spec: &Spec,
         root_is_folder: bool,
         warnings: &mut Vec<String>,
     ) -> Result<Option<OwnedFd>, SpawnError> {
-        let helped = self.help(plan, spec, root_is_folder, warnings);
+        let helped = self.help(plan, namespaces, spec, root_is_folder, warnings);
+        self.after_help(plan, helped)
+    }
+
+    /// Listens until the program runs, once the parent has done its part or failed to.
+    pub(crate) fn after_help(
+        &self,
+        plan: Told<'_>,
+        helped: Result<(), SpawnError>,
+    ) -> Result<Option<OwnedFd>, SpawnError> {
         // When the child failed meanwhile, its reason comes before what that made fail here.
         if let Err(error) = helped {
             let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
@@ -147,24 +163,33 @@ impl Starting {
     fn help(
         &self,
         plan: Told<'_>,
+        namespaces: &Namespaces,
         spec: &Spec,
         root_is_folder: bool,
         warnings: &mut Vec<String>,
     ) -> Result<(), SpawnError> {
-        let go = || {
-            send_go(self.socket.as_fd())
-                .map_err(|errno| SpawnError::Parent { what: "release the child", source: errno.into() })
-        };
-        if plan.namespaces.has_new(LinuxNamespaceType::User) {
+        if namespaces.has_new(LinuxNamespaceType::User) {
             self.write_id_maps(spec)?;
-            self.map_owners(plan.rootfs, root_is_folder, warnings)?;
-            go()?;
+            if let Some(rootfs) = plan.rootfs {
+                self.map_owners(rootfs, root_is_folder, warnings)?;
+            }
+            self.release()?;
         }
-        if let Some(score) = plan.process.oom_score {
+        self.score_and_release(plan.process)
+    }
+
+    fn release(&self) -> Result<(), SpawnError> {
+        send_go(self.socket.as_fd())
+            .map_err(|errno| SpawnError::Parent { what: "release the child", source: errno.into() })
+    }
+
+    /// Sets the OOM score, which only a privileged parent may, and lets the child go on.
+    pub(crate) fn score_and_release(&self, process: &ProcessPlan) -> Result<(), SpawnError> {
+        if let Some(score) = process.oom_score {
             std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())
                 .map_err(|source| SpawnError::Parent { what: "set the OOM score", source })?;
         }
-        go()
+        self.release()
     }
 
     fn listen(&self, plan: Told<'_>) -> Result<Option<OwnedFd>, SpawnError> {
@@ -239,7 +264,7 @@ impl Starting {
         }
     }
 
-    fn started(mut self) -> OwnedFd {
+    pub(crate) fn started(mut self) -> OwnedFd {
         self.pidfd.take().expect("taken only here, and this takes the value")
     }
 }
@@ -341,7 +366,11 @@ fn link_kind(kind: LinuxNamespaceType) -> LinkNameSpaceType {
     }
 }
 
-fn compile_filter(spec: &Spec, wanted: &Seccomp, bounding: CapabilitySet) -> Result<Option<SeccompPlan>, SpawnError> {
+pub(crate) fn compile_filter(
+    spec: &Spec,
+    wanted: &Seccomp,
+    bounding: CapabilitySet,
+) -> Result<Option<SeccompPlan>, SpawnError> {
     let from_spec;
     let profile = match wanted {
         Seccomp::Unconfined => return Ok(None),

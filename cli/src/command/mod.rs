@@ -6,6 +6,7 @@ pub(crate) mod commit;
 mod container_options;
 pub(crate) mod create;
 pub(crate) mod diff;
+pub(crate) mod exec;
 pub(crate) mod export;
 mod filter;
 pub(crate) mod history;

@@ -14,7 +14,7 @@ pub use stop::StopOptions;
 use crate::container::{Container, ContainerId, CreateError, FindError, RecordError, State};
 use crate::engine::Engine;
 use crate::log::{LogError, LogOptions, LogReader};
-use crate::monitor::{AskError, Attach, Request, Session, ask};
+use crate::monitor::{AskError, Attach, Execution, Request, Session, ask};
 
 /// Something that cannot be done to a container. The texts are Docker's where Docker has the case.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,12 @@ pub enum LifecycleError {
     /// It does not run at the moment.
     #[error("You cannot attach to a restarting container, wait until it is running")]
     AttachRestarting,
+    /// Nothing would run.
+    #[error("Container {0} is paused, unpause the container before exec")]
+    ExecPaused(ContainerId),
+    /// It does not run at the moment.
+    #[error("Container {0} is restarting, wait until the container is running")]
+    ExecRestarting(ContainerId),
     /// It is being put together by another command.
     #[error("container {0} is being started by another command")]
     Starting(ContainerId),
@@ -72,6 +78,15 @@ pub enum LifecycleError {
 }
 
 impl LifecycleError {
+    /// The exit code of a command that was to run something.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            LifecycleError::Monitor(AskError::Refused(refusal)) => refusal.code,
+            LifecycleError::Start(error) => error.exit_code(),
+            _ => 1,
+        }
+    }
+
     /// Whether there is no such container.
     pub fn is_not_found(&self) -> bool {
         matches!(self, LifecycleError::Find(error) if error.is_not_found())
@@ -107,6 +122,16 @@ impl Engine {
             Ok((session, _)) => Ok((container, session)),
             Err(LifecycleError::NotRunning(_)) => Err(LifecycleError::AttachStopped),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Starts another process in a running container. The last value says what was left out.
+    pub fn exec(&self, name: &str, execution: Execution) -> Result<(Session, Vec<String>), LifecycleError> {
+        let container = self.container(name)?;
+        match &container.state {
+            State::Paused { .. } => Err(LifecycleError::ExecPaused(container.config.id)),
+            State::Restarting { .. } => Err(LifecycleError::ExecRestarting(container.config.id)),
+            _ => self.ask_running(&container, &Request::Exec(Box::new(execution))),
         }
     }
 

@@ -19,6 +19,7 @@
 
 mod client;
 mod connection;
+mod execution;
 mod frame;
 mod protocol;
 mod requests;
@@ -27,7 +28,7 @@ mod streams;
 
 pub(crate) use client::ask;
 pub use client::{AskError, Monitor, Session, SessionEvent};
-pub use protocol::{Attach, Refusal, Update};
+pub use protocol::{Attach, Execution, Refusal, Update};
 pub(crate) use protocol::{Request, Task};
 pub use server::{MonitorError, watch};
 

@@ -47,6 +47,8 @@ impl Attach {
 pub(crate) enum Request {
     /// To be connected to the first process.
     Attach(Attach),
+    /// Another process in the container.
+    Exec(Box<Execution>),
     /// A signal to the first process.
     Signal(i32),
     /// An end, by force after a while; answered when it has come.
@@ -71,6 +73,29 @@ pub(crate) enum Request {
     Resume,
     /// Other limits, another restart policy.
     Update(Box<Update>),
+}
+
+/// A process to be added to a running container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Execution {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Variables besides those of the container.
+    pub environment: Vec<String>,
+    /// The user, if not that of the container.
+    pub user: Option<String>,
+    /// Where it starts, if not where the container's does.
+    pub working_directory: Option<String>,
+    /// It gets a terminal.
+    pub tty: bool,
+    /// Its input stays open.
+    pub open_stdin: bool,
+    /// It gets every capability and no filter.
+    pub privileged: bool,
+    /// The size of the user's terminal.
+    pub size: Option<(u16, u16)>,
+    /// What the connection becomes; with `None`, nobody hears of its end.
+    pub attach: Option<Attach>,
 }
 
 /// What `update` changes; what is absent stays.

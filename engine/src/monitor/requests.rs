@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::connection::Role;
+use super::execution;
 use super::protocol::{Refusal, Reply, Request, Update};
 use super::server::{MonitorError, Server, lock};
 use crate::container::{Event, State};
@@ -21,6 +22,7 @@ pub(super) fn answer(server: &mut Server, number: usize, request: Request) -> Re
             connection.role = Role::Attached(key, attach);
             Some(Ok(Vec::new()))
         }
+        Request::Exec(execution) => Some(execution::start(server, number, &execution)),
         Request::Signal(signal) => Some(send_signal(server, signal).map(|()| Vec::new())),
         Request::Stop { signal, timeout } => stop(server, number, signal, timeout)?,
         Request::Restart { signal, timeout } => {
@@ -69,7 +71,7 @@ fn answer_between(server: &mut Server, number: usize, request: Request) -> Resul
     Ok(())
 }
 
-fn refusal(text: String) -> Refusal {
+pub(super) fn refusal(text: String) -> Refusal {
     Refusal { text, code: 1, hint: None }
 }
 

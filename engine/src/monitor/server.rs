@@ -449,6 +449,14 @@ impl Server {
         self.connections.retain(|connection| !connection.is_over());
     }
 
+    /// Adds a process, and connects a command to it.
+    pub(super) fn add(&mut self, member: impl FnOnce(u32) -> io::Result<Member>) -> io::Result<u32> {
+        let key = self.next_key;
+        self.next_key += 1;
+        self.others.push(member(key)?);
+        Ok(key)
+    }
+
     /// An added process has ended.
     fn end_other(&mut self, key: u32) {
         let Some(position) = self.others.iter().position(|member| member.key == key) else { return };

@@ -7,11 +7,12 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 
 use super::report::{At, Failure, Step, send_console};
-use crate::plan::{ConsolePlan, Plan};
+use crate::plan::ConsolePlan;
 
 /// Makes a terminal in `devpts`, shows it as `/dev/console`, sends its other end to the parent.
 pub(super) fn create(
-    plan: &Plan,
+    parent: BorrowedFd<'_>,
+    owner: rustix::process::Uid,
     console: ConsolePlan,
     devpts: BorrowedFd<'_>,
     dev: Option<BorrowedFd<'_>>,
@@ -27,7 +28,7 @@ pub(super) fn create(
         rustix::termios::tcsetwinsize(&main, size).at(Step::OpenTerminal, 3)?;
     }
     // The group is the devpts's business (gid=5).
-    rustix::fs::fchown(&peer, Some(plan.process.uid), None).at(Step::OpenTerminal, 4)?;
+    rustix::fs::fchown(&peer, Some(owner), None).at(Step::OpenTerminal, 4)?;
     if let Some(dev) = dev {
         match mknodat(dev, c"console", rustix::fs::FileType::RegularFile, Mode::from_bits_truncate(0o600), 0) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -39,7 +40,7 @@ pub(super) fn create(
         let bound = open_tree(&peer, c"", flags).at(Step::BindConsole, 2)?;
         move_mount(bound.as_fd(), c"", target.as_fd(), c"", EMPTY_PATHS).at(Step::BindConsole, 3)?;
     }
-    send_console(plan.parent.as_fd(), main.as_fd()).at(Step::Parent, 3)?;
+    send_console(parent, main.as_fd()).at(Step::Parent, 3)?;
     Ok(peer)
 }
 

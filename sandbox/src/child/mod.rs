@@ -5,6 +5,7 @@
 
 mod console;
 mod identity;
+pub(crate) mod join;
 pub(crate) mod report;
 mod rootfs;
 
@@ -15,8 +16,9 @@ use rustix::fs::{Mode, OFlags};
 use strata_sys::clone::unshare;
 use strata_sys::process;
 
-use crate::landlock;
-use crate::plan::{Plan, StdioPlan};
+use crate::landlock::{self, LandlockPlan};
+use crate::plan::process::ProcessPlan;
+use crate::plan::{Plan, SeccompPlan, StdioPlan};
 use report::{At, Failure, Step, receive_go, send_executing, send_failure};
 
 /// Walks through the plan and becomes the program; never returns.
@@ -25,7 +27,11 @@ pub(crate) fn run(plan: &Plan) -> ! {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
-    send_failure(plan.parent.as_fd(), failure);
+    give_up(plan.parent.as_fd(), failure)
+}
+
+fn give_up(parent: BorrowedFd<'_>, failure: Failure) -> ! {
+    send_failure(parent, failure);
     // Only seen when the report did not get through, as below a filter that forbids sending.
     process::exit_now(match failure.step {
         Step::ExecNotFound => 127,
@@ -60,7 +66,7 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
 
     let terminal = rootfs::build(plan)?;
     rootfs::enter_working_directory(&plan.process.cwd)?;
-    attach_stdio(plan, terminal.as_ref().map(AsFd::as_fd))?;
+    attach_stdio(&plan.stdio, &plan.process, terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
     if plan.namespaces.has_new(LinuxNamespaceType::Network) {
         // Any socket will do; a kernel without this kind has nothing to switch on either.
@@ -70,45 +76,63 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
         }
     }
 
-    for (index, (resource, limit)) in plan.process.rlimits.iter().enumerate() {
+    let walls = Walls { landlock: plan.landlock.as_ref(), seccomp: plan.seccomp.as_ref() };
+    become_program(parent, &plan.process, walls, plan.dies_with_parent)
+}
+
+/// What is put up around the process before it executes its program.
+#[derive(Clone, Copy)]
+struct Walls<'a> {
+    landlock: Option<&'a LandlockPlan>,
+    seccomp: Option<&'a SeccompPlan>,
+}
+
+/// Takes on limits, ids and walls, in the container's root, and executes the program.
+fn become_program(
+    parent: BorrowedFd<'_>,
+    process_plan: &ProcessPlan,
+    walls: Walls<'_>,
+    dies_with_parent: bool,
+) -> Result<Never, Failure> {
+    for (index, (resource, limit)) in process_plan.rlimits.iter().enumerate() {
         rustix::process::setrlimit(*resource, *limit).at(Step::Rlimit, index)?;
     }
-    if let Some(persona) = plan.process.personality {
+    if let Some(persona) = process_plan.personality {
         process::personality(persona).at(Step::Personality, 0)?;
     }
-    rustix::process::umask(Mode::from_bits_truncate(plan.process.umask));
-    let ruleset = plan.landlock.as_ref().map(landlock::prepare).transpose().at(Step::Landlock, 0)?;
+    rustix::process::umask(Mode::from_bits_truncate(process_plan.umask));
+    let ruleset = walls.landlock.map(landlock::prepare).transpose().at(Step::Landlock, 0)?;
 
     // Without no_new_privs, filters need CAP_SYS_ADMIN, which goes with the ids. With it they come last, and tighter.
-    let early = !plan.process.no_new_privileges;
-    let wall = |plan: &Plan| -> Result<(), Failure> {
+    let early = !process_plan.no_new_privileges;
+    let wall = || -> Result<(), Failure> {
         if let Some(ruleset) = &ruleset {
             landlock::enforce(ruleset.as_fd()).at(Step::Landlock, 1)?;
         }
         send_executing(parent).at(Step::Parent, 1)?;
-        if let Some(seccomp) = &plan.seccomp {
+        if let Some(seccomp) = walls.seccomp {
             strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
         }
         Ok(())
     };
     process::reset_signals();
-    identity::limit_bounding_set(&plan.process.capabilities)?;
+    identity::limit_bounding_set(&process_plan.capabilities)?;
     if early {
-        wall(plan)?;
-        identity::change(&plan.process)?;
+        wall()?;
+        identity::change(process_plan)?;
     } else {
-        identity::change(&plan.process)?;
+        identity::change(process_plan)?;
         rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges, 0)?;
-        wall(plan)?;
+        wall()?;
     }
-    if plan.dies_with_parent {
+    if dies_with_parent {
         // Only now: every change of ids switches it off. A filter may forbid it, and that is not worth a failed start.
         let _ = process::set_parent_death_signal(libc::SIGKILL);
         if is_gone(parent) {
             process::exit_now(125);
         }
     }
-    execute(plan)
+    execute(process_plan)
 }
 
 /// Tells whether the parent has ended: it keeps its end of the socket until the program runs.
@@ -120,10 +144,9 @@ fn is_gone(parent: BorrowedFd<'_>) -> bool {
 }
 
 /// Tries the candidates in order. What exists and is refused stops a search only at its end, as in Go's `LookPath`.
-fn execute(plan: &Plan) -> Result<Never, Failure> {
-    let process = &plan.process;
+fn execute(process: &ProcessPlan) -> Result<Never, Failure> {
     for (index, candidate) in process.candidates.iter().enumerate() {
-        let error = process::execve(candidate, &process.arguments, &process.environment);
+        let error = strata_sys::process::execve(candidate, &process.arguments, &process.environment);
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         let exists = || rustix::fs::stat(candidate.as_c_str());
         match errno {
@@ -172,13 +195,17 @@ pub(super) fn enter_cgroup(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-fn attach_stdio(plan: &Plan, terminal: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
-    match &plan.stdio {
+fn attach_stdio(
+    stdio: &StdioPlan,
+    process_plan: &ProcessPlan,
+    terminal: Option<BorrowedFd<'_>>,
+) -> Result<(), Failure> {
+    match stdio {
         StdioPlan::Inherit => {}
         StdioPlan::Fds(fds) => {
             for (number, fd) in (0..).zip(fds) {
                 let position = usize::try_from(number).unwrap_or(0);
-                give_pipe(fd.as_fd(), plan);
+                give_pipe(fd.as_fd(), process_plan);
                 process::place_fd(fd.as_fd(), number).at(Step::Stdio, position)?;
             }
         }
@@ -194,12 +221,12 @@ fn attach_stdio(plan: &Plan, terminal: Option<BorrowedFd<'_>>) -> Result<(), Fai
 }
 
 /// Lets the user of the container open `/dev/stdout` and its kin again. Files of the host keep their owner.
-fn give_pipe(fd: BorrowedFd<'_>, plan: &Plan) {
+fn give_pipe(fd: BorrowedFd<'_>, process_plan: &ProcessPlan) {
     let is_pipe = rustix::fs::fstat(fd)
         .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo);
     if is_pipe {
         // A pipe of somebody else stays theirs; writing to the descriptor works either way.
-        let _ = rustix::fs::fchown(fd, Some(plan.process.uid), None);
+        let _ = rustix::fs::fchown(fd, Some(process_plan.uid), None);
     }
 }
 

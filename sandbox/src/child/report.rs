@@ -63,6 +63,7 @@ pub(crate) enum Step {
     NoNewPrivileges,
     Landlock,
     Seccomp,
+    Join,
     Exec,
     ExecNotFound,
 }
@@ -121,6 +122,7 @@ impl Step {
             Step::NoNewPrivileges,
             Step::Landlock,
             Step::Seccomp,
+            Step::Join,
             Step::Exec,
             Step::ExecNotFound,
         ];

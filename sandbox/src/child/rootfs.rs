@@ -48,7 +48,8 @@ pub(super) fn build(plan: &Plan) -> Result<Terminal, Failure> {
     let mut terminal = None;
     if let Some(wanted) = rootfs.console {
         let devpts = built.devpts.as_ref().ok_or(Failure::new(Step::NoDevpts, 0, libc::ENODEV))?;
-        terminal = Some(console::create(plan, wanted, devpts.as_fd(), built.dev.as_ref().map(AsFd::as_fd))?);
+        let dev = built.dev.as_ref().map(AsFd::as_fd);
+        terminal = Some(console::create(plan.parent.as_fd(), plan.process.uid, wanted, devpts.as_fd(), dev)?);
     }
     if !built.in_cgroup {
         enter_cgroup(plan)?;
@@ -70,9 +71,18 @@ pub(super) fn build(plan: &Plan) -> Result<Terminal, Failure> {
 
 /// Changes to the working directory, making it if it is missing.
 pub(super) fn enter_working_directory(cwd: &TargetPlan) -> Result<(), Failure> {
+    change_directory(|root| open_target(root, cwd))
+}
+
+/// Changes to the working directory, which must be there.
+pub(super) fn enter_existing_directory(cwd: &TargetPlan) -> Result<(), Failure> {
+    change_directory(|root| rooted::open(root, cwd.path.as_c_str(), OFlags::PATH).at(Step::WorkingDirectory, 0))
+}
+
+fn change_directory(open: impl FnOnce(BorrowedFd<'_>) -> Result<OwnedFd, Failure>) -> Result<(), Failure> {
     let root = openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .at(Step::WorkingDirectory, 0)?;
-    let directory = open_target(root.as_fd(), cwd).map_err(|failure| match failure.errno {
+    let directory = open(root.as_fd()).map_err(|failure| match failure.errno {
         // A link through /proc/self/fd would lead out of the root; the kernel refused to follow it.
         libc::ELOOP | libc::EXDEV => Failure { step: Step::WorkingDirectoryOutside, ..failure },
         _ => Failure { step: Step::WorkingDirectory, ..failure },

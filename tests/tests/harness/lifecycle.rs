@@ -25,6 +25,10 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("lifecycle::privileged_killed_monitor_and_filesystem", needs, || killed(User::Caller));
     suite.add("lifecycle::rootless_killed_monitor_and_filesystem", needs, || killed(User::Plain));
     suite.add("lifecycle::privileged_killed_at_every_step_of_a_start", needs, killed_start);
+    suite.add("lifecycle::privileged_exec", needs, || exec(User::Caller));
+    suite.add("lifecycle::rootless_exec", needs, || exec(User::Plain));
+    suite.add("lifecycle::privileged_exec_has_the_container_s_walls", needs, exec_walls);
+    suite.add("lifecycle::privileged_terminals", &[Need::Fuse, Need::Busybox, Need::Program("script")], terminals);
     suite.add("lifecycle::privileged_processes_that_end_at_once", needs, at_once);
 }
 
@@ -35,9 +39,9 @@ fn prepared(user: User) -> Result<Strata> {
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !holds()? {
-        ensure!(Instant::now() < deadline, "{what}: not within a minute");
+        ensure!(Instant::now() < deadline, "{what}: not within half a minute");
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
@@ -386,12 +390,187 @@ fn children_of(pid: u32) -> Result<Vec<Pid>> {
 
 /// `STRATA_TEST_STARTS` says how often; a hang ends the test by its time limit.
 fn at_once() -> Result<()> {
-    let rounds = std::env::var("STRATA_TEST_STARTS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
+    let rounds: u32 = std::env::var("STRATA_TEST_STARTS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
     let strata = prepared(User::Caller)?;
+    strata.ok(["run", "-d", "--name", "host", REFERENCE, "sleep", "10000"])?;
+    let [monitor, _] = processes(&strata, "host")?;
+    let descriptors =
+        || -> Result<usize> { Ok(fs::read_dir(format!("/proc/{}/fd", monitor.as_raw_nonzero()))?.count()) };
+    let before = descriptors()?;
     for round in 0..rounds {
         let word = format!("word {round}");
         let out = strata.ok(["run", "--rm", REFERENCE, "echo", &word])?;
         ensure!(out == format!("{word}\n"), "round {round}: {out:?}");
+        let out = strata.ok(["exec", "host", "echo", &word])?;
+        ensure!(out == format!("{word}\n"), "exec in round {round}: {out:?}");
+        let code = i32::try_from(round % 256)?;
+        strata.exits(code, ["exec", "host", "sh", "-c", &format!("exit {code}")])?;
     }
+    // The monitor reaped all of them, and holds nothing of them.
+    let children = children_of(monitor.as_raw_nonzero().get().unsigned_abs())?.len();
+    ensure!(children == 2, "the monitor has {children} children, not two");
+    ensure!(descriptors()? <= before + 1, "the monitor had {before} descriptors and has {}", descriptors()?);
+    strata.ok(["rm", "-f", "host"])?;
+    ensure_nothing_left(&strata)
+}
+
+fn exec(user: User) -> Result<()> {
+    let strata = prepared(user)?;
+    let refused = strata.exits(1, ["exec", "ee", "true"])?;
+    ensure!(refused.stderr.contains("No such container: ee"), "{refused}");
+    strata.ok(["run", "-d", "--name", "ee", "-e", "FROM=run", "-w", "/tmp", REFERENCE, "sleep", "10000"])?;
+    ensure!(
+        strata.ok(["exec", "ee", "sh", "-c", "echo $FROM $FROM_IMAGE $PWD $HOME; id -u; echo $$ > /tmp/pid"])?
+            == "run yes /tmp /root\n0\n"
+    );
+    ensure!(
+        strata.ok(["exec", "-w", "/etc", "-e", "FROM=exec", "ee", "sh", "-c", "pwd; echo $FROM"])? == "/etc\nexec\n"
+    );
+    ensure!(
+        strata.ok(["exec", "ee", "sh", "-c", "hostname; cat /proc/1/comm"])?
+            == strata.ok(["exec", "ee", "sh", "-c", "hostname; echo sleep"])?
+    );
+    let who = strata.ok(["exec", "-u", "plain", "ee", "id"])?;
+    ensure!(who == "uid=1000(plain) gid=1000(plain) groups=2000(extra)\n", "{who}");
+    let who = strata.ok(["exec", "-u", "1000:2000", "ee", "id"])?;
+    ensure!(who.starts_with("uid=1000(plain) gid=2000(extra)"), "{who}");
+    let both = strata.exits(3, ["exec", "ee", "sh", "-c", "echo out; echo err >&2; exit 3"])?;
+    ensure!(both.stdout == "out\n" && both.stderr == "err\n", "{both}");
+    strata.exits(137, ["exec", "ee", "sh", "-c", "kill -9 $$"])?;
+    for (code, text, command) in [
+        (127, "executable file not found in $PATH", vec!["nope"]),
+        (127, "no such file or directory", vec!["/nope"]),
+        (126, "permission denied", vec!["/home/not-executable"]),
+    ] {
+        let failed = strata.exits(code, ["exec", "ee"].into_iter().chain(command))?;
+        ensure!(failed.stderr.contains("OCI runtime exec failed") && failed.stderr.contains(text), "{failed}");
+    }
+    let failed = strata.exits(126, ["exec", "-u", "nobody-here", "ee", "true"])?;
+    ensure!(failed.stderr.contains("no matching entries in passwd file"), "{failed}");
+    let failed = strata.exits(126, ["exec", "-w", "/not/there", "ee", "true"])?;
+    ensure!(failed.stderr.contains("/not/there"), "{failed}");
+    let input = strata.folder().join("input");
+    let sent: String = (0..100_000).map(|number| format!("{number}\n")).collect();
+    fs::write(&input, &sent)?;
+    let back = strata.run_with_input(["exec", "-i", "ee", "cat"], fs::File::open(&input)?)?;
+    ensure!(back.stdout == sent, "{} of {} bytes came back", back.stdout.len(), sent.len());
+    let none = strata.run_with_input(["exec", "ee", "cat"], fs::File::open(&input)?)?;
+    ensure!(none.stdout.is_empty() && none.code() == 0, "{none}");
+    strata.ok(["exec", "-d", "ee", "sh", "-c", "echo made > /tmp/made"])?;
+    until("it runs in the background", || Ok(strata.run(["exec", "ee", "cat", "/tmp/made"])?.stdout == "made\n"))?;
+    // A command that ends leaves what it started running, and does not wait for it.
+    let before = Instant::now();
+    strata.ok(["exec", "ee", "sh", "-c", "sleep 1000 & echo $! > /tmp/sleeper"])?;
+    ensure!(before.elapsed() < Duration::from_secs(100), "exec waited for a process in the background");
+    strata.ok(["exec", "ee", "sh", "-c", "kill -0 $(cat /tmp/sleeper)"])?;
+    // The end of the container is the end of all.
+    let mut child = strata.command(["exec", "ee", "sleep", "1000"]).spawn()?;
+    until("it runs", || Ok(strata.ok(["exec", "ee", "ps"])?.matches("sleep 1000").count() >= 2))?;
+    strata.ok(["kill", "ee"])?;
+    let ended = child.wait()?;
+    ensure!(ended.code() == Some(137), "{ended}");
+    let refused = strata.exits(1, ["exec", "ee", "true"])?;
+    ensure!(refused.stderr.contains(" is not running"), "{refused}");
+    strata.ok(["rm", "ee"])?;
+    ensure_nothing_left(&strata)
+}
+
+/// An added process has what the first one has: capabilities, filter, cgroups, namespaces, limits.
+fn exec_walls() -> Result<()> {
+    let strata = prepared(User::Caller)?;
+    let look = "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status; cat /proc/self/cgroup; ulimit -n; \
+                for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done; \
+                mount -t tmpfs x /mnt 2>/dev/null && echo mounted; touch /x 2>/dev/null && echo written; true";
+    for options in [
+        &[][..],
+        &["--cap-drop", "ALL", "--cap-add", "CHOWN"],
+        &["--security-opt", "no-new-privileges"],
+        &["--security-opt", "seccomp=unconfined"],
+        &["--privileged"],
+        &["--read-only", "--tmpfs", "/tmp"],
+        &["--userns", "auto"],
+        &["--user", "1000", "--group-add", "2000"],
+        &["--ulimit", "nofile=100:200"],
+        &["--memory", "64m", "--pids-limit", "50"],
+    ] {
+        let mut line = vec!["run", "-d", "--name", "ee"];
+        line.extend(options);
+        let script = format!("({look}) > /tmp/first; touch /tmp/done; sleep 10000");
+        line.extend([REFERENCE, "sh", "-c", &script]);
+        strata.ok(line)?;
+        until("the first process has looked", || {
+            Ok(strata.run(["exec", "ee", "test", "-e", "/tmp/done"])?.status.success())
+        })?;
+        let first = strata.ok(["exec", "ee", "cat", "/tmp/first"])?;
+        let added = strata.ok(["exec", "ee", "sh", "-c", look])?;
+        ensure!(first == added && first.contains("CapEff"), "{options:?}\n--- first\n{first}--- added\n{added}");
+        strata.ok(["rm", "-f", "ee"])?;
+    }
+    strata.ok(["run", "-d", "--name", "ee", REFERENCE, "sleep", "10000"])?;
+    let all = strata.ok(["exec", "--privileged", "ee", "grep", "-E", "Seccomp:", "/proc/self/status"])?;
+    ensure!(all == "Seccomp:\t0\n", "{all}");
+    strata.ok(["pause", "ee"])?;
+    let refused = strata.exits(1, ["exec", "ee", "true"])?;
+    ensure!(refused.stderr.contains("is paused, unpause the container before exec"), "{refused}");
+    strata.ok(["rm", "-f", "ee"])?;
+    ensure_nothing_left(&strata)
+}
+
+/// Runs a command line below `script`, which gives it a terminal, types into that, and returns what it showed.
+fn in_terminal(strata: &Strata, line: &str, typed: &[&str]) -> Result<(String, Option<i32>)> {
+    let program = strata_tests::strata::program().context("the binary")?;
+    let root = strata.state();
+    let line = format!("stty rows 33 cols 77; {} --root {} {line}", program.display(), root.display());
+    let log = strata.folder().join("typescript");
+    // What an earlier one showed must not be taken for this one's.
+    let _ = fs::remove_file(&log);
+    let mut child = std::process::Command::new("script")
+        .args(["-q", "-e", "-f", "-c", &line])
+        .arg(&log)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let mut input = child.stdin.take().context("its input")?;
+    for text in typed {
+        // Everything typed is answered before the next thing is: nothing gets lost between the modes of the terminal.
+        let shown = || fs::read(&log).unwrap_or_default();
+        until("it shows something", || Ok(String::from_utf8_lossy(&shown()).matches("ready").count() > 0))?;
+        std::io::Write::write_all(&mut input, text.as_bytes())?;
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                child.kill()?;
+                bail!("no end: {}", fs::read_to_string(&log).unwrap_or_default());
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    drop(input);
+    Ok((String::from_utf8_lossy(&fs::read(&log)?).into_owned(), status.code()))
+}
+
+fn terminals() -> Result<()> {
+    let strata = prepared(User::Caller)?;
+    let talk = "tty; stty size; echo ready; read line; echo got $line; exit 5";
+    let (shown, code) = in_terminal(&strata, &format!("run --rm -it {REFERENCE} sh -c '{talk}'"), &["words\n"])?;
+    ensure!(shown.contains("33 77") && shown.contains("got words") && code == Some(5), "{code:?} {shown}");
+    // The keys leave it running, and it can be come back to.
+    let (shown, code) = in_terminal(&strata, &format!("run --name tt -it {REFERENCE} sh -c '{talk}'"), &["\x10\x11"])?;
+    ensure!(code == Some(0) && !shown.contains("\ngot"), "{code:?} {shown}");
+    ensure!(status(&strata, "tt")? == "running 0");
+    let (shown, code) = in_terminal(&strata, "exec -it tt sh -c 'stty size; echo ready; read a; exit 6'", &["x\n"])?;
+    ensure!(shown.contains("33 77") && code == Some(6), "{code:?} {shown}");
+    let mut child = strata.command(["wait", "tt"]).stdout(Stdio::piped()).spawn()?;
+    let (shown, code) =
+        in_terminal(&strata, "exec -it --detach-keys a,b tt sh -c 'echo ready; read a; exit 6'", &["ab"])?;
+    ensure!(code == Some(0), "{code:?} {shown}");
+    strata.ok(["kill", "tt"])?;
+    let mut waited = String::new();
+    std::io::Read::read_to_string(&mut child.stdout.take().context("its output")?, &mut waited)?;
+    ensure!(child.wait()?.success() && waited == "137\n", "{waited}");
+    strata.ok(["rm", "tt"])?;
     ensure_nothing_left(&strata)
 }

@@ -29,13 +29,7 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
     if let Some(pair) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
         bail!("Duplicate mount point: {}", pair[0]);
     }
-    let mut environment = Vec::new();
-    for file in &run.env_file {
-        environment.extend(environment_file(file)?);
-    }
-    for text in &run.env {
-        environment.extend(variable(text)?);
-    }
+    let environment = environment(&run.env_file, &run.env)?;
     let (seccomp, no_new_privileges) = security(&run.security_opt)?;
     Ok(Creation {
         image: image.clone(),
@@ -76,6 +70,18 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
         log: log(&run.log_driver, &run.log_opt)?,
         stdin_once: false,
     })
+}
+
+/// Reads variables out of files, and over them those of the command line.
+pub(crate) fn environment(files: &[PathBuf], words: &[String]) -> Result<Vec<String>> {
+    let mut environment = Vec::new();
+    for file in files {
+        environment.extend(environment_file(file)?);
+    }
+    for text in words {
+        environment.extend(variable(text)?);
+    }
+    Ok(environment)
 }
 
 fn restart(run: &ContainerOptions) -> Result<RestartPolicy> {

@@ -2,7 +2,7 @@
 
 mod creation;
 
-pub(super) use creation::{creation, limits};
+pub(super) use creation::{creation, environment, limits};
 
 use clap::{ArgAction, Args};
 use strata_engine::{ContainerName, Platform, RestartPolicy};

@@ -1,0 +1,89 @@
+//! The child's side of an exec: from `clone3` into a running container to `execve`.
+//!
+//! As in its parent module, nothing here allocates, locks or logs.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::thread::ThreadNameSpaceType;
+use strata_sys::process;
+
+use super::report::{At, Failure, Step, receive_go};
+use super::{Never, Walls, attach_stdio, become_program, console, give_up, identity, rootfs};
+use crate::cgroup::Door;
+use crate::landlock::LandlockPlan;
+use crate::plan::process::ProcessPlan;
+use crate::plan::{ConsolePlan, SeccompPlan, StdioPlan};
+
+/// Everything the child does, worked out before it exists.
+#[derive(Debug)]
+pub(crate) struct JoinPlan {
+    /// The child's end of the socket to the parent.
+    pub(crate) parent: OwnedFd,
+    /// The container's first process.
+    pub(crate) init: OwnedFd,
+    /// Which of its namespaces are joined; its pid namespace is, by the parent.
+    pub(crate) namespaces: ThreadNameSpaceType,
+    pub(crate) cgroups: Vec<Door>,
+    pub(crate) process: ProcessPlan,
+    pub(crate) stdio: StdioPlan,
+    pub(crate) console: Option<ConsolePlan>,
+    pub(crate) landlock: Option<LandlockPlan>,
+    pub(crate) seccomp: Option<SeccompPlan>,
+}
+
+/// Walks through the plan and becomes the program; never returns.
+pub(crate) fn run(plan: &JoinPlan) -> ! {
+    match follow(plan) {
+        Ok(never) => match never {},
+        Err(failure) => give_up(plan.parent.as_fd(), failure),
+    }
+}
+
+fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
+    let parent = plan.parent.as_fd();
+    process::close_on_exec_from(3).at(Step::Descriptors, 0)?;
+    receive_go(parent).at(Step::Parent, 2)?;
+    // The container sees us in its pid namespace already: it must not get hold of our program through /proc.
+    process::set_not_dumpable().at(Step::Parent, 4)?;
+    rustix::process::umask(Mode::empty());
+    rustix::process::setsid().at(Step::Session, 0)?;
+    // The caller's keys must not be reachable. No key support, or no quota left, is no reason not to start.
+    let _ = process::new_session_keyring(&plan.process.session_keyring);
+    for (index, door) in plan.cgroups.iter().enumerate() {
+        door.enter().at(Step::EnterCgroup, index)?;
+    }
+    // Root and working directory become the root of the container's mount namespace.
+    rustix::thread::move_into_thread_name_spaces(plan.init.as_fd(), plan.namespaces).at(Step::Join, 0)?;
+    if plan.namespaces.contains(ThreadNameSpaceType::USER) {
+        identity::become_root().at(Step::RootIds, 0)?;
+    }
+    let terminal = match plan.console {
+        Some(wanted) => {
+            let devpts = open_devpts().at(Step::NoDevpts, 0)?;
+            Some(console::create(parent, plan.process.uid, wanted, devpts.as_fd(), None)?)
+        }
+        None => None,
+    };
+    rootfs::enter_existing_directory(&plan.process.cwd)?;
+    attach_stdio(&plan.stdio, &plan.process, terminal.as_ref().map(AsFd::as_fd))?;
+    drop(terminal);
+    let walls = Walls { landlock: plan.landlock.as_ref(), seccomp: plan.seccomp.as_ref() };
+    // Where the container has a pid namespace, the kernel ends it with the container's first process; the thread that made
+    // it is gone by now in any case.
+    become_program(parent, &plan.process, walls, false)
+}
+
+/// Opens the container's devpts, and looks at what was opened: it could have put something else in its place.
+fn open_devpts() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let devpts = openat(CWD, c"/dev/pts", flags, Mode::empty())?;
+    match rustix::fs::fstatfs(&devpts)?.f_type {
+        DEVPTS => Ok(devpts),
+        _ => Err(Errno::NODEV),
+    }
+}
+
+/// `DEVPTS_SUPER_MAGIC`
+const DEVPTS: rustix::fs::FsWord = 0x1cd1;
