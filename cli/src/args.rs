@@ -69,6 +69,8 @@ pub(crate) enum Verb {
     Exec(command::exec::Exec),
     Attach(command::attach::AttachTo),
     Logs(command::logs::Logs),
+    Top(command::top::Top),
+    Stats(command::stats::Stats),
     Ps(command::ps::Ps),
     Rename(command::rename::Rename),
     Update(command::update::UpdateVerb),
@@ -95,6 +97,9 @@ pub(crate) enum Verb {
     Mount(command::mount::Mount),
     #[command(alias = "unmount")]
     Umount(command::umount::Umount),
+    /// Manage the whole of this root
+    #[command(subcommand)]
+    System(SystemVerb),
     Info(command::info::Info),
     Login(command::login::Login),
     Logout(command::login::Logout),
@@ -138,6 +143,8 @@ pub(crate) enum ContainerVerb {
     Exec(command::exec::Exec),
     Attach(command::attach::AttachTo),
     Logs(command::logs::Logs),
+    Top(command::top::Top),
+    Stats(command::stats::Stats),
     #[command(visible_aliases = ["list", "ps"])]
     Ls(command::ps::Ps),
     Rename(command::rename::Rename),
@@ -156,6 +163,12 @@ pub(crate) enum ContainerVerb {
 pub(crate) enum RegistryVerb {
     Serve(command::registry::Serve),
     Htpasswd(command::registry::Htpasswd),
+}
+
+/// What to do with all of it.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemVerb {
+    Recover(command::system::Recover),
 }
 
 /// What to measure.

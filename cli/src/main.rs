@@ -97,6 +97,9 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Exec(_)
         | Verb::Attach(_)
         | Verb::Logs(_)
+        | Verb::Top(_)
+        | Verb::Stats(_)
+        | Verb::System(_)
         | Verb::Rename(_)
         | Verb::Update(_)
         | Verb::Ps(_)
@@ -145,6 +148,9 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Exec(verb) | Verb::Container(ContainerVerb::Exec(verb)) => command::exec::run(context, verb),
         Verb::Attach(verb) | Verb::Container(ContainerVerb::Attach(verb)) => command::attach::run(context, verb),
         Verb::Logs(verb) | Verb::Container(ContainerVerb::Logs(verb)) => command::logs::run(context, verb),
+        Verb::Top(verb) | Verb::Container(ContainerVerb::Top(verb)) => command::top::run(context, verb, out),
+        Verb::Stats(verb) | Verb::Container(ContainerVerb::Stats(verb)) => command::stats::run(context, verb, out),
+        Verb::System(SystemVerb::Recover(verb)) => command::system::recover(context, verb, out),
         Verb::Rename(verb) | Verb::Container(ContainerVerb::Rename(verb)) => command::rename::run(context, verb),
         Verb::Update(verb) | Verb::Container(ContainerVerb::Update(verb)) => command::update::run(context, verb, out),
         Verb::Container(ContainerVerb::Prune(verb)) => command::prune::run(context, verb, out),

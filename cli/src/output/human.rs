@@ -16,6 +16,30 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{}{}", significant(value), UNITS[unit])
 }
 
+/// Writes a number of bytes in binary units with at most four significant digits, as Docker does for memory: `1.95GiB`.
+pub(crate) fn binary_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut unit = 0;
+    #[expect(clippy::cast_precision_loss, reason = "four significant digits are printed")]
+    let mut value = bytes as f64;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let decimals = if value >= 1000.0 {
+        0
+    } else if value >= 100.0 {
+        1
+    } else if value >= 10.0 {
+        2
+    } else {
+        3
+    };
+    let text = format!("{value:.decimals$}");
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{text}{}", UNITS[unit])
+}
+
 /// Three significant digits, without trailing zeros.
 fn significant(value: f64) -> String {
     let decimals = if value >= 100.0 {
@@ -99,6 +123,20 @@ mod tests {
             (u64::MAX, "18.4EB"),
         ] {
             assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn memory_has_four_significant_digits() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1536, "1.5KiB"),
+            (64 << 20, "64MiB"),
+            (2_093_796_557, "1.95GiB"),
+            (123_456_789, "117.7MiB"),
+        ] {
+            assert_eq!(binary_size(bytes), text);
         }
     }
 

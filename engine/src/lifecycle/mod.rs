@@ -2,11 +2,14 @@
 
 mod change;
 mod create;
+mod look;
+mod recover;
 mod remove;
 mod start;
 mod stop;
 
 pub use create::RunError;
+pub use look::{Processes, Statistics};
 pub use remove::RemoveContainerError;
 pub use start::StartOptions;
 pub use stop::StopOptions;
@@ -66,6 +69,9 @@ pub enum LifecycleError {
     /// It must run for that.
     #[error("cannot set limits: {0}")]
     Limits(String),
+    /// Its processes cannot be listed.
+    #[error("list the processes of the container")]
+    Ps(#[source] std::io::Error),
     /// Its monitor does not do it.
     #[error(transparent)]
     Monitor(#[from] AskError),

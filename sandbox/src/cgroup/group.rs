@@ -171,6 +171,12 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Returns the directory of a controller, and of which version that is.
+    pub(super) fn place_of(&self, controller: &str) -> Option<(&Path, Version)> {
+        let group = self.with_controller(controller)?;
+        Some((&group.path, group.version))
+    }
+
     fn with_controller(&self, controller: &str) -> Option<&Group> {
         self.groups.iter().find(|group| group.controllers.iter().any(|name| name == controller))
     }

@@ -9,11 +9,13 @@ mod devices;
 mod group;
 mod hierarchies;
 mod settings;
+mod usage;
 
 pub use devices::{DeviceKind, DeviceRule, docker_device_rules};
 pub use group::Cgroup;
 pub(crate) use group::Door;
 pub use hierarchies::{Hierarchies, Hierarchy, Layout, Version};
+pub use usage::Usage;
 
 use std::fmt;
 use std::io;
