@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::Parser;
 
-use crate::args::{BenchVerb, Cli, ContainerVerb, ImageVerb, RegistryVerb, Verb};
+use crate::args::{BenchVerb, Cli, ContainerVerb, ImageVerb, RegistryVerb, SystemVerb, Verb};
 use crate::command::{Context, Outcome};
 use crate::failure::Failure;
 use crate::mount_helper::Role;

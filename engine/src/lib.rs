@@ -59,9 +59,7 @@ pub use filesystem::{
 };
 pub use info::{Choice, Feature, Info};
 pub use inspect::InspectError;
-pub use lifecycle::{
-    LifecycleError, Processes, RemoveContainerError, RunError, StartOptions, Statistics, StopOptions,
-};
+pub use lifecycle::{LifecycleError, Processes, RemoveContainerError, RunError, StartOptions, Statistics, StopOptions};
 pub use log::{LogError, LogOptions, LogReader, LogRecord, LogStream};
 pub use monitor::{
     AskError, Attach, Execution, Monitor, MonitorError, Refusal, Session, SessionEvent, Update, VERB as MONITOR_VERB,

@@ -67,7 +67,8 @@ pub(crate) fn run(context: &Context, stats: &Stats, out: &mut impl Write) -> Out
             row(container, used, earlier.map_or(used.cpu, |(_, used)| used.cpu), passed, stats.no_trunc)
         });
         let rows = rows.collect();
-        List { columns: &COLUMNS, shown: &SHOWN, rows }.write(stats.format.as_deref().unwrap_or(&Format::Table), out)?;
+        List { columns: &COLUMNS, shown: &SHOWN, rows }
+            .write(stats.format.as_deref().unwrap_or(&Format::Table), out)?;
         out.flush()?;
         if stats.no_stream {
             return Ok(0);

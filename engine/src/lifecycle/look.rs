@@ -146,7 +146,8 @@ fn parse_network(text: &str) -> (u64, u64) {
 
 fn memory_of_machine() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    let kilobytes =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
     kilobytes.unwrap_or(0_u64) * 1024
 }
 

@@ -14,6 +14,8 @@ pub use remove::RemoveContainerError;
 pub use start::StartOptions;
 pub use stop::StopOptions;
 
+use std::time::{Duration, Instant};
+
 use crate::container::{Container, ContainerId, CreateError, FindError, RecordError, State};
 use crate::engine::Engine;
 use crate::log::{LogError, LogOptions, LogReader};
@@ -99,19 +101,31 @@ impl LifecycleError {
     }
 }
 
+/// How long a monitor that ends may take to write that down.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 impl Engine {
     /// Asks the monitor of a container that runs.
     fn ask_running(&self, container: &Container, request: &Request) -> Result<(Session, Vec<String>), LifecycleError> {
-        if !container.state.is_active() {
-            return Err(match &container.state {
-                State::Starting { .. } => LifecycleError::Starting(container.config.id.clone()),
-                _ => LifecycleError::NotRunning(container.config.id.clone()),
-            });
-        }
-        match ask(container, request) {
-            // It ended meanwhile.
-            Err(AskError::Gone) => Err(LifecycleError::NotRunning(container.config.id.clone())),
-            result => Ok(result?),
+        let id = &container.config.id;
+        let mut container = container.clone();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if !container.state.is_active() {
+                return Err(match &container.state {
+                    State::Starting { .. } => LifecycleError::Starting(id.clone()),
+                    _ => LifecycleError::NotRunning(id.clone()),
+                });
+            }
+            match ask(&container, request) {
+                // It ended meanwhile, and is about to be written down as such; or it was started anew.
+                Err(AskError::Gone) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+                result => return Ok(result?),
+            }
+            container = match self.container(id.as_str()) {
+                Err(error) if error.is_not_found() => return Err(LifecycleError::NotRunning(id.clone())),
+                result => result?,
+            };
         }
     }
 

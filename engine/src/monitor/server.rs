@@ -206,7 +206,10 @@ impl Server {
         let recorded = member.map_err(|error| Refusal::of(&error)).and_then(|member| {
             let event = Event::Started { init, at: Timestamp::now() };
             // The socket is there before the record says that the container runs.
-            let listener = listen(container).map_err(|error| Refusal::of(&StartError::Socket(error)));
+            let listener = match self.listener.take() {
+                Some(listener) => Ok(listener),
+                None => listen(container).map_err(|error| Refusal::of(&StartError::Socket(error))),
+            };
             let written = listener.and_then(|listener| {
                 let mut locked = lock(container).map_err(|error| Refusal::of(&error))?;
                 locked.apply(event, durability).map_err(|error| Refusal::of(&error))?;
@@ -495,7 +498,6 @@ impl Server {
             self.end_other(key);
         }
         let Some(main) = self.main.take() else { return Ok(()) };
-        self.listener = None;
         self.kill_at = None;
         let by_user = std::mem::take(&mut self.by_user);
         let at_once = std::mem::take(&mut self.restarts_at_once);
@@ -524,11 +526,14 @@ impl Server {
                     true => FIRST_DELAY,
                     false => (previous_delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY),
                 };
+                // Whoever comes meanwhile is answered between the two runs, or by the next one.
                 self.restart = Some(Restart { at: Instant::now() + delay, delay });
-                self.listener = listen(&container).ok();
             } else {
                 locked.apply(Event::Ended(ended), durability(&container))?;
             }
+        }
+        if self.restart.is_none() {
+            self.listener = None;
         }
         self.tell_end(key, code);
         if !at_once {
@@ -549,7 +554,6 @@ impl Server {
             self.restart = None;
             return Ok(());
         };
-        self.listener = None;
         lock(&container)?.apply(Event::Restart, Durability::Relaxed)?;
         self.restart = Some(restart);
         match self.start(None) {
@@ -557,6 +561,7 @@ impl Server {
             Err(refusal) => {
                 // Written down as how it ended.
                 self.restart = None;
+                self.listener = None;
                 self.conclude_waiting(&Reply::Refused(refusal));
             }
         }

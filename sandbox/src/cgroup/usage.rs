@@ -33,7 +33,8 @@ impl Cgroup {
         let memory = of("memory", ["memory.usage_in_bytes", "memory.current"]);
         let idle = of("memory", ["memory.stat", "memory.stat"]);
         let limit = of("memory", ["memory.limit_in_bytes", "memory.max"]);
-        let blocks = of("blkio", ["blkio.throttle.io_service_bytes_recursive", ""]).or_else(|| of("io", ["", "io.stat"]));
+        let blocks =
+            of("blkio", ["blkio.throttle.io_service_bytes_recursive", ""]).or_else(|| of("io", ["", "io.stat"]));
         Usage {
             cpu: cpu.and_then(|(text, version)| match version {
                 Version::V1 => number(&text),

@@ -28,6 +28,8 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("lifecycle::privileged_exec", needs, || exec(User::Caller));
     suite.add("lifecycle::rootless_exec", needs, || exec(User::Plain));
     suite.add("lifecycle::privileged_exec_has_the_container_s_walls", needs, exec_walls);
+    suite.add("lifecycle::privileged_looked_into", &[Need::Fuse, Need::Busybox, Need::Program("ps")], looked_into);
+    suite.add("lifecycle::privileged_recovered", needs, recovered);
     suite.add("lifecycle::privileged_terminals", &[Need::Fuse, Need::Busybox, Need::Program("script")], terminals);
     suite.add("lifecycle::privileged_processes_that_end_at_once", needs, at_once);
 }
@@ -572,5 +574,52 @@ fn terminals() -> Result<()> {
     std::io::Read::read_to_string(&mut child.stdout.take().context("its output")?, &mut waited)?;
     ensure!(child.wait()?.success() && waited == "137\n", "{waited}");
     strata.ok(["rm", "tt"])?;
+    ensure_nothing_left(&strata)
+}
+
+fn looked_into() -> Result<()> {
+    let strata = prepared(User::Caller)?;
+    let busy = "sleep 4321 & while :; do :; done";
+    strata.ok(["run", "-d", "--name", "busy", "--memory", "64m", REFERENCE, "sh", "-c", busy])?;
+    strata.ok(["exec", "-d", "busy", "sleep", "1234"])?;
+    let top = strata.ok(["top", "busy"])?;
+    let (first, rest) = top.split_once('\n').context("a header")?;
+    ensure!(first.starts_with("UID") && first.contains("PID") && first.ends_with("CMD"), "{top}");
+    ensure!(rest.lines().count() == 3 && rest.contains("sleep 1234") && rest.contains("sleep 4321"), "{top}");
+    let chosen = strata.ok(["top", "busy", "-o", "pid,args"])?;
+    ensure!(chosen.starts_with("PID") && chosen.lines().count() == 4, "{chosen}");
+    let refused = strata.exits(1, ["top", "busy", "-o", "args"])?;
+    ensure!(refused.stderr.contains("Couldn't find PID field in ps output"), "{refused}");
+    let format = "{{.Name}}|{{.CPUPerc}}|{{.MemUsage}}|{{.PIDs}}";
+    let used = strata.ok(["stats", "--no-stream", "--format", format])?;
+    let fields: Vec<&str> = used.trim().split('|').collect();
+    let [name, cpu, memory, processes] = fields[..] else { bail!("{used}") };
+    ensure!(name == "busy" && processes == "3" && memory.ends_with(" / 64MiB"), "{used}");
+    ensure!(cpu.trim_end_matches('%').parse::<f64>()? > 1.0, "{used}");
+    strata.ok(["rm", "-f", "busy"])?;
+    let refused = strata.exits(1, ["top", "busy"])?;
+    ensure!(refused.stderr.contains("No such container: busy"), "{refused}");
+    ensure_nothing_left(&strata)
+}
+
+/// As after a restart of the machine: every monitor is gone.
+fn recovered() -> Result<()> {
+    let strata = prepared(User::Caller)?;
+    for (name, policy) in
+        [("never", "no"), ("always", "always"), ("unless", "unless-stopped"), ("stopped", "unless-stopped")]
+    {
+        strata.ok(["run", "-d", "--name", name, "--restart", policy, REFERENCE, "sleep", "10000"])?;
+    }
+    strata.ok(["stop", "-t", "0", "stopped"])?;
+    for name in ["never", "always", "unless"] {
+        kill_process(processes(&strata, name)?[0], Signal::KILL)?;
+    }
+    until("all are found dead", || Ok(strata.ok(["ps", "-q"])?.is_empty()))?;
+    let started = strata.ok(["system", "recover"])?;
+    let mut started: Vec<&str> = started.lines().collect();
+    started.sort_unstable();
+    ensure!(started == ["always", "unless"], "{started:?}");
+    ensure!(status(&strata, "always")? == "running 0" && status(&strata, "never")? == "exited 137");
+    strata.ok(["rm", "-f", "never", "always", "unless", "stopped"])?;
     ensure_nothing_left(&strata)
 }
