@@ -158,6 +158,28 @@ pub fn is_cwd_reachable() -> bool {
     length > 0 && buffer[0] == b'/'
 }
 
+/// Closes all descriptors from 3 up but those of `kept`, in a process that was just forked, where the destructors of
+/// their owners will never run.
+///
+/// Their numbers must not be used again in this process; in the one it was forked from they stay open.
+///
+/// # Errors
+/// Those of reading `/proc/self/fd`.
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    for number in open.into_iter().filter(|number| *number > 2) {
+        if !kept.iter().any(|fd| fd.as_raw_fd() == number) {
+            // SAFETY: closing affects this process's table only, and the owners are never used again, as above. The
+            // number of the listing itself is among them and closed already, which fails and does nothing.
+            unsafe { libc::close(number) };
+        }
+    }
+    Ok(())
+}
+
 /// Closes a descriptor in a process that was just cloned, where the owner's destructor will never run.
 ///
 /// The number must not be used again in this process; in the one it was cloned from it stays open.

@@ -23,7 +23,6 @@ pub mod objects;
 mod override_stat;
 mod quota;
 mod spec;
-#[allow(dead_code, unused_imports, reason = "the keeper, which comes next, uses all of it")]
 mod survive;
 mod table;
 mod tree;
@@ -34,13 +33,16 @@ pub use fuse::{Counts, default_transport};
 pub use helper::mount_by_helper;
 pub use idmap::{IdMap, IdRange, OVERFLOW_ID};
 pub use lower::{FolderError, ImageError};
-pub use mount::{MountError, MountReport, Mounted, ServeError, Target, UnmountError, adopt, mount, unmount};
+pub use mount::{
+    MountError, MountReport, Mounted, ServeError, Target, UnmountError, adopt, adopt_kept, mount, mount_kept, unmount,
+};
 pub use mounted::{Force, RemountError, Server, remount, server_of, unmount_with};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use quota::LayerUsage;
 pub use spec::{
     ImageLayer, Limits, Lower, Metacopy, MountSpec, Options, Passthrough, Transport, Upper, UserXattr, XattrPermissions,
 };
+pub use survive::{Faults, Survived, WorkerError};
 pub use tree::{
     Access, Caller, DirEntry, ExtendedFlags, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage,
 };

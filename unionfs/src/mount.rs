@@ -13,9 +13,10 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use crate::fuse::{Connection, Counts};
+use crate::fuse::{Choice, Connection, Counts, Wishes, channels, choose, shake_hands};
 use crate::helper::mount_by_helper;
 use crate::spec::{MountSpec, Options, Transport};
+use crate::survive::{Faults, Keep, Keeper, Service, Survived, WorkerError};
 use crate::tree::{OpenError, Tree};
 
 /// Where to mount.
@@ -31,10 +32,18 @@ pub enum Target {
 #[derive(Debug)]
 #[must_use = "requests are answered only by `serve`; dropping this takes the filesystem away"]
 pub struct Mounted {
-    connection: Connection,
+    server: Serving,
     detached: Option<OwnedFd>,
     report: MountReport,
-    tree: Arc<Tree>,
+}
+
+/// Who serves a mount.
+#[derive(Debug)]
+enum Serving {
+    /// This process.
+    Here(Connection, Arc<Tree>),
+    /// Processes that this one starts, the next when one dies.
+    Kept(Box<Keeper>),
 }
 
 /// What was chosen for a mount.
@@ -60,6 +69,9 @@ pub enum MountError {
     /// The layers cannot be used.
     #[error(transparent)]
     Layers(#[from] OpenError),
+    /// The process that serves cannot be started, or cannot use the layers.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     /// There is no FUSE here.
     #[error("open /dev/fuse")]
     Device {
@@ -115,23 +127,19 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
     match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => {
             let (device, detached) = mount_by_kernel(context.as_fd(), options, read_only)?;
-            let connection = Connection::new(Arc::clone(&tree), device, options, threads)
-                .map_err(|source| MountError::Handshake { source })?;
+            let (server, report) = here(tree, device, options, threads, false)?;
             if let Target::Directory(dir) = target {
                 attach(detached.as_fd(), dir)?;
             }
             let detached = matches!(target, Target::Detached).then_some(detached);
-            let report = report(&connection, false, threads);
-            Ok(Mounted { connection, detached, report, tree })
+            Ok(Mounted { server, detached, report })
         }
         Err(Errno::PERM) if let Target::Directory(dir) = target => {
             let options = Options { read_only, ..options.clone() };
             let device =
                 mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
-            let connection = Connection::new(Arc::clone(&tree), device, &options, threads)
-                .map_err(|source| MountError::Handshake { source })?;
-            let report = report(&connection, true, threads);
-            Ok(Mounted { connection, detached: None, report, tree })
+            let (server, report) = here(tree, device, &options, threads, true)?;
+            Ok(Mounted { server, detached: None, report })
         }
         Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
     }
@@ -141,10 +149,47 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
 pub fn adopt(spec: &MountSpec, device: OwnedFd) -> Result<Mounted, MountError> {
     let tree = Arc::new(Tree::open(spec)?);
     let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
-    let connection = Connection::new(Arc::clone(&tree), device, &spec.options, threads)
-        .map_err(|source| MountError::Handshake { source })?;
-    let report = report(&connection, true, threads);
-    Ok(Mounted { connection, detached: None, report, tree })
+    let (server, report) = here(tree, device, &spec.options, threads, true)?;
+    Ok(Mounted { server, detached: None, report })
+}
+
+/// As [`mount`], but served by processes of its own: when one dies, whoever uses the mount waits for the next, and nothing
+/// is lost. The calling process must have one thread only, and should do nothing but [`Mounted::serve`] from then on.
+pub fn mount_kept(spec: &MountSpec, target: &Target, faults: Faults) -> Result<Mounted, MountError> {
+    if !can_be_kept(spec) {
+        return mount(spec, target);
+    }
+    let options = &spec.options;
+    let lock = lock(spec)?;
+    let read_only = options.read_only || spec.upper.is_none();
+    match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Ok(context) => {
+            let (device, detached) = mount_by_kernel(context.as_fd(), options, read_only)?;
+            let (server, report) = kept(spec, device, lock, faults, Place::of(target))?;
+            if let Target::Directory(dir) = target {
+                attach(detached.as_fd(), dir)?;
+            }
+            let detached = matches!(target, Target::Detached).then_some(detached);
+            Ok(Mounted { server, detached, report })
+        }
+        Err(Errno::PERM) if let Target::Directory(dir) = target => {
+            let options = Options { read_only, ..options.clone() };
+            let device =
+                mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
+            let (server, report) = kept(spec, device, lock, faults, Place::ByHelper)?;
+            Ok(Mounted { server, detached: None, report })
+        }
+        Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
+    }
+}
+
+/// As [`adopt`], but served as by [`mount_kept`].
+pub fn adopt_kept(spec: &MountSpec, device: OwnedFd) -> Result<Mounted, MountError> {
+    if !can_be_kept(spec) {
+        return adopt(spec, device);
+    }
+    let (server, report) = kept(spec, device, lock(spec)?, Faults::default(), Place::ByHelper)?;
+    Ok(Mounted { server, detached: None, report })
 }
 
 impl Mounted {
@@ -158,9 +203,13 @@ impl Mounted {
         &self.report
     }
 
-    /// Returns how often the kernel asks for what; it goes on counting while the mount is served.
-    pub fn counts(&self) -> Arc<Counts> {
-        self.connection.counts()
+    /// Returns how often the kernel asks for what; it goes on counting while the mount is served. `None` if another process
+    /// serves it.
+    pub fn counts(&self) -> Option<Arc<Counts>> {
+        match &self.server {
+            Serving::Here(connection, _) => Some(connection.counts()),
+            Serving::Kept(_) => None,
+        }
     }
 
     /// Serves until the filesystem is unmounted, a detached one until nobody has a reference any more.
@@ -168,15 +217,85 @@ impl Mounted {
         let somewhere = self.detached.is_none();
         // Our own reference would keep it alive for ever.
         drop(self.detached);
-        self.connection.serve()?;
-        if somewhere {
-            // Whoever unmounts a folder and waits for us may switch the machine off then.
-            // Fails only for names that are too long. It tells those who wait that this is the end.
-            let _ = rustix::thread::set_name(crate::mounted::ENDING);
-            self.tree.write_through().map_err(io::Error::from)?;
+        match self.server {
+            Serving::Here(connection, tree) => {
+                connection.serve()?;
+                if somewhere {
+                    tree.write_through_at_the_end().map_err(io::Error::from)?;
+                }
+                Ok(())
+            }
+            Serving::Kept(keeper) => Ok(keeper.watch()?),
         }
-        Ok(())
     }
+
+    /// As [`serve`](Self::serve), and returns what a mount by [`mount_kept`] has been through.
+    pub fn serve_and_tell(self) -> (Result<(), ServeError>, Survived) {
+        let keep = match &self.server {
+            Serving::Here(..) => None,
+            Serving::Kept(keeper) => Some(Arc::clone(keeper.keep())),
+        };
+        (self.serve(), keep.map_or_else(Survived::default, |keep| Survived::of(&keep)))
+    }
+}
+
+/// Where a mount is, and by whom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    ByHelper,
+    AtFolder,
+    Nowhere,
+}
+
+impl Place {
+    fn of(target: &Target) -> Place {
+        match target {
+            Target::Directory(_) => Place::AtFolder,
+            Target::Detached => Place::Nowhere,
+        }
+    }
+}
+
+/// Returns whether another process can go on with the transport that is asked for.
+fn can_be_kept(spec: &MountSpec) -> bool {
+    choose(spec.options.transport).is_ok_and(|choice| choice.transport == Transport::Device)
+}
+
+fn here(
+    tree: Arc<Tree>,
+    device: OwnedFd,
+    options: &Options,
+    threads: usize,
+    by_helper: bool,
+) -> Result<(Serving, MountReport), MountError> {
+    let connection = Connection::new(Arc::clone(&tree), device, options, threads)
+        .map_err(|source| MountError::Handshake { source })?;
+    let report = report(connection.choice(), connection.passthrough(), by_helper, threads);
+    Ok((Serving::Here(connection, tree), report))
+}
+
+fn lock(spec: &MountSpec) -> Result<Option<OwnedFd>, MountError> {
+    let lock = spec.upper.as_ref().map(crate::upper::lock_upper).transpose();
+    Ok(lock.map_err(OpenError::Upper)?)
+}
+
+fn kept(
+    spec: &MountSpec,
+    device: OwnedFd,
+    lock: Option<OwnedFd>,
+    faults: Faults,
+    place: Place,
+) -> Result<(Serving, MountReport), MountError> {
+    let handshake = |source| MountError::Handshake { source };
+    let choice = choose(spec.options.transport).map_err(handshake)?;
+    let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
+    let agreed = shake_hands(&device, Wishes::of(&spec.options, choice.transport)).map_err(handshake)?;
+    let report = report(choice, &agreed.passthrough, place == Place::ByHelper, threads);
+    let channels = channels(&Arc::new(device), threads);
+    let keep = Arc::new(Keep::new().map_err(WorkerError::Start)?);
+    let service =
+        Service { spec: spec.clone(), keep, lock, channels, agreed, choice, somewhere: place != Place::Nowhere };
+    Ok((Serving::Kept(Box::new(Keeper::start(service, faults)?)), report))
 }
 
 /// Unmounts the filesystem at `dir`, by `fusermount3` if we may not ourselves.
@@ -242,12 +361,11 @@ fn mount_by_kernel(
     Ok((device.into(), mount))
 }
 
-fn report(connection: &Connection, by_helper: bool, threads: usize) -> MountReport {
-    let choice = connection.choice();
+fn report(choice: Choice, passthrough: &Result<bool, String>, by_helper: bool, threads: usize) -> MountReport {
     MountReport {
         by_helper,
-        passthrough: matches!(connection.passthrough(), Ok(true)),
-        passthrough_refused: connection.passthrough().as_ref().err().cloned(),
+        passthrough: *passthrough == Ok(true),
+        passthrough_refused: passthrough.as_ref().err().cloned(),
         transport: choice.transport,
         transport_reason: choice.reason.to_owned(),
         threads,

@@ -43,6 +43,11 @@ impl Agreed {
     pub(crate) fn has_ring(&self) -> bool {
         self.flags & init::OVER_IO_URING != 0
     }
+
+    /// Returns whether the kernel hands out again what a server has read and not answered.
+    pub(crate) fn can_resend(&self) -> bool {
+        self.flags & init::HAS_RESEND != 0
+    }
 }
 
 /// Answers the first request of a new connection.

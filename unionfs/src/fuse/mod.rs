@@ -25,10 +25,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::spec::{Options, Transport};
+use crate::survive::Keep;
 use crate::tree::Tree;
 pub use counts::Counts;
-use handshake::{Agreed, Wishes};
+pub(crate) use handshake::{Agreed, Wishes, shake_hands};
 use operations::Operations;
+pub(crate) use transport::channels;
 
 /// A mounted filesystem whose requests are about to be served.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ impl Connection {
             return Ok(Connection::over(transport, tree, device, choice, passthrough));
         }
         let buffers = if wishes.ring { Some(transport::Ring::buffers()?) } else { None };
-        let agreed = handshake::shake_hands(&*device, wishes)?;
+        let agreed = shake_hands(&*device, wishes)?;
         match buffers {
             Some(buffers) if agreed.has_ring() => {
                 let ring = Box::new(transport::Ring::new(Arc::clone(&device), buffers));
@@ -77,6 +79,23 @@ impl Connection {
         Connection::over(transport, tree, device, choice, agreed.passthrough)
     }
 
+    /// The same, as one of several servers that come one after another and leave each other `keep`.
+    pub(crate) fn kept(
+        tree: Arc<Tree>,
+        channels: Vec<Arc<OwnedFd>>,
+        agreed: Agreed,
+        choice: Choice,
+        keep: &Arc<Keep>,
+    ) -> Connection {
+        let operations = Operations::kept(tree, Arc::clone(&channels[0]), keep);
+        Connection::of(Box::new(transport::Device::new(channels)), operations, choice, agreed.passthrough)
+    }
+
+    /// Makes the kernel hand out again what an earlier server has read and not answered.
+    pub(crate) fn resend(&self) -> io::Result<()> {
+        notify::resend(self.operations.device())
+    }
+
     fn over(
         transport: Box<dyn transport::Transport>,
         tree: Arc<Tree>,
@@ -84,7 +103,15 @@ impl Connection {
         choice: Choice,
         passthrough: Result<bool, String>,
     ) -> Connection {
-        let operations = Operations::new(tree, device);
+        Connection::of(transport, Operations::new(tree, device), choice, passthrough)
+    }
+
+    fn of(
+        transport: Box<dyn transport::Transport>,
+        operations: Arc<Operations>,
+        choice: Choice,
+        passthrough: Result<bool, String>,
+    ) -> Connection {
         if passthrough == Ok(true) {
             operations.allow_passthrough();
         }
@@ -121,7 +148,7 @@ pub fn default_transport() -> (Transport, &'static str) {
 }
 
 /// Chooses a transport.
-fn choose(wanted: Transport) -> io::Result<Choice> {
+pub(crate) fn choose(wanted: Transport) -> io::Result<Choice> {
     if wanted == Transport::Ring
         && let Some(refusal) = transport::Ring::refusal()
     {

@@ -5,6 +5,7 @@
 //! upper becomes a lower. Folders do not change while mounted, so a number names one object for the life of the mount;
 //! of two that claim one number, the second gets another.
 
+mod kept;
 mod search;
 
 use std::collections::hash_map::Entry;
@@ -20,7 +21,6 @@ use rustix::fs::{Dir, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::folders_kept::Kept;
 use super::{Left, LowerChild, Place};
 use crate::Result;
 use crate::backing::{self, Identity, RawStat};
@@ -33,6 +33,7 @@ use crate::override_stat::Override;
 use crate::survive::{Keep, RecordId};
 use crate::table;
 use crate::tree::Usage;
+use kept::{Kept, Restored};
 use search::Found;
 
 /// A stack of read-only folders.
@@ -414,9 +415,7 @@ impl FolderLower {
             return Left::Held;
         }
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(node) = nodes.get(&ino) else {
-            return if self.kept.forget(ino, count) { Left::Nobody { parent: None } } else { Left::Held };
-        };
+        let Some(node) = nodes.get(&ino) else { return Left::Nobody { parent: None } };
         let held = node.references.load(Ordering::Acquire).saturating_sub(count);
         node.references.store(held, Ordering::Release);
         if held > 0 {
@@ -429,33 +428,8 @@ impl FolderLower {
     }
 
     fn node(&self, ino: Ino) -> Result<Arc<Node>> {
-        match self.known_node(ino) {
-            Some(node) => Ok(node),
-            None if self.kept.has_left(ino) => self.recall(ino),
-            None => Err(Errno::STALE),
-        }
-    }
-
-    fn known_node(&self, ino: Ino) -> Option<Arc<Node>> {
-        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&ino).cloned()
-    }
-
-    /// Finds a node again that an earlier server knew: from the nearest directory that is known, down.
-    fn recall(&self, ino: Ino) -> Result<Arc<Node>> {
-        let mut way = Vec::new();
-        let mut current = ino;
-        while self.known_node(current).is_none() {
-            let place = self.kept.place(current).ok_or(Errno::STALE)?;
-            let parent = place.parent;
-            way.push((current, place));
-            current = parent;
-        }
-        while let Some((expected, place)) = way.pop() {
-            if self.lookup(place.parent, &place.name)? != Some(expected) {
-                return Err(Errno::STALE);
-            }
-        }
-        self.known_node(ino).ok_or(Errno::STALE)
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(&ino).cloned().ok_or(Errno::STALE)
     }
 
     /// Writes what is known for the next server, from now on.
@@ -463,18 +437,24 @@ impl FolderLower {
         self.kept.start(keep);
     }
 
-    /// Remembers what an earlier server knew: reads one of its records, if it is of a folder.
+    /// Takes over what an earlier server knew: reads one of its records, if it is of folders.
     pub(crate) fn restore(&self, record: RecordId, bytes: &[u8]) {
-        if let Some(devices) = self.kept.restore(record, bytes) {
-            *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = devices;
+        match self.kept.decode(record, bytes) {
+            Some(Restored::Devices(devices)) => {
+                *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = devices;
+            }
+            Some(Restored::Node(node)) => {
+                let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+                nodes.insert(node.stat.ino, Arc::from(node));
+            }
+            None => {}
         }
     }
 
     /// Sets how often the kernel holds a node that an earlier server knew.
     pub(crate) fn restore_references(&self, ino: Ino, references: u64) {
-        match self.known_node(ino) {
-            Some(node) => node.references.store(references, Ordering::Release),
-            None => self.kept.restore_references(ino, references),
+        if let Ok(node) = self.node(ino) {
+            node.references.store(references, Ordering::Release);
         }
     }
 
@@ -499,18 +479,15 @@ impl FolderLower {
             }
         };
         let mut places = node.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left) = self.kept.take(node.stat.ino) {
-            node.references.fetch_add(left.references, Ordering::AcqRel);
-            let _ = node.record.set(left.record);
-            places.extend(left.places.into_iter().map(|place| (place.parent, place.name.into())));
-        }
+        let mut news = node.record.get().is_none();
         if let Some((parent, name)) = place
             && !places.iter().any(|(known, known_name)| *known == parent && **known_name == *name)
         {
             places.push((parent, name.into()));
-            if let Some(record) = self.kept.write_node(node.record.get().copied(), node.stat.ino, &places) {
-                let _ = node.record.set(record);
-            }
+            news = true;
+        }
+        if news {
+            self.kept.write_node(&node, &places);
         }
         drop(places);
         node
@@ -523,8 +500,9 @@ impl FolderLower {
         if loose.len() > MAX_LOOSE
             && let Some(oldest) = loose.pop_front()
             && nodes.get(&oldest).is_some_and(|node| node.references.load(Ordering::Acquire) == 0)
+            && let Some(node) = table::remove(nodes, &oldest)
         {
-            table::remove(nodes, &oldest);
+            self.kept.remove(node.record.get().copied());
         }
     }
 

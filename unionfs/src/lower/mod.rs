@@ -4,7 +4,6 @@
 //! the inode number that users see.
 
 mod folders;
-mod folders_kept;
 mod image;
 
 pub use folders::FolderError;

@@ -112,6 +112,10 @@ impl Journal {
         }
         let Some(slot) = slot.or_else(|| self.take(plain, opcode)) else { return begun };
         CURRENT.set(Some(Current { memory: Arc::clone(&self.memory), slot, intent }));
+        let deadly = self.memory.read_header(Header::Deadly);
+        if deadly != 0 && deadly == u64::from(opcode) && begun != Begun::Poison {
+            std::process::abort();
+        }
         begun
     }
 
@@ -168,6 +172,9 @@ pub(crate) fn detach() -> Ticket {
 
 /// Goes on with a request in this thread.
 pub(crate) fn attach(ticket: Ticket) {
+    if let Some(current) = &ticket.0 {
+        super::faults::expose(&current.memory);
+    }
     CURRENT.set(ticket.0);
 }
 

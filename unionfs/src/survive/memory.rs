@@ -80,7 +80,9 @@ pub(crate) enum Header {
     KillAt,
     /// Not 0: what the journal says is not believed. Only tests set it.
     Forgetful,
-    /// State of the dice of the two above.
+    /// Abort at every request with this number; 0 for none. Only tests set it.
+    Deadly,
+    /// State of the dice that kill.
     Dice,
     /// Kills by those dice.
     Kills,

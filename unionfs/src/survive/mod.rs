@@ -3,14 +3,15 @@
 mod faults;
 mod journal;
 mod keep;
+mod keeper;
 mod known;
 mod memory;
 mod pins;
 
 pub(crate) use faults::{Point, expose, pass, step};
-pub(crate) use journal::{
-    Begun, Journal, Ticket, attach, detach, effects_undone, finish, intend, past_intent, was_executed,
-};
+pub(crate) use journal::{Begun, Journal, attach, detach, effects_undone, finish, intend, past_intent, was_executed};
 pub(crate) use keep::Keep;
-pub(crate) use known::{Counter, Known, KnownNode};
-pub(crate) use memory::{Header, Memory, RecordId};
+pub use keeper::{Faults, Survived, WorkerError};
+pub(crate) use keeper::{Keeper, Service};
+pub(crate) use known::{Counter, Known};
+pub(crate) use memory::{Header, RecordId};

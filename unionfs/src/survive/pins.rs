@@ -55,6 +55,11 @@ impl Pins {
         Ok(Pins { sockets: [queue()?, queue()?], state: Mutex::default() })
     }
 
+    /// Returns the sockets.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().flat_map(|queue| [queue.sender.as_fd(), queue.receiver.as_fd()])
+    }
+
     /// Keeps the file of a node that is about to lose its last name. Returns whether that worked.
     pub(crate) fn pin(&self, ino: u64, file: &Arc<OwnedFd>) -> bool {
         let mut state = self.state();

@@ -191,7 +191,15 @@ impl Tree {
     }
 
     /// Waits until everything that was written is on the disk, unless the mount is not to wait for the disk.
-    pub(crate) fn write_through(&self) -> Result<()> {
+    pub(crate) fn write_through_at_the_end(&self) -> Result<()> {
+        // Whoever unmounts a folder and waits for us may switch the machine off then.
+        // Fails only for names that are too long. It tells those who wait that this is the end.
+        let _ = rustix::thread::set_name(crate::mounted::ENDING);
+        self.write_through()
+    }
+
+    /// Waits until everything is on the disk.
+    fn write_through(&self) -> Result<()> {
         match self.upper.as_ref().filter(|upper| upper.is_writable() && upper.is_durable()) {
             Some(upper) => rustix::fs::syncfs(backing::reopen(upper.root(), OFlags::RDONLY | OFlags::DIRECTORY)?),
             None => Ok(()),

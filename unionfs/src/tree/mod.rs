@@ -121,7 +121,6 @@ impl Tree {
 
     /// Opens the layers as one of several servers that come one after another and leave each other `keep`. `lock` is
     /// that of [`lock_upper`](crate::upper::lock_upper), if there is an upper.
-    #[allow(dead_code, reason = "called by the keeper, which comes next")]
     pub(crate) fn open_kept(spec: &MountSpec, keep: &Arc<Keep>, lock: Option<OwnedFd>) -> Result<Tree, OpenError> {
         let tree = Tree::open_for(spec, Purpose::Serve, Some(keep), lock)?;
         if keep.is_left() {
@@ -138,7 +137,6 @@ impl Tree {
     }
 
     /// Returns how many nodes are numbered from 1 on without gaps.
-    #[allow(dead_code, reason = "called by the keeper, which comes next")]
     pub(crate) fn gapless(&self) -> u64 {
         self.lower.gapless()
     }

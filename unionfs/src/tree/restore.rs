@@ -50,7 +50,6 @@ impl Tree {
     }
 
     /// Settles what requests in work had moved.
-    #[allow(dead_code, reason = "called by the keeper, which comes next")]
     pub(crate) fn settle(&self, intents: &[Vec<u8>]) {
         let _names = self.write_names();
         for intent in intents {

@@ -360,7 +360,6 @@ pub(crate) fn nowhere() -> Result<OwnedFd> {
 }
 
 /// Takes the lock of a layer for whoever will serve it. It is held until all copies of the descriptor are closed.
-#[allow(dead_code, reason = "called by the keeper, which comes next")]
 pub(crate) fn lock_upper(upper: &Upper) -> Result<OwnedFd, UpperError> {
     let failed = |error: Errno| UpperError::Prepare { path: upper.work.clone(), source: error.into() };
     let work = open_directory(&upper.work).map_err(failed)?;

@@ -22,7 +22,7 @@ pub(crate) struct TestMount {
 impl TestMount {
     pub(crate) fn new(spec: &MountSpec, dir: &Path) -> TestMount {
         let mounted = mount(spec, &Target::Directory(dir.to_owned()));
-        let (report, counts) = (mounted.report().clone(), mounted.counts());
+        let (report, counts) = (mounted.report().clone(), mounted.counts().expect("this process serves"));
         let server = std::thread::spawn(move || mounted.serve());
         TestMount { dir: dir.to_owned(), server: Some(server), report, counts }
     }

@@ -23,6 +23,7 @@ use super::slow::Slow;
 use super::wire::{AttrOut, EntryOut};
 use crate::Result;
 use crate::node::{Device, Ino, Kind, Stat, kind_of};
+use crate::survive::{self as journal, Begun, Counter, Journal, Keep, Point};
 use crate::tree::{Caller, New, RenameMode, SetAttributes, Tree};
 use nodes::{NodeNumber, Nodes};
 
@@ -35,6 +36,8 @@ pub(crate) struct Operations {
     passthrough: AtomicBool,
     /// The connection, for notes to the kernel.
     device: Arc<OwnedFd>,
+    /// Where requests in work are noted for the next server.
+    journal: Option<Journal>,
     counts: Arc<Counts>,
     slow: Slow,
 }
@@ -52,14 +55,74 @@ pub(crate) type Job = Box<dyn FnOnce(&dyn Register) -> Reply + Send>;
 
 impl Operations {
     pub(crate) fn new(tree: Arc<Tree>, device: Arc<OwnedFd>) -> Arc<Operations> {
-        Arc::new(Operations {
+        Arc::new(Operations::with(tree, device, Nodes::new(None), None))
+    }
+
+    /// Goes on where an earlier server of the connection has stopped, if there was one, and leaves `keep` to the next.
+    pub(crate) fn kept(tree: Arc<Tree>, device: Arc<OwnedFd>, keep: &Arc<Keep>) -> Arc<Operations> {
+        let nodes = Nodes::new(Some(Arc::clone(keep)));
+        nodes.restore(keep.known(tree.gapless()), &device);
+        let journal = Journal::open(Arc::clone(keep.memory()));
+        let mut intents = Vec::new();
+        journal.for_each_intent(&mut |intent| intents.push(intent.to_vec()));
+        tree.settle(&intents);
+        Arc::new(Operations::with(tree, device, nodes, Some(journal)))
+    }
+
+    fn with(tree: Arc<Tree>, device: Arc<OwnedFd>, nodes: Nodes, journal: Option<Journal>) -> Operations {
+        Operations {
             tree,
-            nodes: Nodes::new(),
+            nodes,
             passthrough: AtomicBool::new(false),
             device,
+            journal,
             counts: Arc::default(),
             slow: Slow::new(),
-        })
+        }
+    }
+
+    /// Lets this thread die on purpose, if a test wants that.
+    pub(crate) fn expose_this_thread(&self) {
+        if let Some(journal) = &self.journal {
+            journal::expose(journal.memory());
+        }
+    }
+
+    /// Notes that a request is in work; returns the answer if there is nothing left to do for it.
+    pub(crate) fn begin(&self, request: &Request<'_>, opcode: u32) -> Option<Reply> {
+        let journal = self.journal.as_ref()?;
+        journal::pass(Point::Read);
+        if request.operation.is_unanswered() {
+            return None;
+        }
+        let reply = match journal.begin(request.unique, opcode) {
+            Begun::New => None,
+            Begun::Poison => Some(Reply::Error(Errno::IO)),
+            // Its node may be another by now: the kernel does not hold it over the request.
+            Begun::Again(effects) if matches!(request.operation, Operation::Release { .. }) => {
+                (!effects.is_empty()).then_some(Reply::Done)
+            }
+            Begun::Again(effects) => {
+                self.undo(&effects);
+                None
+            }
+        };
+        journal::pass(Point::Begun);
+        reply
+    }
+
+    /// Takes back what a request has changed that was not answered.
+    fn undo(&self, effects: &[(usize, i64)]) {
+        let known = self.nodes.known();
+        for (word, delta) in effects {
+            let Some((node, counter)) = known.and_then(|known| known.counter(*word)) else { continue };
+            let count = u64::try_from(*delta).unwrap_or(0);
+            match counter {
+                Counter::Lookups => self.forget(node, count),
+                Counter::Opens => (0..count).for_each(|_| self.unopen(node)),
+            }
+        }
+        journal::effects_undone();
     }
 
     /// Lets file data bypass us from now on.
@@ -69,6 +132,10 @@ impl Operations {
 
     pub(crate) fn counts(&self) -> &Arc<Counts> {
         &self.counts
+    }
+
+    pub(crate) fn device(&self) -> &OwnedFd {
+        &self.device
     }
 
     /// Returns the threads for [`Outcome::Later`].

@@ -10,11 +10,13 @@
 //! kernel looks the name up again. The old readers keep the old bytes.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::fuse::backing::Backing;
 use crate::node::Ino;
+use crate::survive::{Header, Keep, Known};
 
 /// The number by which the kernel names a node. The same as the inode number, but for nodes that supersede another.
 pub(super) type NodeNumber = u64;
@@ -22,6 +24,8 @@ pub(super) type NodeNumber = u64;
 /// The state of all nodes that are open or have been.
 #[derive(Debug)]
 pub(super) struct Nodes {
+    /// Where all of it is written for the next server.
+    keep: Option<Arc<Keep>>,
     shards: [Mutex<HashMap<NodeNumber, Node>>; SHARDS],
     aliases: RwLock<Aliases>,
     any_alias: AtomicBool,
@@ -72,12 +76,61 @@ struct Alias {
 }
 
 impl Nodes {
-    pub(super) fn new() -> Nodes {
+    /// Makes an empty table; with `keep`, what is in it is written for the next server.
+    pub(super) fn new(keep: Option<Arc<Keep>>) -> Nodes {
+        // Numbers of an earlier server are not used again: the kernel may know one.
+        let generation = keep.as_ref().map_or(0, |keep| keep.memory().read_header(Header::Generation));
+        let next = FIRST_ALIAS + (generation << 32);
         Nodes {
+            keep,
             shards: std::array::from_fn(|_| Mutex::default()),
-            aliases: RwLock::new(Aliases { next: FIRST_ALIAS, ..Aliases::default() }),
+            aliases: RwLock::new(Aliases { next, ..Aliases::default() }),
             any_alias: AtomicBool::new(false),
             idle: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns what is written for the next server.
+    pub(super) fn known(&self) -> Option<&Known> {
+        // The list of nodes without gaps has been made before.
+        self.keep.as_ref().map(|keep| keep.known(0))
+    }
+
+    /// Takes over what an earlier server has written.
+    pub(super) fn restore(&self, known: &Known, device: &Arc<OwnedFd>) {
+        known.for_each(&mut |known| {
+            if known.node >= FIRST_ALIAS {
+                let mut aliases = self.write_aliases();
+                let ino = Ino(known.ino);
+                aliases.known.insert(known.node, Alias { ino, references: known.lookups });
+                let current = aliases.current.entry(ino).or_default();
+                *current = known.node.max(*current);
+                self.any_alias.store(true, Ordering::Release);
+            }
+            if known.state == 0 && known.backing == 0 && known.opens == 0 {
+                return;
+            }
+            let number = known.backing.checked_sub(1).and_then(|number| u32::try_from(number).ok());
+            let backing = number.map(|number| Arc::new(Backing::taken_over(device, number)));
+            self.idle.fetch_add(u64::from(backing.is_some()), Ordering::Relaxed);
+            let node = Node { opens: known.opens, backing, ..Node::of_bits(known.state) };
+            self.lock(known.node).insert(known.node, node);
+        });
+    }
+
+    /// Writes the state of a node that was `before`. The caller holds its shard.
+    fn write(&self, node: NodeNumber, before: (u64, u64, u64), state: Option<&Node>) {
+        let Some(known) = self.known() else { return };
+        let after = state.map_or((0, 0, 0), Node::written);
+        for _ in before.0..after.0 {
+            known.opened(node);
+        }
+        if (before.1, before.2) != (after.1, after.2) {
+            let ino = if node < FIRST_ALIAS { 0 } else { self.ino(node).0 };
+            known.set(node, ino, after.1, after.2);
+        }
+        for _ in after.0..before.0 {
+            known.closed(node);
         }
     }
 
@@ -104,17 +157,30 @@ impl Nodes {
         {
             alias.references += 1;
         }
+        if let Some(known) = self.known() {
+            known.told(node);
+        }
     }
 
     /// Reads and changes the state of a node, which is made if there is none. All changes go through here and
     /// [`with_known`](Self::with_known).
     pub(super) fn with<R>(&self, node: NodeNumber, change: impl FnOnce(&mut Node) -> R) -> R {
-        change(self.lock(node).entry(node).or_default())
+        let mut shard = self.lock(node);
+        let state = shard.entry(node).or_default();
+        let before = state.written();
+        let result = change(state);
+        self.write(node, before, Some(state));
+        result
     }
 
     /// Reads and changes the state of a node if there is any.
     pub(super) fn with_known<R>(&self, node: NodeNumber, change: impl FnOnce(&mut Node) -> R) -> Option<R> {
-        self.lock(node).get_mut(&node).map(change)
+        let mut shard = self.lock(node);
+        let state = shard.get_mut(&node)?;
+        let before = state.written();
+        let result = change(state);
+        self.write(node, before, Some(state));
+        Some(result)
     }
 
     fn lock(&self, node: NodeNumber) -> MutexGuard<'_, HashMap<NodeNumber, Node>> {
@@ -129,6 +195,9 @@ impl Nodes {
         aliases.next += 1;
         aliases.known.insert(number, Alias { ino, references: 0 });
         aliases.current.insert(ino, number);
+        if let Some(known) = self.known() {
+            known.set(number, ino.0, 0, 0);
+        }
         self.any_alias.store(true, Ordering::Release);
     }
 
@@ -150,8 +219,16 @@ impl Nodes {
         let removed = {
             let mut shard = self.lock(node);
             // The kernel also takes back single references to nodes that it keeps; those that are open it keeps.
-            if shard.get(&node).is_some_and(|state| state.opens == 0) { shard.remove(&node) } else { None }
+            let removed =
+                if shard.get(&node).is_some_and(|state| state.opens == 0) { shard.remove(&node) } else { None };
+            if let Some(removed) = &removed {
+                self.write(node, removed.written(), None);
+            }
+            removed
         };
+        if let Some(known) = self.known() {
+            known.forgot(node, count);
+        }
         if removed.is_some_and(|node| node.backing.is_some()) {
             self.idle.fetch_sub(1, Ordering::Relaxed);
         }
@@ -171,6 +248,9 @@ impl Nodes {
         let alias = *alias;
         if alias.references == 0 && !held {
             aliases.known.remove(&number);
+            if let Some(known) = self.known() {
+                known.set(number, 0, 0, 0);
+            }
             if aliases.current.get(&alias.ino) == Some(&number) {
                 aliases.current.remove(&alias.ino);
             }
@@ -184,12 +264,46 @@ impl Nodes {
         }
         for shard in &self.shards {
             let mut dropped = Vec::new();
-            for node in shard.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
-                if node.opens == 0 {
+            for (number, node) in shard.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+                if node.opens == 0 && node.backing.is_some() {
+                    let before = node.written();
                     dropped.extend(node.backing.take());
+                    // Written before the number is given back, and may come to mean another file.
+                    self.write(*number, before, Some(node));
                 }
             }
             self.idle.fetch_sub(dropped.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Node {
+    /// Returns what is written of it: opens, state and backing file.
+    fn written(&self) -> (u64, u64, u64) {
+        let mode = match self.mode {
+            Mode::Cached => 0,
+            Mode::Lower => 1,
+            Mode::Upper => 2,
+        };
+        let flags =
+            [self.stale_cache, self.mapped, self.superseded.is_some(), self.suits.is_some(), self.suits == Some(true)];
+        let state = flags.iter().fold(mode, |bits, flag| bits << 1 | u64::from(*flag));
+        (self.opens, state, self.backing.as_ref().map_or(0, |backing| u64::from(backing.number()) + 1))
+    }
+
+    fn of_bits(state: u64) -> Node {
+        let [stale_cache, mapped, superseded, known, suits] = std::array::from_fn(|place| state & (0x10 >> place) != 0);
+        Node {
+            mode: match state >> 5 {
+                1 => Mode::Lower,
+                2 => Mode::Upper,
+                _ => Mode::Cached,
+            },
+            stale_cache,
+            mapped,
+            superseded: superseded.then(HashSet::new),
+            suits: known.then_some(suits),
+            ..Node::default()
         }
     }
 }
@@ -247,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_superseding_node_shares_the_number_until_it_is_forgotten() {
-        let nodes = Nodes::new();
+        let nodes = Nodes::new(None);
         assert_eq!(nodes.current(Ino(7)), 7);
         nodes.supersede(Ino(7));
         let node = nodes.current(Ino(7));

@@ -77,11 +77,19 @@ impl Operations {
     /// Answers CREATE for a file that was just made, open.
     pub(super) fn created(&self, stat: &Stat, flags: i32, register: &dyn Register) -> Reply {
         let node = stat.ino.0;
+        self.nodes.remember(node);
         let answer = self.choose(node, stat.ino, Opened::Upper, true, 0, register);
         if flags & libc::O_ACCMODE == libc::O_RDWR && matches!(answer, Answer::Passed(_)) {
             self.note_mapped(node);
         }
         Reply::Created(self.entry(stat), open(Opened::Upper, answer))
+    }
+
+    /// Takes back an open that was not answered.
+    pub(super) fn unopen(&self, node: NodeNumber) {
+        let ino = self.nodes.ino(node);
+        let handle = if self.tree.is_in_upper(ino) { IN_UPPER } else { 0 };
+        self.release(node, handle);
     }
 
     /// Serves RELEASE.

@@ -84,6 +84,7 @@ pub(super) fn serve_channel(
     // Neither is in memory before it is used.
     let mut message = vec![0; MESSAGE_MAX];
     let mut room = vec![0; MAX_WRITE as usize];
+    operations.expose_this_thread();
     while more() {
         match rustix::io::read(&**channel, &mut message) {
             // A channel that is no device says so at its end.

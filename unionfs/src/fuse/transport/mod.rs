@@ -20,6 +20,8 @@ pub(crate) use device::{Device, channels};
 pub(crate) use fuser::Fuser;
 pub(crate) use ring::Ring;
 
+use crate::survive::{self as journal, Point};
+
 /// A way to the kernel, after the handshake.
 pub(crate) trait Transport: Debug + Send {
     /// Serves until the mount is gone.
@@ -43,11 +45,26 @@ fn serve_frame(operations: &Arc<Operations>, frame: &Frame<'_>, room: &mut [u8],
         }
         Err(error) => return sink.send(Reply::Error(error), &[]),
     };
-    match operations.serve(&request, room, &sink) {
-        Outcome::Now(reply) => sink.send(reply, room),
-        Outcome::Later(job) => operations.slow().run(move || {
-            let reply = survive(|| job(&sink)).unwrap_or(Reply::Error(Errno::IO));
-            sink.send(reply, &[]);
-        }),
+    if let Some(reply) = operations.begin(&request, header.opcode) {
+        return answer(sink, reply, &[]);
     }
+    match operations.serve(&request, room, &sink) {
+        Outcome::Now(reply) => answer(sink, reply, room),
+        Outcome::Later(job) => {
+            let ticket = journal::detach();
+            operations.slow().run(move || {
+                journal::attach(ticket);
+                let reply = survive(|| job(&sink)).unwrap_or(Reply::Error(Errno::IO));
+                answer(sink, reply, &[]);
+            });
+        }
+    }
+}
+
+/// Sends the answer to a request, which is no longer in work then.
+fn answer(sink: impl Sink, reply: Reply, room: &[u8]) {
+    journal::pass(Point::Executed);
+    sink.send(reply, room);
+    journal::pass(Point::Replied);
+    journal::finish();
 }
