@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -501,4 +503,48 @@ fn nothing_is_kept_of_a_tree_that_was_walked() {
     tree.forget(many, 1);
     assert_eq!(tree.object_count(), 1);
     assert!(tree.lower_count() < 10, "{}", tree.lower_count());
+}
+
+/// Numbers and data of an image's files: by slot, out of the tar.
+#[test]
+fn files_of_an_image_keep_their_data_below_their_attributes() {
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = |path: &str| temp.path().join(path);
+    let data: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in [("dir/big", &data[..]), ("dir/small", b"small"), ("other/file", b"file")] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, content).unwrap();
+    }
+    fs::write(at("layer.tar"), tar.into_inner().unwrap()).unwrap();
+    for dir in ["store", "upper", "work"] {
+        fs::create_dir(at(dir)).unwrap();
+    }
+    let spec = MountSpec {
+        lower: common::image::image(&at("store"), &[at("layer.tar")]).lower,
+        upper: Some(Upper { dir: at("upper"), work: at("work") }),
+        options: Options { metacopy: Metacopy::On, ..Options::default() },
+    };
+    let tree = Tree::open(&spec).unwrap();
+    let (dir, before) = (find(&tree, "dir").ino, find(&tree, "dir/big"));
+    tree.set_attributes(before.ino, &attributes(0o600)).unwrap();
+    tree.rename(dir, b"big", Ino::ROOT, b"moved", RenameMode::Replace).unwrap();
+    tree.rename(Ino::ROOT, b"dir", Ino::ROOT, b"dir2", RenameMode::Replace).unwrap();
+    assert!(blocks(&at("upper/moved")) <= 8);
+    drop(tree);
+
+    let tree = Tree::open(&spec).unwrap();
+    // By number alone, before anything was looked up; what was moved away from where the image has it is not found.
+    let file = (1..20).map(Ino).find(|ino| tree.by_number(*ino).is_ok_and(|stat| stat.size == 4)).unwrap();
+    assert_eq!(content(&tree, file), "file");
+    let moved = find(&tree, "moved");
+    assert_eq!((moved.ino, moved.permissions, moved.blocks), (before.ino, 0o600, before.blocks));
+    assert_eq!(read_all(&tree, moved.ino), data);
+    assert_eq!(find(&tree, "dir2").ino, dir);
+    let _ = tree.open_file(moved.ino, WRITE).unwrap();
+    tree.write(moved.ino, b"new", 0, false).unwrap();
+    tree.release(moved.ino);
+    assert_eq!(fs::read(at("upper/moved")).unwrap()[3..], data[3..]);
 }
