@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::{TestMount, mount, options, privileged};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use strata_unionfs::{IdMap, IdRange, Lower, MountSpec, Options, Passthrough, Target, Upper};
+use strata_unionfs::{IdMap, IdRange, Lower, MountSpec, Options, Passthrough, Target, Upper, XattrPermissions};
 
 fn spec(root: &Path, options: Options) -> MountSpec {
     for dir in ["lower", "upper", "work", "mnt"] {
@@ -185,5 +185,170 @@ fn whiteouts_by_name_count_where_they_are_believed() {
     spec.options.named_whiteouts = false;
     let mount = TestMount::new(&spec, &at("mnt"));
     assert!(at("mnt/.wh.gone").exists() && at("mnt/kept/deleted").exists(), "elsewhere they are names");
+    mount.unmount();
+}
+
+/// Runs a shell in the mount; fails with what it printed.
+fn shell(folder: &Path, script: &str) {
+    // A command before `&&` that fails would not end the script.
+    let script = &script.replace(" && ", "\n");
+    let output = Command::new("bash").args(["-euxo", "pipefail", "-c", script]).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn ids_in_acls_and_capabilities_follow_the_map() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let ranges = [(0, 100_000, 10), (10, 200_000, 1000)];
+    let range = |(container, host, count)| IdRange { container, host, count };
+    let map = Some(IdMap(ranges.map(range).to_vec()));
+    let spec = spec(temp.path(), Options { uid_map: map.clone(), gid_map: map, ..options() });
+    let (place, upper) = (temp.path().join("mnt"), temp.path().join("upper"));
+    let lower = temp.path().join("lower");
+    shell(
+        &lower,
+        "cp /bin/true program && setcap cap_net_raw+ep program && touch listed && setfacl -m u:12:r,g:5:rw,u:9999:r listed",
+    );
+    let mount = TestMount::new(&spec, &place);
+    // Of the namespace whose root is 100000, and so in force for whoever is root there.
+    shell(&place, "getcap -n program | grep 'cap_net_raw.*rootid=100000'");
+    shell(&place, "getfacl -n listed | grep -x 'user:200002:r--' && getfacl -n listed | grep -x 'group:100005:rw-'");
+    shell(&place, "getfacl -n listed | grep -x 'user:65534:r--'");
+    shell(
+        &place,
+        "chmod 777 . && setpriv --reuid=100001 --regid=100001 --clear-groups touch made && setfacl -m u:100003:rwx,g:200005:r made && getfacl -n made | grep -x 'user:100003:rwx'",
+    );
+    shell(&place, "if setfacl -m u:7:r made; then exit 1; fi");
+    shell(&place, "mv program moved && getcap -n moved | grep rootid=100000 && echo >> listed");
+    mount.unmount();
+    shell(&upper, "getfacl -n made | grep -x 'user:3:rwx' && getfacl -n made | grep -x 'group:15:r--'");
+    shell(&upper, "getcap -n moved | grep cap_net_raw && if getcap -n moved | grep rootid; then exit 1; fi");
+    shell(&upper, "getfacl -n listed | grep -x 'user:12:r--' && getfacl -n listed | grep -x 'user:9999:r--'");
+}
+
+#[test]
+fn squashed_files_have_one_owner_whatever_is_done() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let spec = spec(temp.path(), Options { squash_uid: Some(77), squash_gid: Some(88), ..options() });
+    let place = temp.path().join("mnt");
+    shell(&temp.path().join("lower"), "touch low && chown 5:6 low && mkdir dir");
+    let mount = TestMount::new(&spec, &place);
+    let script = "touch new && mkdir made && ln -s x link && chown 9:9 new low && echo x >> low
+        for name in . low dir new made link; do test \"$(stat -c %u:%g $name)\" = 77:88; done";
+    shell(&place, script);
+    mount.unmount();
+    shell(&temp.path().join("upper"), "test \"$(stat -c %u:%g new)\" = 9:9");
+}
+
+#[test]
+fn owners_types_and_permissions_can_lie_in_an_attribute() {
+    if !privileged() {
+        return;
+    }
+    for (mode, attribute) in [
+        (XattrPermissions::User, "user.containers.override_stat"),
+        (XattrPermissions::Privileged, "security.fuseoverlayfs.override_stat"),
+    ] {
+        let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut spec = spec(temp.path(), Options { xattr_permissions: mode, ..options() });
+        let (place, upper) = (temp.path().join("mnt"), temp.path().join("upper"));
+        shell(&temp.path().join("lower"), "echo low > low && chown 5:6 low && chmod 640 low && mknod null c 1 3");
+        let mount = TestMount::new(&spec, &place);
+        let shown = "test \"$(stat -c '%u:%g %a' new)\" = '1234:5678 4755'
+            test \"$(stat -c '%u:%g %a' low)\" = '5:7 600' && test \"$(stat -c '%u:%g %a' dir)\" = '42:43 1700'
+            test \"$(stat -c '%F %t:%T %a %u' null)\" = 'character special file 1:3 600 9'
+            test \"$(stat -c '%F %t:%T' block)\" = 'block special file 7:2c' && test -p fifo && echo x > null";
+        shell(
+            &place,
+            "umask 022 && echo x > new && chown 1234:5678 new && chmod 4755 new && chgrp 7 low && chmod 600 low
+            mkdir dir && chown 42:43 dir && chmod 1700 dir && mknod block b 7 44 && mkfifo fifo && chown 9 null && chmod 600 null",
+        );
+        shell(&place, shown);
+        shell(
+            &place,
+            &format!(
+                "if getfattr -n {attribute} new; then exit 1; fi; if getfattr -d -m - new | grep override; then exit 1; fi"
+            ),
+        );
+        shell(&place, &format!("if setfattr -n {attribute} -v 0:0:0777 new; then exit 1; fi"));
+        // Who may what is decided by what is shown.
+        shell(&place, "setpriv --reuid=1234 --regid=1 --clear-groups bash -c 'echo y >> new'");
+        shell(&place, "if setpriv --reuid=5 --regid=1 --clear-groups cat dir/x 2>&1 | grep -v denied; then exit 1; fi");
+        // A foreign write takes the set-user-id bit away.
+        shell(&place, "test \"$(stat -c %a new)\" = 755 && chmod 4755 new");
+        mount.unmount();
+        shell(
+            &upper,
+            "test \"$(stat -c '%u:%g %F' new)\" = '0:0 regular file' && test -f null && test -f fifo && test ! -u new",
+        );
+        shell(&upper, &format!("getfattr --only-values -n {attribute} null | grep -x '9:0:0600:char-1-3'"));
+        let mount = TestMount::new(&spec, &place);
+        shell(&place, shown);
+        mount.unmount();
+        // The same layer below another one: it says by itself that it is of this form. What anybody could have written is
+        // believed where it was asked for.
+        spec.lower = Lower::Folders(vec![upper.clone(), temp.path().join("lower")]);
+        spec.upper = None;
+        let mount = TestMount::new(&spec, &place);
+        shell(&place, shown);
+        mount.unmount();
+        spec.options.xattr_permissions = XattrPermissions::Off;
+        let mount = TestMount::new(&spec, &place);
+        let believed = mode == XattrPermissions::Privileged;
+        shell(&place, if believed { shown } else { "test \"$(stat -c '%u:%g' new)\" = 0:0 && test -f null" });
+        mount.unmount();
+    }
+}
+
+#[test]
+fn acls_attributes_links_and_moves_can_be_switched_off() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let place = temp.path().join("mnt");
+    let plain = spec(temp.path(), options());
+    shell(
+        &temp.path().join("lower"),
+        "mkdir -p dir/sub && touch file && setfacl -m u:5:rw file && setfattr -n user.a -v b file",
+    );
+    let with = |options: Options| MountSpec { options, ..plain.clone() };
+    let mount = TestMount::new(&with(Options { noacl: true, ..options() }), &place);
+    shell(
+        &place,
+        "if getfacl file | grep user:5; then exit 1; fi; if setfacl -m u:6:r file; then exit 1; fi; getfattr -n user.a file",
+    );
+    mount.unmount();
+    let mount = TestMount::new(&with(Options { noxattrs: true, ..options() }), &place);
+    shell(
+        &place,
+        "if getfattr -n user.a file; then exit 1; fi; if setfattr -n user.b -v c file; then exit 1; fi; cat file",
+    );
+    mount.unmount();
+    let mount = TestMount::new(&with(Options { static_nlink: true, ..options() }), &place);
+    shell(&place, "mkdir -p made/a made/b && test \"$(stat -c %h made)\" = 1 && test \"$(stat -c %h dir)\" = 1");
+    mount.unmount();
+    let mount = TestMount::new(&with(Options { noredirect: true, ..options() }), &place);
+    assert_eq!(fs::rename(place.join("dir"), place.join("moved")).unwrap_err().raw_os_error(), Some(libc::EXDEV));
+    shell(&place, "mv dir moved && test -d moved/sub && mv made elsewhere");
+    mount.unmount();
+    let mount = TestMount::new(
+        &with(Options { nodev: true, noexec: true, nosuid: true, nosymfollow: true, ..options() }),
+        &place,
+    );
+    shell(
+        &place,
+        "findmnt -n -o OPTIONS \"$PWD\" | grep -w nodev | grep -w noexec | grep -w nosuid | grep -w nosymfollow",
+    );
+    shell(
+        &place,
+        "cp /bin/true program && if ./program; then exit 1; fi; mknod null c 1 3 && if cat null; then exit 1; fi",
+    );
     mount.unmount();
 }
