@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::MountPropagationFlags;
 use strata_benches::fs::data::{Data, Sizes};
 use strata_benches::fs::plan::{Effort, Plan, Run, UpperKind};
 use strata_benches::fs::{peer, picture, table};
@@ -39,6 +40,10 @@ struct Arguments {
 fn bench() -> Result<()> {
     let Some(arguments) = parse()? else { return Ok(()) };
     ensure!(rustix::process::geteuid().is_root(), "root is needed: everybody mounts");
+    // A process that copies the namespace of the host would keep our mounts, and their servers, for itself.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).context("get a mount namespace")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("keep mounts to ourselves")?;
     // The servers that a mount command leaves behind become our children, so that their end can be waited for.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
     let started = *STARTED.get_or_init(Instant::now);
