@@ -63,11 +63,16 @@ pub fn all(strata: &Path, more: &[PathBuf]) -> Vec<Peer> {
         name: name.to_owned(),
         kind: Kind::Strata { program: strata.to_owned(), lower, options },
     };
+    let ring_by_itself = fs::read_to_string(ENABLE_URING).is_ok_and(|value| value.trim() == "Y");
     let mut peers = vec![
         ours("strata", Lower::Image, ""),
         ours("strata/folders", Lower::Folders, ""),
-        ours("strata/device", Lower::Image, "transport=device"),
-        ours("strata/ring", Lower::Image, RING),
+        // The transport that it does not choose by itself.
+        if ring_by_itself {
+            ours("strata/device", Lower::Image, "transport=device")
+        } else {
+            ours("strata/ring", Lower::Image, RING)
+        },
         ours("strata/fuser", Lower::Image, "transport=fuser"),
         ours("strata/cached", Lower::Image, "passthrough=off"),
         Peer { name: "overlayfs".to_owned(), kind: Kind::Overlayfs },
