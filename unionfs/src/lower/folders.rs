@@ -14,8 +14,8 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use rustix::fs::{Dir, OFlags};
 use rustix::io::Errno;
@@ -51,8 +51,13 @@ pub(crate) struct FolderLower {
     loose: Mutex<VecDeque<Ino>>,
     /// Open directories (`O_PATH`) and files (for reading), by node and layer.
     handles: Handles<(Ino, u16)>,
+    /// What was found last: who finds a name mostly looks it up next.
+    last_found: Mutex<Option<LastFound>>,
     kept: Kept,
 }
+
+/// A directory, a name in it, and what that is.
+type LastFound = (Ino, Box<[u8]>, Found);
 
 /// One folder of the stack.
 #[derive(Debug)]
@@ -109,6 +114,8 @@ struct Node {
     /// The directory it was found in and its name there; several for a file with hard links.
     places: Mutex<Vec<(Ino, Box<[u8]>)>>,
     children: OnceLock<Arc<[Child]>>,
+    /// How often something was searched in it while it was not listed.
+    searches: AtomicU32,
     references: AtomicU64,
     record: OnceLock<RecordId>,
 }
@@ -170,6 +177,7 @@ impl FolderLower {
             nodes: RwLock::default(),
             loose: Mutex::default(),
             handles: Handles::new(capacity),
+            last_found: Mutex::default(),
             kept: Kept::default(),
         };
         let (Some(top), Some(path)) = (lower.layers.first(), folders.first()) else {
@@ -259,34 +267,56 @@ impl FolderLower {
     /// Finds a name without remembering it.
     pub(crate) fn find(&self, dir: Ino, name: &[u8]) -> Result<Option<(Ino, Kind)>> {
         let node = self.node(dir)?;
-        if let Some(children) = node.children.get() {
-            let place = children.binary_search_by(|child| (*child.name).cmp(name));
-            return Ok(place.ok().map(|place| (children[place].ino, children[place].kind)));
+        if let Some(children) = self.listed(dir, &node) {
+            return Ok(child_named(&children, name).map(|child| (child.ino, child.kind)));
         }
-        Ok(self.search(dir, &node, name, 0)?.map(|found| (found.stat.ino, found.stat.kind)))
+        let Some(found) = self.search(dir, &node, name, 0)? else { return Ok(None) };
+        let seen = (found.stat.ino, found.stat.kind);
+        *self.last_found() = Some((dir, name.into(), found));
+        Ok(Some(seen))
     }
 
     pub(crate) fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let node = self.node(dir)?;
-        let listed = node.children.get().map(|children| {
-            let place = children.binary_search_by(|child| (*child.name).cmp(name));
-            place.ok().map(|place| &children[place])
-        });
-        let found = match listed {
-            Some(None) => return Ok(None),
-            // The listing has found out where it lies, and that is all; but a file may have its data further down.
-            Some(Some(child))
-                if !child.searched && (child.kind != Kind::Regular || child.layer + 1 == self.layer_count()) =>
-            {
-                self.take(dir, &node, child)?
+        let just_found = self.last_found().take().filter(|(place, known, _)| *place == dir && **known == *name);
+        let found = match (just_found, self.listed(dir, &node)) {
+            // Another file may have been given its number since.
+            (Some((_, _, found)), _) if self.free_number(found.stat.ino, found.identity) == found.stat.ino => {
+                Some(found)
             }
-            Some(Some(child)) => self.search(dir, &node, name, child.layer)?,
-            None => self.search(dir, &node, name, 0)?,
+            (_, None) => self.search(dir, &node, name, 0)?,
+            (_, Some(children)) => match child_named(&children, name) {
+                None => None,
+                // The listing has found out where it lies, and that is all; but a file may have its data further down.
+                Some(child)
+                    if !child.searched && (child.kind != Kind::Regular || child.layer + 1 == self.layer_count()) =>
+                {
+                    self.take(dir, &node, child)?
+                }
+                Some(child) => self.search(dir, &node, name, child.layer)?,
+            },
         };
         let Some(found) = found else { return Ok(None) };
         let ino = found.stat.ino;
         self.insert(found, Some((dir, name)));
         Ok(Some(ino))
+    }
+
+    /// Returns the names of a directory if they are known, or if so much was searched in it that knowing them costs less.
+    fn listed(&self, dir: Ino, node: &Node) -> Option<Arc<[Child]>> {
+        if let Some(children) = node.children.get() {
+            return Some(Arc::clone(children));
+        }
+        let searches = node.searches.fetch_add(1, Ordering::Relaxed) as usize;
+        if node.stat.kind != Kind::Directory || searches * node.sources.len() < WORTH_A_LISTING {
+            return None;
+        }
+        // A directory may be one that we can look names up in, but not read.
+        self.children(dir).inspect_err(|_| node.searches.store(0, Ordering::Relaxed)).ok()
+    }
+
+    fn last_found(&self) -> MutexGuard<'_, Option<LastFound>> {
+        self.last_found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn stat(&self, ino: Ino) -> Result<Stat> {
@@ -471,6 +501,7 @@ impl FolderLower {
                     complete: found.complete,
                     places: Mutex::default(),
                     children: OnceLock::new(),
+                    searches: AtomicU32::new(0),
                     references: AtomicU64::new(0),
                     record: OnceLock::new(),
                 })));
@@ -654,6 +685,10 @@ fn open_root(path: &Path, marks: Namespace, trusting: bool) -> Result<Layer> {
     Ok(Layer { root, sealed, id, impure, kept_beside })
 }
 
+fn child_named<'a>(children: &'a [Child], name: &[u8]) -> Option<&'a Child> {
+    children.binary_search_by(|child| (*child.name).cmp(name)).ok().map(|place| &children[place])
+}
+
 fn join(path: &[u8], name: &[u8]) -> Box<[u8]> {
     if path.is_empty() { name.into() } else { [path, b"/", name].concat().into() }
 }
@@ -661,6 +696,8 @@ fn join(path: &[u8], name: &[u8]) -> Box<[u8]> {
 /// How names are looked at: without following, without side effects.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const NO_MODE: rustix::fs::Mode = rustix::fs::Mode::empty();
+/// In so many folders something may be searched before the whole directory is listed: a listing costs about as much.
+const WORTH_A_LISTING: usize = 24;
 /// How often a node may be forgotten just when it was found.
 const RACES: usize = 100;
 /// Inode numbers of real filesystems stay below this bit.
