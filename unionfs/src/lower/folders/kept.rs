@@ -1,7 +1,7 @@
 //! What folders as lower leave to the next server: all that is known of each node, and in which order filesystems were
 //! met.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::{Node, Source};
@@ -104,6 +104,7 @@ fn node(reader: &mut Reader<'_>) -> Option<Node> {
         places: Mutex::new(places),
         children: OnceLock::new(),
         references: AtomicU64::new(0),
+        searches: AtomicU32::new(0),
         record: OnceLock::new(),
     })
 }
@@ -228,6 +229,7 @@ mod tests {
             places: Mutex::new(vec![(Ino(9), vec![0xff; 255].into()), (Ino(10), b"x".to_vec().into())]),
             children: OnceLock::new(),
             references: AtomicU64::new(0),
+            searches: AtomicU32::new(0),
             record: OnceLock::new(),
         };
         kept.write_node(&made, &made.places.lock().unwrap());
