@@ -96,6 +96,7 @@ wire! {
     /// Before each name of READDIR.
     struct Dirent { ino: u64, offset: u64, name_length: u32, kind: u32 }
     struct InvalInodeOut { node: u64, offset: i64, length: i64 }
+    struct StoreOut { node: u64, offset: u64, size: u32, padding: u32 }
 }
 
 /// What a request asks for.
@@ -189,6 +190,8 @@ pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1;
 pub(crate) const FSYNC_FDATASYNC: u32 = 1;
 /// `FUSE_NOTIFY_INVAL_INODE`
 pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
+/// `FUSE_NOTIFY_STORE`
+pub(crate) const NOTIFY_STORE: i32 = 4;
 /// `FUSE_NOTIFY_RESEND`
 pub(crate) const NOTIFY_RESEND: i32 = 7;
 /// Set in `unique` of a request that is sent again.
@@ -215,7 +218,7 @@ mod tests {
             LinkIn: 8, OpenIn: 8, CreateIn: 16, OpenOut: 16, ReleaseIn: 24, ReadIn: 40, WriteIn: 40, WriteOut: 8,
             StatfsOut: 80, FsyncIn: 16, SetxattrIn: 16, GetxattrIn: 8, GetxattrOut: 8, IoctlIn: 32,
             IoctlOut: 16, FallocateIn: 32, LseekIn: 24, LseekOut: 8, CopyFileRangeIn: 56, CopyFileRangeOut: 8,
-            StatxTime: 16, Statx: 256, StatxOut: 288, Dirent: 24, InvalInodeOut: 24,
+            StatxTime: 16, Statx: 256, StatxOut: 288, Dirent: 24, InvalInodeOut: 24, StoreOut: 24,
         }
     }
 

@@ -15,6 +15,7 @@ use super::object::{Content, Data, Object};
 use crate::Result;
 use crate::backing;
 use crate::node::{Ino, Kind};
+use crate::upper::UpperLayer;
 
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -190,6 +191,11 @@ impl Tree {
         if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) }
     }
 
+    /// Returns whether [`sync`](Self::sync) has something to wait for.
+    pub(crate) fn sync_waits(&self, ino: Ino) -> bool {
+        self.upper.as_ref().is_some_and(UpperLayer::is_durable) && self.is_in_upper(ino)
+    }
+
     /// Waits until everything that was written is on the disk, unless the mount is not to wait for the disk.
     pub(crate) fn write_through_at_the_end(&self) -> Result<()> {
         // Whoever unmounts a folder and waits for us may switch the machine off then.
@@ -199,7 +205,7 @@ impl Tree {
     }
 
     /// Waits until everything is on the disk.
-    fn write_through(&self) -> Result<()> {
+    pub(crate) fn write_through(&self) -> Result<()> {
         match self.upper.as_ref().filter(|upper| upper.is_writable() && upper.is_durable()) {
             Some(upper) => rustix::fs::syncfs(backing::reopen(upper.root(), OFlags::RDONLY | OFlags::DIRECTORY)?),
             None => Ok(()),

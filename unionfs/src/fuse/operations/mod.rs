@@ -233,8 +233,15 @@ impl Operations {
                 self.release(node, handle);
                 Reply::Done
             }
-            Operation::Sync { data_only } => done(tree.sync(ino, data_only)),
-            Operation::SyncFilesystem => self.sync_filesystem(),
+            Operation::Sync { data_only } if tree.sync_waits(ino) => {
+                let this = Arc::clone(self);
+                return Outcome::Later(Box::new(move |_| done(this.tree.sync(ino, data_only))));
+            }
+            Operation::Sync { .. } => Reply::Done,
+            Operation::SyncFilesystem => {
+                let this = Arc::clone(self);
+                return Outcome::Later(Box::new(move |_| done(this.tree.write_through())));
+            }
             Operation::ReadDirectory { cookie, size, attributes } => {
                 let length = room.len().min(size as usize);
                 self.read_directory(ino, cookie, attributes, &mut room[..length])

@@ -40,6 +40,8 @@ pub(super) struct Node {
     pub(super) backing: Option<Arc<Backing>>,
     /// Its pages in the kernel may be older than the file.
     pub(super) stale_cache: bool,
+    /// Whether the kernel has got the content of the lower's file with an open.
+    pub(super) sent_along: bool,
     /// Whether the lower's file is one to pass through, once that was found out.
     pub(super) suits: Option<bool>,
     /// Stores through a mapping may change it without the kernel telling, so attributes must not be kept.

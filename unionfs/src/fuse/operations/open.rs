@@ -1,5 +1,6 @@
 //! Opening and closing files: which mode a node gets.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use super::Operations;
 use super::nodes::{HEAD, Mode, Node, NodeNumber, suits_passthrough};
 use crate::fuse::backing::{Backing, Register};
+use crate::fuse::notify;
 use crate::fuse::reply::{Open, Reply};
 use crate::fuse::wire::fopen;
 use crate::node::{Ino, Stat};
@@ -37,6 +39,10 @@ impl Operations {
         kill: bool,
         register: &dyn Register,
     ) -> Reply {
+        if self.tree.is_read_only() && !self.passthrough.load(Ordering::Relaxed) {
+            // Nothing here depends on who has what open, so this makes the kernel stop telling.
+            return Reply::Error(Errno::NOSYS);
+        }
         let ino = self.nodes.ino(node);
         let access = Access {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
@@ -144,6 +150,14 @@ impl Operations {
         register: &dyn Register,
     ) -> Answer {
         if !self.passthrough.load(Ordering::Relaxed) {
+            if opened == Opened::Lower && !changes {
+                self.nodes.with(node, |state| {
+                    self.send_along(state, node, ino);
+                    state.opens += 1;
+                });
+            } else {
+                self.nodes.with(node, |state| state.opens += 1);
+            }
             return Answer::Cached { keep: true };
         }
         let (answer, new) = self.nodes.with(node, |state| {
@@ -155,6 +169,9 @@ impl Operations {
                 Opened::Lower if *state.suits.get_or_insert_with(|| self.suits(ino)) => Mode::Lower,
                 Opened::Lower => Mode::Cached,
             };
+            if mode == Mode::Cached && !changes && !state.stale_cache {
+                self.send_along(state, node, ino);
+            }
             state.opens = 1;
             let new = self.give_backing(state, ino, mode, register);
             let answer = match (&state.backing, state.mode) {
@@ -173,6 +190,30 @@ impl Operations {
             self.nodes.added_backing();
         }
         answer
+    }
+
+    /// Puts the content of a small lower file into the kernel's cache when it is opened for the first time: whoever
+    /// opens it will read it, and so need not ask.
+    ///
+    /// The state is locked, and that no open is counted means that no read is under way, for which the kernel would hold
+    /// pages that this would wait for. Whoever brings the file into the upper takes the lock before he answers, so that
+    /// the kernel forgets this content after he has got it and not before.
+    fn send_along(&self, state: &mut Node, node: NodeNumber, ino: Ino) {
+        if state.opens > 0 || state.sent_along {
+            return;
+        }
+        state.sent_along = true;
+        CONTENT.with_borrow_mut(|content| {
+            let Ok(stat) = self.tree.stat(ino) else { return };
+            let length = match usize::try_from(stat.size) {
+                Ok(length) if length > 0 && length <= content.len() && !self.tree.is_in_upper(ino) => length,
+                _ => return,
+            };
+            if self.tree.read(ino, &mut content[..length], 0) == Ok(length) {
+                // If the kernel does not take it, it asks.
+                let _ = notify::store(&self.device, node, &content[..length]);
+            }
+        });
     }
 
     /// Opens a node that is open already, which has a mode.
@@ -246,4 +287,11 @@ fn open(opened: Opened, answer: Answer) -> Open {
     Open { handle, flags: if keep { fopen::KEEP_CACHE | fopen::NOFLUSH } else { fopen::NOFLUSH }, backing }
 }
 
+thread_local! {
+    /// The content of a small file on its way.
+    static CONTENT: RefCell<[u8; SMALL]> = const { RefCell::new([0; SMALL]) };
+}
+
 const IN_UPPER: u64 = 1;
+/// Largest file whose content comes with its opening.
+const SMALL: usize = 32 << 10;

@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::{Operations, answer, done};
+use super::{Operations, answer};
 use crate::Result;
 use crate::fuse::backing::Register;
 use crate::fuse::reply::{self, Reply};
@@ -52,11 +52,6 @@ impl Operations {
             Ok(stat) => self.created(&stat, flags, register),
             Err(error) => Reply::Error(error),
         }
-    }
-
-    /// Serves SYNCFS.
-    pub(super) fn sync_filesystem(&self) -> Reply {
-        done(self.tree.sync(Ino::ROOT, false))
     }
 
     /// Serves those requests of `ioctl` that every filesystem with flags has.
