@@ -122,6 +122,8 @@ fn unprivileged_mistakes() {
         ("kill-bad-signal", &["kill", "-s", "NOPE", "x"]),
         ("start-missing", &["start", "nosuch"]),
         ("stop-missing", &["stop", "nosuch"]),
+        ("kill-missing", &["kill", "nosuch"]),
+        ("exec-missing", &["exec", "nosuch", "true"]),
         ("logs-missing", &["logs", "nosuch"]),
         ("attach-missing", &["attach", "nosuch"]),
         ("rename-missing", &["rename", "nosuch", "other"]),

@@ -1,5 +1,6 @@
 //! `strata rename`
 
+use anyhow::Context as _;
 use clap::Args;
 use strata_engine::ContainerName;
 
@@ -18,6 +19,8 @@ pub(crate) struct Rename {
 
 /// Renames a container.
 pub(crate) fn run(context: &Context, rename: &Rename) -> Outcome {
-    context.engine()?.rename(&rename.container, &rename.name)?;
+    let engine = context.engine()?;
+    let renamed = engine.rename(&rename.container, &rename.name);
+    renamed.with_context(|| format!("failed to rename container named {}", rename.container))?;
     Ok(0)
 }

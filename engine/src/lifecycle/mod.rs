@@ -39,6 +39,14 @@ pub enum LifecycleError {
     /// It does not run.
     #[error("Container {0} is not running")]
     NotRunning(ContainerId),
+    /// There is none to kill.
+    #[error("Cannot kill container: {name}")]
+    NoneToKill {
+        /// As the user named it.
+        name: String,
+        /// Why not.
+        source: FindError,
+    },
     /// It does not run, and cannot be killed therefore.
     #[error("Cannot kill container: {name}: Container {id} is not running")]
     NotKilled {
@@ -61,7 +69,7 @@ pub enum LifecycleError {
     AttachRestarting,
     /// Nothing would run.
     #[error("Container {0} is paused, unpause the container before exec")]
-    ExecPaused(ContainerId),
+    ExecPaused(String),
     /// It does not run at the moment.
     #[error("Container {0} is restarting, wait until the container is running")]
     ExecRestarting(ContainerId),
@@ -97,7 +105,10 @@ impl LifecycleError {
 
     /// Whether there is no such container.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, LifecycleError::Find(error) if error.is_not_found())
+        match self {
+            LifecycleError::Find(error) | LifecycleError::NoneToKill { source: error, .. } => error.is_not_found(),
+            _ => false,
+        }
     }
 }
 
@@ -149,7 +160,7 @@ impl Engine {
     pub fn exec(&self, name: &str, execution: Execution) -> Result<(Session, Vec<String>), LifecycleError> {
         let container = self.container(name)?;
         match &container.state {
-            State::Paused { .. } => Err(LifecycleError::ExecPaused(container.config.id)),
+            State::Paused { .. } => Err(LifecycleError::ExecPaused(name.to_owned())),
             State::Restarting { .. } => Err(LifecycleError::ExecRestarting(container.config.id)),
             _ => self.ask_running(&container, &Request::Exec(Box::new(execution))),
         }

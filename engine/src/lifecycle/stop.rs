@@ -43,7 +43,8 @@ impl Engine {
 
     /// Sends a signal to a container's first process.
     pub fn kill(&self, name: &str, signal: i32) -> Result<(), LifecycleError> {
-        let container = self.container(name)?;
+        let found = self.container(name);
+        let container = found.map_err(|source| LifecycleError::NoneToKill { name: name.to_owned(), source })?;
         let request = if signal == 9 { Request::Kill } else { Request::Signal(signal) };
         match self.ask_running(&container, &request) {
             Err(LifecycleError::NotRunning(id)) => Err(LifecycleError::NotKilled { name: name.to_owned(), id }),

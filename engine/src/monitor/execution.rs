@@ -13,9 +13,9 @@ use crate::{launch, spec};
 /// Starts a process and connects the command to it.
 pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -> Result<Vec<String>, Refusal> {
     let Some(main) = &server.main else { return Ok(Vec::new()) };
-    let id = &main.container.config.id;
     if matches!(main.container.state, State::Paused { .. }) {
-        return Err(refusal(format!("Container {id} is paused, unpause the container before exec")));
+        let name = &main.container.config.name;
+        return Err(refusal(format!("Container {name} is paused, unpause the container before exec")));
     }
     let config = configure(&main.container.config, execution);
     let spec = spec::build(&config, &[]).map_err(|error| Refusal::of(&error))?;
@@ -67,7 +67,16 @@ fn configure(config: &Config, execution: &Execution) -> Config {
 
 /// The texts are those of Docker, in which clients look for reasons.
 fn explain(error: &SpawnError) -> Refusal {
-    let text = format!("OCI runtime exec failed: exec failed: {}", crate::error_chain(error));
+    const BEGIN: &str = "OCI runtime exec failed: exec failed: unable to start container process";
+    let text = match error {
+        // Docker's daemon finds this out before there is a process.
+        SpawnError::User(user) => user.to_string(),
+        SpawnError::WorkingDirectory { path, source } => {
+            let reason = crate::error_chain(source).to_lowercase();
+            format!("{BEGIN}: chdir to cwd ({path:?}) set in config.json failed: {reason}: unknown")
+        }
+        error => format!("{BEGIN}: {}", crate::error_chain(error)),
+    };
     let code = match error.exit_code() {
         125 => 126,
         code => code,

@@ -86,7 +86,7 @@ pub(crate) fn environment(files: &[PathBuf], words: &[String]) -> Result<Vec<Str
 
 fn restart(run: &ContainerOptions) -> Result<RestartPolicy> {
     if run.rm && run.restart != RestartPolicy::No {
-        bail!("Conflicting options: --restart and --rm");
+        bail!("conflicting options: cannot specify both --restart and --rm");
     }
     Ok(run.restart)
 }
