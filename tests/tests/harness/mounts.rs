@@ -4,13 +4,17 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use strata_tests::strata::{Strata, finish, program};
+use strata_tests::plain_user;
+use strata_tests::strata::{Strata, User, finish, program};
 use strata_tests::tier::{Need, Suite};
 
 pub(crate) fn register(suite: &mut Suite) {
     suite.add("mounts::privileged_helpers_of_mount_and_umount", &[Need::Fuse], helpers);
     suite.add("mounts::privileged_fuse_overlayfs_by_name", &[Need::Fuse], by_name);
     suite.add("mounts::privileged_size_of_containers_and_mounts", &[Need::Fuse, Need::Busybox], limited_containers);
+    let user = [Need::Fuse, Need::Program("unshare")];
+    suite.add("mounts::rootless_in_a_namespace_of_ones_own", &user, own_namespace);
+    suite.add("mounts::rootless_for_the_user_s_session", &[Need::Fuse, Need::Program("fusermount3")], session);
     suite.add("mounts::privileged_umount_returns_when_all_is_written", &[Need::Fuse], written_at_umount);
 }
 
@@ -145,6 +149,84 @@ fn limited_containers() -> Result<()> {
     let finished = finish(command.env("STRATA", program).env("STORE", strata.state()))?;
     ensure!(finished.status.success(), "{finished}");
     Ok(())
+}
+
+/// What a plain user may do with a mount of folders, wherever it is made.
+const AS_USER: &str = r#"
+refuse() { if "$@"; then exit 90; fi; }
+cat p/dir/file
+test "$(df -k p | tail -1 | awk '{print $2}')" = 10240
+echo new > p/new
+chmod 640 p/new
+mv p/dir p/moved
+echo more >> p/moved/file
+ln p/moved/file p/linked
+test "$(stat -c %h p/linked)" = 2
+rm p/gone
+refuse test -e p/gone
+setfattr -n user.note -v text p/new
+getfattr -n user.note p/new
+mkfifo p/fifo
+ln -s new p/link
+python3 - p <<'PY'
+import fcntl, os, sys
+os.chdir(sys.argv[1])
+fd = os.open('.', os.O_TMPFILE | os.O_RDWR, 0o600)
+os.write(fd, b'unnamed')
+assert os.fstat(fd).st_size == 7
+held = os.open('held', os.O_CREAT | os.O_RDWR)
+os.unlink('held')
+os.write(held, b'x')
+assert os.fstat(held).st_nlink == 0 and os.fstat(held).st_size == 1
+fcntl.flock(held, fcntl.LOCK_EX)
+os.renames('new', 'again/new')
+PY
+grep -x new p/again/new
+refuse dd if=/dev/zero of=p/large bs=1M count=11
+rm p/large
+dd if=/dev/zero of=p/large bs=1M count=9
+"#;
+
+const FOLDERS: &str = r#"
+mkdir -p low/dir up wk p
+echo low > low/dir/file
+echo x > low/gone
+"#;
+
+fn user_script(strata: &Strata, prefix: &[&str], parts: &[&str]) -> Result<()> {
+    let mut command = Command::new("timeout");
+    command.args(["100"]).args(prefix).args(["bash", "-euxo", "pipefail", "-c", &parts.concat()]);
+    command.current_dir(strata.folder()).env("STRATA", strata.folder().join("strata")).env("HOME", strata.folder());
+    plain_user::demote(&mut command);
+    let finished = finish(&mut command)?;
+    ensure!(finished.status.success(), "{finished}");
+    Ok(())
+}
+
+/// Without a helper: the user is root of a namespace, and mounts himself.
+fn own_namespace() -> Result<()> {
+    let strata = Strata::of(User::Plain)?;
+    let mount = "ln -s \"$STRATA\" fuse-overlayfs
+./fuse-overlayfs -o lowerdir=low,upperdir=up,workdir=wk,size=10m p
+findmnt -n -o FSTYPE,SOURCE \"$PWD/p\" | grep '^fuse.fuse-overlayfs fuse-overlayfs'
+";
+    let end = "chown 0:0 p/again/new
+umount p
+grep -x new up/again/new
+unshare --mount --fork true
+";
+    user_script(&strata, &["unshare", "--user", "--map-root-user", "--mount"], &[FOLDERS, mount, AS_USER, end])
+}
+
+/// By fusermount3: everybody's namespace, the user's own files. Other owners and devices lie in an attribute.
+fn session() -> Result<()> {
+    let strata = Strata::of(User::Plain)?;
+    let mount = "\"$STRATA\" mount --lower low --upper up --work wk --size 10m -o xattr_permissions=2 p\n";
+    let end = "\"$STRATA\" umount p
+test -f up/again/new
+getfattr --only-values -n user.containers.override_stat up/again/new | grep ':0640:file$'
+";
+    user_script(&strata, &[], &[FOLDERS, mount, AS_USER, end])
 }
 
 fn script(parts: &[&str]) -> Result<()> {
