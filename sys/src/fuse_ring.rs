@@ -361,6 +361,47 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_kept_beside_its_request_for_a_successor() {
+        // A kernel that has no rings, or not for us, is no failure of ours.
+        if Queue::probe().is_err() {
+            return;
+        }
+        let buffers = Arc::new(Buffers::new(1, 1).unwrap());
+        let queue = || {
+            // No connection: whatever is sent comes back as lost, which is when a server would die.
+            let device = std::fs::File::open("/dev/urandom").unwrap().into();
+            let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+            Queue::new(device, Arc::clone(&buffers), 0, wake).unwrap()
+        };
+        let mut first = queue();
+        assert_eq!(first.commit_id(0), 0);
+        // As the kernel would put a request there.
+        buffers.word(0, 0, COMMIT_ID).store(7, Ordering::Release);
+        buffers.word(0, 0, PAYLOAD_SIZE_AT).store(4, Ordering::Release);
+        first.slot(0).unwrap().payload[..8].copy_from_slice(b"name....");
+        assert_eq!((first.commit_id(0), first.is_answered(0)), (7, false));
+        assert_eq!(first.slot(0).unwrap().payload_size, 4);
+        first.answer(0, &[9; OUT_HEADER], b"answer", 8).unwrap();
+        assert!(first.slot(0).is_none(), "it is the kernel's now");
+        first.wait().unwrap();
+        assert!(matches!(first.event(), Some(Event::Lost(0, _))));
+        drop(first);
+
+        let mut second = queue();
+        assert!(second.is_answered(0));
+        second.slot(0).unwrap().payload[..8].fill(0);
+        second.answer_again(0).unwrap();
+        second.wait().unwrap();
+        assert!(matches!(second.event(), Some(Event::Lost(0, _))));
+        let slot = second.slot(0).unwrap();
+        assert_eq!((&slot.payload[..8], slot.payload_size), (b"answer\0\0".as_slice(), 8));
+        assert_eq!(slot.header[..OUT_HEADER], [9; OUT_HEADER]);
+        // The next request takes the place of the answer.
+        buffers.word(0, 0, COMMIT_ID).store(8, Ordering::Release);
+        assert!(!second.is_answered(0));
+    }
+
+    #[test]
     fn a_queue_can_be_woken_and_knows_no_slot_that_it_was_not_given() {
         // A kernel that has no rings, or not for us, is no failure of ours.
         if Queue::probe().is_err() {

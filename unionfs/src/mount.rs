@@ -287,7 +287,8 @@ fn kept(
     place: Place,
 ) -> Result<(Serving, MountReport), MountError> {
     let handshake = |source| MountError::Handshake { source };
-    let choice = choose(spec.options.transport).map_err(handshake)?;
+    // Whatever became possible since it was found that it can be kept: this is what the workers serve.
+    let choice = Choice { transport: Transport::Device, ..choose(spec.options.transport).map_err(handshake)? };
     let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
     let agreed = shake_hands(&device, Wishes::of(&spec.options, choice.transport)).map_err(handshake)?;
     let report = report(choice, &agreed.passthrough, place == Place::ByHelper, threads);
