@@ -103,6 +103,10 @@ pub(crate) enum Verb {
     Info(command::info::Info),
     Login(command::login::Login),
     Logout(command::login::Logout),
+    Search(command::search::Search),
+    /// Look at manifests in registries
+    #[command(subcommand)]
+    Manifest(ManifestVerb),
     /// Serve images to others
     #[command(subcommand)]
     Registry(RegistryVerb),
@@ -169,6 +173,12 @@ pub(crate) enum RegistryVerb {
 #[derive(Debug, Subcommand)]
 pub(crate) enum SystemVerb {
     Recover(command::system::Recover),
+}
+
+/// What to do with manifests.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ManifestVerb {
+    Inspect(command::manifest::Inspect),
 }
 
 /// What to measure.

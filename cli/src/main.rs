@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::Parser;
 
-use crate::args::{BenchVerb, Cli, ContainerVerb, ImageVerb, RegistryVerb, SystemVerb, Verb};
+use crate::args::{BenchVerb, Cli, ContainerVerb, ImageVerb, ManifestVerb, RegistryVerb, SystemVerb, Verb};
 use crate::command::{Context, Outcome};
 use crate::failure::Failure;
 use crate::mount_helper::Role;
@@ -116,6 +116,8 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Pull(_)
         | Verb::Push(_)
         | Verb::Login(_)
+        | Verb::Search(_)
+        | Verb::Manifest(_)
         | Verb::Logout(_)
         | Verb::Registry(_)
         | Verb::Save(_)
@@ -162,6 +164,8 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Images(verb) | Verb::Image(ImageVerb::Ls(verb)) => command::images::run(context, verb, out),
         Verb::Pull(verb) | Verb::Image(ImageVerb::Pull(verb)) => command::pull::run(context, verb, out),
         Verb::Push(verb) | Verb::Image(ImageVerb::Push(verb)) => command::push::run(context, verb, out),
+        Verb::Search(verb) => command::search::run(context, verb, out),
+        Verb::Manifest(ManifestVerb::Inspect(verb)) => command::manifest::inspect(verb, out),
         Verb::Login(verb) => command::login::login(verb, out),
         Verb::Logout(verb) => command::login::logout(verb, out),
         Verb::Registry(RegistryVerb::Serve(verb)) => command::registry::serve(verb),

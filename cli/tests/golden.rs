@@ -85,6 +85,8 @@ fn unprivileged_help() {
         "login",
         "logout",
         "registry",
+        "search",
+        "manifest",
         "import",
         "tag",
         "rmi",

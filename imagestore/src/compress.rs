@@ -130,8 +130,8 @@ fn compress(piece: &[u8], format: CompressionFormat) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Large enough that what is lost at the edges does not count.
-const PIECE: usize = 4 << 20;
+/// Large enough that little is lost at the edges, small enough for the memory of several layers at once.
+const PIECE: usize = 1 << 20;
 const MAX_THREADS: usize = 8;
 const GZIP_LEVEL: u32 = 6;
 const ZSTD_LEVEL: i32 = 3;

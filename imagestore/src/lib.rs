@@ -68,8 +68,8 @@ pub use progress::{Event, Progress, Upload};
 pub use publish::PublishError;
 pub use reference::{ImageRef, InvalidReference};
 pub use registry::{
-    InvalidUrl, Login, Proxies, PullOptions, Pulled, PushOptions, Pushed, RegistryClient, RegistryError, Secret,
-    Settings as RegistrySettings, Stored, Timeouts,
+    FoundRepository, InvalidUrl, Login, Proxies, PullOptions, Pulled, PushOptions, Pushed, RegistryClient,
+    RegistryError, Secret, Settings as RegistrySettings, Stored, Timeouts,
 };
 pub use remove::{ContainerUse, Reason, RemoveError, RemoveOptions, Removed};
 pub use save::SaveError;

@@ -63,7 +63,8 @@ impl Scene {
     }
 
     fn push_as(&self, format: CompressionFormat) -> strata_imagestore::Pushed {
-        let pushed = self.source.push(&self.client(), &self.name("team/app:1"), &PushOptions { format }, &());
+        let pushed =
+            self.source.push(&self.client(), &self.name("team/app:1"), &PushOptions { format: Some(format) }, &());
         let pushed = pushed.unwrap_or_else(|error| panic!("{}", chain(&error)));
         self.server.exchanges();
         pushed
@@ -152,7 +153,10 @@ fn what_was_pulled_keeps_its_digest_when_it_is_pushed() {
         let target = empty.name("x:1");
         store.tag(&scene.name("team/app:1").to_string(), &target).unwrap();
         let format = CompressionFormat::Zstd;
-        assert_eq!(store.push(&client, &target, &PushOptions { format }, &()).unwrap().digest, first.digest);
+        assert_eq!(
+            store.push(&client, &target, &PushOptions { format: Some(format) }, &()).unwrap().digest,
+            first.digest
+        );
     }
 }
 
@@ -404,4 +408,91 @@ fn tags_come_in_pages() {
         scene.source.push(&scene.client(), &other, &PushOptions::default(), &()).unwrap();
     }
     assert_eq!(scene.client().tags(&name, &()).unwrap(), ["1", "2", "3"]);
+}
+
+#[test]
+fn repositories_are_found_with_and_without_a_search() {
+    let scene = Scene::new(&sample_layers());
+    scene.push();
+    let registry = scene.name("x").host().to_owned();
+    let found = |term: &str| -> Vec<String> {
+        let found = scene.client().search(&registry, term, 25, &()).unwrap();
+        found.into_iter().map(|repository| repository.name).collect()
+    };
+    assert_eq!(found("app"), ["team/app"]);
+    scene.misbehave("GET /v1/search status=404");
+    assert_eq!(found("app"), ["team/app"]);
+    assert!(found("nothing").is_empty());
+}
+
+#[test]
+fn a_manifest_is_shown_as_it_is() {
+    let scene = Scene::new(&sample_layers());
+    let pushed = scene.push();
+    let (media_type, digest, bytes) = scene.client().manifest(&scene.name("team/app:1"), &()).unwrap();
+    assert_eq!((digest, bytes.len() as u64), (pushed.digest, pushed.size));
+    assert_eq!(media_type, MANIFEST);
+}
+
+/// Pushes documents by hand, as no client of ours would.
+fn put_document(scene: &Scene, name: &str, media_type: &str, bytes: &[u8]) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(scene.server.address()).unwrap();
+    let head = format!(
+        "PUT /v2/team/app/manifests/{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {media_type}\r\nContent-Length: {}\r\n\r\n",
+        bytes.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+}
+
+#[test]
+fn of_an_index_the_image_for_the_platform_is_pulled() {
+    let scene = Scene::new(&sample_layers());
+    let pushed = scene.push();
+    let entry = |architecture: &str, digest: &str| {
+        serde_json::json!({"mediaType": MANIFEST, "digest": digest, "size": pushed.size,
+            "platform": {"os": "linux", "architecture": architecture}})
+    };
+    let nowhere = format!("sha256:{}", "0".repeat(64));
+    let index = serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
+        entry("s390x", &nowhere), entry("amd64", &pushed.digest.to_string()),
+    ]})
+    .to_string();
+    put_document(&scene, "index", INDEX, index.as_bytes());
+    let name = scene.name("team/app:index");
+    let pull = |platform: &str| {
+        let options = PullOptions { platform: Some(platform.parse().unwrap()), ..PullOptions::default() };
+        scene.store("other").pull(&scene.client(), &name, &options, &())
+    };
+    let pulled = pull("linux/amd64").unwrap();
+    // The index is what the tag points to, so it is what the image is known by.
+    assert_eq!(pulled.digest.to_string(), strata_layer::Digest::of(index.as_bytes()).to_string());
+    let missing = chain(&pull("linux/arm64").unwrap_err());
+    assert!(missing.contains("no matching manifest for linux/arm64"), "{missing}");
+    assert!(missing.contains("linux/s390x, linux/amd64"), "{missing}");
+
+    for (name, media_type, document, message) in [
+        (
+            "one",
+            "application/vnd.docker.distribution.manifest.v1+json",
+            serde_json::json!({"schemaVersion": 1, "fsLayers": []}),
+            "schema",
+        ),
+        (
+            "both",
+            MANIFEST,
+            serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [], "manifests": []}),
+            "manifest sha256",
+        ),
+        ("version", MANIFEST, serde_json::json!({"schemaVersion": 9, "mediaType": MANIFEST}), "9"),
+    ] {
+        put_document(&scene, name, media_type, document.to_string().as_bytes());
+        let name = scene.name(&format!("team/app:{name}"));
+        let error = scene.store("other").pull(&scene.client(), &name, &PullOptions::default(), &()).unwrap_err();
+        assert!(chain(&error).contains(message), "{}", chain(&error));
+    }
 }

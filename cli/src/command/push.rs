@@ -25,9 +25,9 @@ pub(crate) struct Push {
     /// Upload all tags of the repository
     #[arg(short, long)]
     all_tags: bool,
-    /// Compress layers this way that are not pushed as they came
-    #[arg(long, value_name = "FORMAT", default_value = "gzip")]
-    compression_format: Format,
+    /// Push all layers in this form, and not as they came
+    #[arg(long, value_name = "FORMAT")]
+    compression_format: Option<Format>,
     /// Print nothing but the name
     #[arg(short, long)]
     quiet: bool,
@@ -70,11 +70,11 @@ pub(crate) fn run(context: &Context, push: &Push, out: &mut impl Write) -> Outco
         }
         out.flush()?;
     }
-    let format = match push.compression_format {
+    let format = push.compression_format.map(|format| match format {
         Format::Gzip => CompressionFormat::Gzip,
         Format::Zstd => CompressionFormat::Zstd,
         Format::None => CompressionFormat::None,
-    };
+    });
     for reference in &references {
         let progress = Lines::new(push.quiet);
         let pushed = engine.images().push(&client, reference, &PushOptions { format }, &progress)?;

@@ -29,8 +29,8 @@ use crate::work::WorkDir;
 /// How to push.
 #[derive(Clone, Debug, Default)]
 pub struct PushOptions {
-    /// How layers are compressed that are not pushed as they came.
-    pub format: CompressionFormat,
+    /// How all layers are to be compressed; as they came, and gzip for those that are not compressed, if `None`.
+    pub format: Option<CompressionFormat>,
 }
 
 /// What was pushed.
@@ -238,15 +238,22 @@ impl Pushing<'_> {
 
     /// Makes sure that the registry has a layer.
     fn send_layer(&self, job: &Job<'_>) -> Result<Sent, RegistryError> {
-        let format = self.options.format;
         let plain = job.descriptor.digest == job.diff_id.0;
+        let is_zstd = job.descriptor.media_type.ends_with("zstd");
+        let format = self.options.format.unwrap_or_default();
+        let keeps = match self.options.format {
+            None => !plain,
+            Some(CompressionFormat::None) => plain,
+            Some(CompressionFormat::Gzip) => !plain && !is_zstd,
+            Some(CompressionFormat::Zstd) => !plain && is_zstd,
+        };
         let as_it_is = Sent { digest: job.descriptor.digest, size: job.descriptor.size, format: None };
         let done = |sent: Sent, how: Upload<'_>| {
             self.progress.report(Event::Uploaded { layer: &job.diff_id.to_string(), how });
             Ok(sent)
         };
-        // What came compressed goes as it came, if that can be had. What is plain is compressed, if that is wanted.
-        if !plain || format == CompressionFormat::None {
+        // What is as it should be goes as it came, if that can be had.
+        if keeps {
             if let Some(how) = self.offer(job.diff_id, as_it_is.digest)? {
                 return done(as_it_is, how.as_event());
             }
