@@ -10,6 +10,10 @@
 //!      | <----- Reply { report | error } + mount fd   |  stdin = /dev/null, serve until unmounted
 //! ```
 //!
+//! The fs process is the keeper of the mount and has one thread. What serves is its child, forked and not executed; when
+//! that dies, the fs process forks the next, and nobody who uses the mount notices. If the fs process itself dies, so does
+//! its child, and the mount with them.
+//!
 //! A plain user's writable mount takes one step more: the process enters the user's own namespace, where his layers
 //! belong to him, says so, and gets the connection of a mount that fusermount3 makes meanwhile outside.
 //!

@@ -1,10 +1,10 @@
-//! The filesystem process itself.
+//! The filesystem process itself: the keeper of a mount, which forks the worker that serves it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use strata_unionfs::{IdMap, IdRange, MountSpec, Mounted, Options, Target};
+use strata_unionfs::{Faults, IdMap, IdRange, MountSpec, Mounted, Options, Target};
 
 use super::{Reply, Request};
 use crate::channel;
@@ -78,12 +78,16 @@ fn mount(request: &Request, control: BorrowedFd<'_>) -> Result<Mounted, String> 
                 ..options.clone()
             };
             let spec = MountSpec { options, ..request.spec.clone() };
-            strata_unionfs::adopt(&spec, device).map_err(|error| text(&error))
+            strata_unionfs::adopt_kept(&spec, device).map_err(|error| text(&error))
         }
         Some(directory) => {
-            strata_unionfs::mount(&request.spec, &Target::Directory(directory.clone())).map_err(|error| text(&error))
+            let target = Target::Directory(directory.clone());
+            strata_unionfs::mount_kept(&request.spec, &target, Faults::default()).map_err(|error| text(&error))
         }
-        None => strata_unionfs::mount(&request.spec, &Target::Detached).map_err(|error| text(&error)),
+        None => {
+            let target = Target::Detached;
+            strata_unionfs::mount_kept(&request.spec, &target, Faults::default()).map_err(|error| text(&error))
+        }
     }
 }
 

@@ -116,16 +116,28 @@ fn killed_server() -> Result<()> {
     let point = strata.make_folder("point")?;
     let point_text = point.to_string_lossy().into_owned();
     strata.ok(["mount", busybox::REFERENCE, &point_text])?;
-    let server = servers_of(&strata)?;
-    ensure!(server.len() == 1, "one server for one mount expected: {server:?}");
-    kill_process(server[0], Signal::KILL)?;
+    let mut servers = servers_of(&strata)?;
+    ensure!(servers.len() == 2, "a keeper and a worker expected: {servers:?}");
+    servers.sort_by_key(|pid| !has_children(*pid));
+    for _ in 0..3 {
+        for worker in servers_of(&strata)?.into_iter().filter(|pid| *pid != servers[0]) {
+            kill_process(worker, Signal::KILL)?;
+        }
+        ensure!(fs::read_to_string(point.join("etc/motd"))? == "hello from a layer\n", "the next worker");
+    }
+    kill_process(servers[0], Signal::KILL)?;
     std::thread::sleep(Duration::from_millis(200));
-    ensure!(fs::read_dir(&point).is_err(), "the mount of a dead server answers");
+    ensure!(fs::read_dir(&point).is_err(), "the mount of a dead keeper answers");
     strata.ok(["umount", &point_text])?;
     strata.ok(["mount", busybox::REFERENCE, &point_text])?;
     ensure!(fs::read_to_string(point.join("etc/motd"))? == "hello from a layer\n");
     strata.ok(["umount", &point_text])?;
     Ok(())
+}
+
+fn has_children(pid: Pid) -> bool {
+    let pid = pid.as_raw_nonzero();
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|children| !children.is_empty())
 }
 
 /// The processes that have something of the state folder open, other than this one.
