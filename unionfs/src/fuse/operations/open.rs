@@ -160,6 +160,7 @@ impl Operations {
             }
             return Answer::Cached { keep: true };
         }
+        let mut old = None;
         let (answer, new) = self.nodes.with(node, |state| {
             if state.opens > 0 {
                 return (self.join(state, ino, changes, thread), false);
@@ -173,7 +174,7 @@ impl Operations {
                 self.send_along(state, node, ino);
             }
             state.opens = 1;
-            let new = self.give_backing(state, ino, mode, register);
+            let new = self.give_backing(state, ino, mode, register, &mut old);
             let answer = match (&state.backing, state.mode) {
                 (Some(backing), Mode::Lower | Mode::Upper) => Answer::Passed(Arc::clone(backing)),
                 _ => Answer::Cached { keep: !state.stale_cache },
@@ -186,6 +187,8 @@ impl Operations {
             }
             (answer, new)
         });
+        // Given back only now that the next server would not be told of it any more.
+        drop(old);
         if new {
             self.nodes.added_backing();
         }
@@ -238,8 +241,15 @@ impl Operations {
     }
 
     /// Makes a closed node ready for `mode`, or for the cached one if the kernel takes no backing file for it. Returns
-    /// whether it has a backing file that it had not before.
-    fn give_backing(&self, state: &mut Node, ino: Ino, mode: Mode, register: &dyn Register) -> bool {
+    /// whether it has a backing file that it had not before; what it had is `old` then.
+    fn give_backing(
+        &self,
+        state: &mut Node,
+        ino: Ino,
+        mode: Mode,
+        register: &dyn Register,
+        old: &mut Option<Arc<Backing>>,
+    ) -> bool {
         if mode == Mode::Cached {
             state.mode = mode;
             return false;
@@ -247,7 +257,8 @@ impl Operations {
         if state.mode == mode && state.backing.is_some() {
             return false;
         }
-        let had = state.backing.take().is_some();
+        *old = state.backing.take();
+        let had = old.is_some();
         state.mode = Mode::Cached;
         let registered = self.tree.backing_file(ino).and_then(|file| register.register(file.as_fd()).ok());
         if let Some(backing) = registered {
