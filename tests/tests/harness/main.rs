@@ -12,6 +12,7 @@ mod lifecycle;
 mod mounts;
 mod oracles;
 mod podman;
+mod registry;
 
 use std::process::ExitCode;
 
@@ -36,5 +37,6 @@ fn main() -> ExitCode {
     mounts::register(&mut suite);
     oracles::register(&mut suite);
     podman::register(&mut suite);
+    registry::register(&mut suite);
     suite.run()
 }
