@@ -151,7 +151,7 @@ fn parse() -> Result<Option<Arguments>> {
             layers: vec![1, 16, 64, 127],
             rows: Vec::new(),
             upper: UpperKind::Mixed,
-            effort: Effort { looks: 5000, names: 2000, writes: 20_000 },
+            effort: Effort { looks: 3000, names: 2000, writes: 10_000 },
         },
         sizes: Sizes { folders: 1_600, large: 256, heavy: 1024 },
         peers: Vec::new(),

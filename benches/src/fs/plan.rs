@@ -278,7 +278,7 @@ fn idle(watch: &mut Stopwatch<'_>) -> Result<()> {
     let cpu = || servers.iter().filter_map(|pid| measure::cpu_of(*pid).ok()).sum::<Duration>();
     let before = cpu();
     let started = Instant::now();
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(1));
     let share = (cpu() - before).as_secs_f64() / started.elapsed().as_secs_f64();
     let status = |field: &str| -> f64 {
         let value = |pid: &u32| {
