@@ -26,6 +26,8 @@ pub(super) enum Intent {
     Remove(Removed),
     /// A name moves.
     Rename(Box<Move>),
+    /// A name that leads to the lower joins the others of its file in the upper, before it moves.
+    Join(Box<Join>),
     /// An attribute is there, and will be gone.
     RemoveXattr,
     /// An attribute is not there, and will be.
@@ -54,6 +56,16 @@ pub(super) struct Move {
     pub(super) exchanged: Option<(Ino, Identity)>,
     /// A whiteout stays behind.
     pub(super) whiteout: bool,
+}
+
+/// A name that joins the others of its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Join {
+    pub(super) dir: Ino,
+    pub(super) name: Vec<u8>,
+    pub(super) ino: Ino,
+    /// What was known of the links before.
+    pub(super) link: Link,
 }
 
 impl Intent {
@@ -101,6 +113,12 @@ impl Intent {
                     writer.identity(Some(identity));
                 }
             }
+            Intent::Join(join) => {
+                writer.0.push(b'j');
+                writer.number(join.dir.0);
+                writer.text(&join.name);
+                write_removed(&mut writer, &Removed { ino: join.ino, only_in_lower: true, link: Some(join.link) });
+            }
             Intent::RemoveXattr => writer.0.push(b'x'),
             Intent::AddXattr => writer.0.push(b'a'),
         }
@@ -123,6 +141,11 @@ impl Intent {
                     exchanged: if exchanged { Some((Ino(reader.number()?), reader.identity()?)) } else { None },
                     whiteout,
                 }))
+            }
+            b"j" => {
+                let (dir, name) = (Ino(reader.number()?), reader.text()?);
+                let Removed { ino, link, .. } = read_removed(&mut reader)?;
+                Intent::Join(Box::new(Join { dir, name, ino, link: link? }))
             }
             b"x" => Intent::RemoveXattr,
             b"a" => Intent::AddXattr,
@@ -157,7 +180,8 @@ mod tests {
 
     #[test]
     fn intents_read_back() {
-        let link = Some(Link { all: 4, covered: 1, copied: true });
+        let joined = Link { all: 4, covered: 1, copied: true };
+        let link = Some(joined);
         let removed = Removed { ino: Ino(5), only_in_lower: true, link };
         let identity = Identity { device: 1, ino: 2 };
         let renamed = Move {
@@ -175,6 +199,7 @@ mod tests {
             Intent::Remove(removed),
             Intent::Rename(Box::new(renamed)),
             Intent::Rename(Box::new(bare)),
+            Intent::Join(Box::new(Join { dir: Ino(7), name: b"name".to_vec(), ino: Ino(5), link: joined })),
             Intent::RemoveXattr,
             Intent::AddXattr,
         ] {

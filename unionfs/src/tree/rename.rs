@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::Tree;
 use super::copy_up::Wanted;
 use super::directory::{Directory, Found, Hold, Name};
-use super::intent::{Intent, Move, Removed};
+use super::intent::{Intent, Join, Move, Removed};
 use super::object::Object;
 use crate::Result;
 use crate::lower::Place;
@@ -46,12 +46,19 @@ impl Tree {
     pub fn rename(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
         let upper = self.writable_upper()?;
         upper.check_new_name(new_name)?;
-        if let Some(Intent::Rename(moved)) = Intent::of_the_past() {
-            let _names = self.write_names();
-            if self.was_moved(&moved)? {
-                survive::was_executed();
-                return self.finish_past_move(&moved);
+        match Intent::of_the_past() {
+            Some(Intent::Rename(moved)) => {
+                let _names = self.write_names();
+                if self.was_moved(&moved)? {
+                    survive::was_executed();
+                    return self.finish_past_move(&moved);
+                }
             }
+            Some(Intent::Join(join)) => {
+                let _names = self.write_names();
+                self.settle_join(&join)?;
+            }
+            _ => {}
         }
         loop {
             // What is only in the lower is copied up first, without the lock on the names.
@@ -175,7 +182,12 @@ impl Tree {
             return Ok((object, Some(Wanted::Everything)));
         }
         // Another name of it was copied up; this one joins it.
+        let before = object.state().link;
+        if let Some(link) = before {
+            Intent::Join(Box::new(Join { dir: dir.ino, name: name.to_vec(), ino: object.ino, link })).note();
+        }
         self.link_in_upper(upper, &object, fd(dir)?, name, false)?;
+        survive::step();
         let link = object.state().link;
         if let Some(mut link) = link {
             link.covered = (link.covered + 1).min(link.all);

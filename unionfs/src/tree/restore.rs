@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 
 use super::Tree;
-use super::intent::{Intent, Move, Removed};
+use super::intent::{Intent, Join, Move, Removed};
 use super::object::{Content, Object};
 use super::record;
 use crate::Result;
@@ -21,7 +21,7 @@ use crate::backing::{self, Identity};
 use crate::lower::Place;
 use crate::node::{Ino, Kind};
 use crate::survive::Keep;
-use crate::upper;
+use crate::upper::{self, Link};
 
 impl Tree {
     /// Takes over from an earlier server, before anything is served.
@@ -53,13 +53,26 @@ impl Tree {
     pub(crate) fn settle(&self, intents: &[Vec<u8>]) {
         let _names = self.write_names();
         for intent in intents {
-            if let Some(Intent::Rename(moved)) = Intent::decode(intent)
-                && self.was_moved(&moved).unwrap_or(false)
-                && let Err(error) = self.finish_past_move(&moved)
-            {
+            let settled = match Intent::decode(intent) {
+                Some(Intent::Rename(moved)) if self.was_moved(&moved).unwrap_or(false) => self.finish_past_move(&moved),
+                Some(Intent::Join(join)) => self.settle_join(&join),
+                _ => Ok(()),
+            };
+            if let Err(error) = settled {
                 tracing::warn!(%error, "a move of the last server is not settled");
             }
         }
+    }
+
+    /// Makes the count of links right for a name that has joined the others, or has not. May be done more than once.
+    pub(super) fn settle_join(&self, join: &Join) -> Result<()> {
+        let upper = self.writable_upper()?;
+        let Some(object) = self.objects.get(join.ino) else { return Ok(()) };
+        let joined = self.upper_identity(join.dir, &join.name)?.is_some_and(|file| object.state().upper == Some(file));
+        let covered = if joined { (join.link.covered + 1).min(join.link.all) } else { join.link.covered };
+        let link = Link { covered, ..join.link };
+        object.state().link = Some(link);
+        upper.links().set(object.ino, link)
     }
 
     /// Gives objects without a name their files back.
