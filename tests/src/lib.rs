@@ -14,6 +14,7 @@
 pub mod image;
 pub mod oracle;
 pub mod plain_user;
+pub mod processes;
 pub mod random;
 pub mod step;
 pub mod strata;

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use strata_tests::processes;
 use strata_tests::strata::finish;
 use strata_tests::tier::{Need, Suite};
 use strata_tests::union::{Server, Union};
@@ -137,17 +138,7 @@ fn idle() -> Result<()> {
 
 /// The processes that serve this test's mounts: all that came of it and are still there.
 fn servers() -> Result<Vec<u32>> {
-    let mut found = Vec::new();
-    let mut pending = vec![std::process::id()];
-    while let Some(process) = pending.pop() {
-        for task in fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten() {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            pending.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
-        }
-        if process != std::process::id() {
-            found.push(process);
-        }
-    }
+    let found: Vec<u32> = processes::descendants().iter().map(|found| found.process).collect();
     ensure!(!found.is_empty(), "no server is a child of this process");
     Ok(found)
 }

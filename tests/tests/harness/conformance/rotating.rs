@@ -6,9 +6,13 @@
 //! with random steps, there are; `STRATA_SEED` where they begin.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{OFlags, RenameFlags};
+use rustix::process::{Pid, Signal, kill_process};
+use strata_tests::processes;
 use strata_tests::random::Random;
 use strata_tests::step::Step;
 use strata_tests::tier::{Need, Suite};
@@ -20,6 +24,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("rotating::privileged_random_steps", &[Need::Fuse], random_steps);
     suite.add("rotating::privileged_random_steps_without_passthrough", &[Need::Fuse], random_steps_without_passthrough);
     suite.add("rotating::privileged_long_stories", &[Need::Fuse], long_stories);
+    suite.add("rotating::privileged_random_steps_while_servers_are_killed", &[Need::Fuse], while_servers_are_killed);
     let overlayfs = [Need::Server(Server::Overlayfs)];
     suite.add("rotating::privileged_overlayfs_for_comparison", &overlayfs, overlayfs_for_comparison);
 }
@@ -305,6 +310,31 @@ fn random_steps() -> Result<()> {
 
 fn random_steps_without_passthrough() -> Result<()> {
     random(&|| ours("passthrough=off"), seed() + 1)
+}
+
+/// Whoever serves the mount is killed again and again, and nobody may see it.
+fn while_servers_are_killed() -> Result<()> {
+    let done = AtomicBool::new(false);
+    let kills = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut chance = Random::new(seed());
+            while !done.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(20 + chance.below(100)));
+                for worker in processes::workers() {
+                    let Some(worker) = Pid::from_raw(i32::try_from(worker).unwrap_or(0)) else { continue };
+                    // It may just have ended by itself.
+                    kills.fetch_add(u32::from(kill_process(worker, Signal::KILL).is_ok()), Ordering::Relaxed);
+                }
+            }
+        });
+        // The transport of which it is promised.
+        let result = random(&|| ours("transport=device"), seed() + 2);
+        done.store(true, Ordering::Relaxed);
+        result
+    })?;
+    ensure!(kills.load(Ordering::Relaxed) > 5, "only {kills:?} kills");
+    Ok(())
 }
 
 /// Sequences that unions are known to get wrong, with a rotation after every step.
