@@ -375,6 +375,59 @@ fn copy_up_and_attributes_respect_the_limit() {
 }
 
 #[test]
+fn data_that_is_there_can_be_overwritten_whatever_the_filesystem_takes_later() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new(bytes(LIMIT));
+    let mount = bed.mount();
+    // So scattered that the filesystem needs blocks to find it, which it takes when it writes.
+    let scattered = OpenOptions::new().read(true).write(true).create_new(true).open(bed.path("mnt/scattered")).unwrap();
+    let block = vec![5; usize::try_from(BLOCK).unwrap()];
+    for number in 0..800 {
+        scattered.write_all_at(&block, number * 2 * BLOCK).unwrap();
+    }
+    let filler = File::create(bed.path("mnt/filler")).unwrap();
+    fill(&filler, 4096);
+    File::open(bed.path("upper/scattered")).unwrap().sync_all().unwrap();
+    scattered.write_all_at(&[6; 100], 10).unwrap();
+    rustix::fs::fallocate(scattered.as_fd(), FallocateFlags::empty(), 2 * BLOCK, BLOCK).unwrap();
+    let written = fs::read(bed.path("upper/scattered")).unwrap();
+    let size = usize::try_from(BLOCK).unwrap();
+    assert!(written[..10] == block[..10] && written[10..110] == [6; 100] && written[110..size] == block[110..]);
+    assert!(written[2 * size..3 * size] == block, "what was allocated anyway");
+    let error = scattered.write_at(&[1], BLOCK).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StorageFull, "a hole between");
+    assert!(fs::read(bed.path("upper/scattered")).unwrap() == written, "a failed write changes nothing");
+    drop((scattered, filler));
+    mount.unmount();
+}
+
+#[test]
+fn many_copies_stay_within_the_limit_together() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new(bytes(LIMIT));
+    let mount = bed.mount();
+    fs::write(bed.path("mnt/source"), vec![1; 2 << 20]).unwrap();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let (source, path) = (bed.path("mnt/source"), bed.path("mnt").join(number.to_string()));
+            scope.spawn(move || {
+                let (source, target) = (File::open(source).unwrap(), File::create(path).unwrap());
+                while rustix::fs::copy_file_range(&source, None, &target, None, 4 << 20).is_ok_and(|copied| copied > 0)
+                {
+                }
+            });
+        }
+    });
+    let (used, _) = bed.used();
+    assert!(used <= LIMIT + 8 * BLOCK && used + 16 * BLOCK >= LIMIT, "{used} of {LIMIT}");
+    mount.unmount();
+}
+
+#[test]
 fn many_writers_stay_within_the_limit_together() {
     if !privileged() {
         return;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, XattrFlags};
+use rustix::fs::{FallocateFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 
 use super::Tree;
@@ -17,7 +17,7 @@ use super::object::Object;
 use crate::Result;
 use crate::backing;
 use crate::node::{Ino, Kind};
-use crate::quota::{Admission, LayerUsage, allocated_of};
+use crate::quota::{Admission, LayerUsage, Room, allocated_of};
 
 /// What the sums hold of one file. `Account::charged` is the last of all locks.
 #[derive(Debug, Default)]
@@ -197,21 +197,16 @@ impl Tree {
     /// Writes within one block, and takes it back if the block was a new one and one too many.
     fn write_block(&self, object: &Object, file: &OwnedFd, part: &[u8], offset: u64) -> Result<bool> {
         let ledger = self.ledger.as_ref().ok_or(Errno::INVAL)?;
-        let size = backing::stat(file.as_fd())?.size;
+        let block = Block::look(file, offset, ledger.block())?;
+        // What the file has grown by since its last change is not the fault of this one.
+        self.account_after(object, file.as_fd());
         crate::copy::write_all_at(file.as_fd(), part, offset)?;
-        if !self.account_after(object, file.as_fd()) || !ledger.is_over() {
+        if !self.account_after(object, file.as_fd()) || !ledger.is_over() || block.held {
             return Ok(true);
         }
-        if size <= offset {
-            rustix::fs::ftruncate(file, size)?;
-        } else {
-            let start = offset - offset % ledger.block();
-            punch(file, start, ledger.block())?;
-            // A hole at the end may have been shorter.
-            rustix::fs::ftruncate(file, size)?;
-        }
+        let result = block.free(file, offset.saturating_add(part.len() as u64));
         self.account_after(object, file.as_fd());
-        Ok(false)
+        result.map(|()| false)
     }
 
     /// Copies this much data into a file of which there was none before.
@@ -259,31 +254,31 @@ impl Tree {
         }
         // Some of it may be allocated already. Hopeless is what would not fit even if all was.
         let held = allocated_of(file.as_fd())?;
-        if ledger.reserve(most.saturating_sub(held)).is_none() {
+        let missing = most.saturating_sub(held);
+        if missing > 0 && ledger.reserve(missing).is_none() {
             return Err(Errno::NOSPC);
         }
         let end = offset.saturating_add(length);
         let mut position = offset;
         while position < end {
             let step = (ledger.block() - position % ledger.block()).min(end - position);
-            let size = backing::stat(file.as_fd())?.size;
+            let block = Block::look(file, position, ledger.block())?;
+            self.account_after(object, file.as_fd());
             rustix::fs::fallocate(file, flags, position, step)?;
-            if self.account_after(object, file.as_fd()) && ledger.is_over() {
-                punch(file, position - position % ledger.block(), ledger.block())?;
-                rustix::fs::ftruncate(file, size)?;
-                self.account_after(object, file.as_fd());
-                return Err(Errno::NOSPC);
-            }
             position += step;
+            if self.account_after(object, file.as_fd()) && ledger.is_over() && !block.held {
+                let freed = block.free(file, position);
+                self.account_after(object, file.as_fd());
+                return freed.and(Err(Errno::NOSPC));
+            }
         }
         Ok(())
     }
 
-    /// Returns how much of a copy between files fits in one step, `None` if nothing is limited or all of it fits.
-    pub(super) fn copy_step(&self, offset: u64, length: u64) -> Option<usize> {
-        let ledger = self.ledger.as_ref()?;
-        let fits = ledger.reserve(ledger.span(offset, length)).is_some();
-        (!fits).then_some(COPY_STEP)
+    /// Takes hold of what a copy between files needs at most, if that is there; without limits it is nothing.
+    pub(super) fn copy_room(&self, offset: u64, length: u64) -> Result<Option<Room<'_>>> {
+        let Some(ledger) = &self.ledger else { return Ok(None) };
+        ledger.reserve(ledger.span(offset, length)).map(Some).ok_or(Errno::NOSPC)
     }
 
     /// Sets an attribute, and takes that back if it needed a block too many.
@@ -297,6 +292,8 @@ impl Tree {
     ) -> Result<()> {
         let Some(ledger) = &self.ledger else { return backing::set_xattr(file, name, value, flags) };
         self.account_before(object, file)?;
+        // What the file has grown by since its last change is not the fault of this one.
+        self.account_after(object, file);
         let before = backing::xattr(file, name)?;
         backing::set_xattr(file, name, value, flags)?;
         if self.account_after(object, file) && ledger.is_over() {
@@ -311,10 +308,38 @@ impl Tree {
     }
 }
 
-/// Frees a block, of which nothing is to remain.
-fn punch(file: &OwnedFd, offset: u64, length: u64) -> Result<()> {
-    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)
+/// A block that a change may allocate, as it was before.
+struct Block {
+    start: u64,
+    length: u64,
+    /// The file's size.
+    size: u64,
+    /// There was data in it, which nothing may take away.
+    held: bool,
 }
 
-/// How much is copied at a time while space is scarce.
-const COPY_STEP: usize = 1 << 20;
+impl Block {
+    fn look(file: &OwnedFd, offset: u64, length: u64) -> Result<Block> {
+        let size = backing::stat(file.as_fd())?.size;
+        let start = offset - offset % length;
+        let held = start < size
+            && match rustix::fs::seek(file, SeekFrom::Data(start)) {
+                Ok(data) => data < start.saturating_add(length),
+                Err(Errno::NXIO) => false,
+                // If it cannot be told, there may be.
+                Err(_) => true,
+            };
+        Ok(Block { start, length, size, held })
+    }
+
+    /// Frees the block after a change that ended at `end`.
+    fn free(&self, file: &OwnedFd, end: u64) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let now = backing::stat(file.as_fd())?.size;
+        if self.start < now {
+            rustix::fs::fallocate(file, flags, self.start, self.length)?;
+        }
+        // Space behind the end goes only by truncation. If somebody else has made the file longer, that stays.
+        if now == self.size || now == end { rustix::fs::ftruncate(file, self.size) } else { Ok(()) }
+    }
+}

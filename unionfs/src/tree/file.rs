@@ -155,12 +155,17 @@ impl Tree {
     pub fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), length: u64) -> Result<u64> {
         let target = self.copy_up(to.0, Wanted::Everything)?;
         let output = self.data_now(&target, true)?;
-        let (DataPlace::Upper(source), None) = (self.data_place(from.0), self.copy_step(to.1, length)) else {
+        let length = length.min(MAX_COPY);
+        let DataPlace::Upper(source) = self.data_place(from.0) else {
             return self.copy_range_by_buffer(from, (&target, &output, to.1), length);
         };
         let input = self.data_now(&source, false)?;
+        let length = length.min(backing::stat(input.as_fd())?.size.saturating_sub(from.1));
+        let Ok(_room) = self.copy_room(to.1, length) else {
+            return self.copy_range_by_buffer(from, (&target, &output, to.1), length);
+        };
         let (mut input_offset, mut output_offset) = (from.1, to.1);
-        let length = usize::try_from(length).unwrap_or(usize::MAX).min(MAX_COPY);
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
         let copied = self.accounted(&target, output.as_fd(), || {
             rustix::fs::copy_file_range(&*input, Some(&mut input_offset), &*output, Some(&mut output_offset), length)
         })?;
@@ -306,7 +311,7 @@ fn drop_data(object: &Object) {
 }
 
 /// The most that one request copies, so that a queue is not held up.
-const MAX_COPY: usize = 1 << 28;
+const MAX_COPY: u64 = 1 << 28;
 
 #[cfg(test)]
 mod tests {
