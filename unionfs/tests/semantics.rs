@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -73,6 +74,17 @@ fn content(tree: &Tree, ino: Ino) -> String {
     let mut data = vec![0; 1 << 16];
     let length = tree.read(ino, &mut data, 0).unwrap();
     String::from_utf8_lossy(&data[..length]).into_owned()
+}
+
+fn names(tree: &Tree, dir: Ino) -> Vec<String> {
+    let mut names = Vec::new();
+    tree.read_dir(dir, 0, false, &mut |entry| {
+        names.push(String::from_utf8_lossy(entry.name).into_owned());
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    names.retain(|name| name != "." && name != "..");
+    names
 }
 
 fn permissions(path: &Path) -> u32 {
@@ -547,4 +559,45 @@ fn files_of_an_image_keep_their_data_below_their_attributes() {
     tree.write(moved.ino, b"new", 0, false).unwrap();
     tree.release(moved.ino);
     assert_eq!(fs::read(at("upper/moved")).unwrap()[3..], data[3..]);
+}
+
+#[test]
+fn a_move_that_fails_leaves_the_emptied_target_as_it_was() {
+    let layers = Layers::new(&["src/a", "dst/f"]);
+    fs::set_permissions(layers.at("lower/dst"), fs::Permissions::from_mode(0o751)).unwrap();
+    let mut spec = layers.spec();
+    spec.options.noredirect = true;
+    let tree = Tree::open(&spec).unwrap();
+    let target = find(&tree, "dst");
+    tree.unlink(target.ino, b"f").unwrap();
+    let refused = tree.rename(Ino::ROOT, b"src", Ino::ROOT, b"dst", RenameMode::Replace);
+    assert_eq!(refused.unwrap_err(), Errno::XDEV);
+    let after = find(&tree, "dst");
+    assert_eq!((after.ino, after.permissions), (target.ino, 0o751));
+    let file = New::File { open: false };
+    assert!(tree.create(target.ino, b"new", file, 0o644, 0, &ROOT_USER).is_ok());
+    assert_eq!(names(&tree, after.ino), ["new"]);
+}
+
+#[test]
+fn a_directory_is_moved_over_one_whose_files_were_deleted() {
+    for covered in [true, false] {
+        let layers = Layers::new(&["src/a", "dst/f"]);
+        let tree = layers.tree();
+        let target = find(&tree, "dst");
+        tree.unlink(target.ino, b"f").unwrap();
+        let name: &[u8] = if covered { b"src" } else { b"made" };
+        if !covered {
+            let made = tree.create(Ino::ROOT, name, New::Directory, 0o755, 0, &ROOT_USER).unwrap();
+            let _ = tree.create(made.ino, b"a", New::File { open: false }, 0o644, 0, &ROOT_USER).unwrap();
+        }
+        tree.rename(Ino::ROOT, name, Ino::ROOT, b"dst", RenameMode::Replace).unwrap();
+        let check = |tree: Tree| {
+            assert_eq!(names(&tree, find(&tree, "dst").ino), ["a"], "covered: {covered}");
+            assert_eq!(tree.lookup(Ino::ROOT, name).unwrap_err(), Errno::NOENT);
+        };
+        check(tree);
+        check(layers.tree());
+        assert_eq!(fs::read_dir(layers.at("work/work")).unwrap().count(), 0);
+    }
 }

@@ -163,7 +163,7 @@ impl Tree {
 }
 
 /// Removes a directory of the upper that shows no names but may hold whiteouts.
-fn remove_directory(upper: &UpperLayer, parent: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+pub(super) fn remove_directory(upper: &UpperLayer, parent: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
         Err(Errno::NOTEMPTY | Errno::EXIST) => {
             let staged = upper.staging_name();

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, RenameFlags};
+use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::Tree;
@@ -108,7 +108,7 @@ impl Tree {
             self.exchange(upper, (&from, name, &moved_object), (&to, new_name, &other_object))?;
             return Ok(None);
         }
-        let replaced = self.ready_to_replace(upper, &to, new_name, moved, &target)?;
+        let (replaced, whiteouts_inside) = self.ready_to_replace(&to, new_name, moved, &target)?;
         let directory = moved.kind == Kind::Directory;
         if directory {
             self.keep_lower(upper, &moved_object, &to)?;
@@ -123,7 +123,10 @@ impl Tree {
             replaced.as_ref().map(|object| Removed { ino: object.ino, only_in_lower, link: object.state().link });
         intend(&moved_object, (&from, name), (&to, new_name), Aim::Replace { gone, whiteout })?;
         survive::step();
-        move_name(upper, (from_fd, name), (to_fd, new_name), whiteout, blocked)?;
+        match replaced.as_ref().filter(|_| whiteouts_inside) {
+            Some(replaced) => self.swap_for(upper, (from_fd, name), (to_fd, new_name), whiteout, replaced)?,
+            None => move_name(upper, (from_fd, name), (to_fd, new_name), whiteout, blocked)?,
+        }
         survive::step();
         if let Some(replaced) = &replaced {
             self.finish_removal(upper, new_dir, new_name, only_in_lower, replaced)?;
@@ -197,39 +200,80 @@ impl Tree {
         Ok((object, None))
     }
 
-    /// Checks that the target may be replaced and makes the upper ready for it.
+    /// Checks that the target may be replaced. Returns its object, and whether it is a directory with whiteouts in it,
+    /// over which the filesystem lets nothing be moved. Changes nothing yet, as the move may still fail.
     fn ready_to_replace(
         &self,
-        upper: &UpperLayer,
         dir: &Directory,
         name: &[u8],
         moved: &Found,
         target: &Name,
-    ) -> Result<Option<Arc<Object>>> {
-        let Some(other) = &target.found else { return Ok(None) };
+    ) -> Result<(Option<Arc<Object>>, bool)> {
+        let Some(other) = &target.found else { return Ok((None, false)) };
         match (moved.kind == Kind::Directory, other.kind == Kind::Directory) {
             (true, false) => return Err(Errno::NOTDIR),
             (false, true) => return Err(Errno::ISDIR),
             _ => {}
         }
         let object = self.prepare_removal(dir.ino, name, other)?;
+        let mut whiteouts = false;
         if let (Kind::Directory, Some((file, _))) = (other.kind, &other.upper) {
-            let mut whiteouts = false;
             crate::upper::for_each_name(file.as_fd(), &mut |_, _| {
                 whiteouts = true;
                 Ok(())
             })?;
-            if whiteouts {
-                // An empty directory in its place, which a rename may replace.
-                let staged = upper.staging_name();
-                rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
-                let prepared = rustix::fs::openat(upper.staging(), &staged, crate::upper::LOOK, Mode::empty());
-                prepared.and_then(|empty| upper.set_opaque(empty.as_fd())).inspect_err(|_| upper.discard(&staged))?;
-                upper.exchange(&staged, fd(dir)?, name)?;
-                upper.discard_directory(&staged)?;
-            }
         }
-        Ok(Some(object))
+        Ok((Some(object), whiteouts))
+    }
+
+    /// Moves a directory over one with whiteouts in it: both are exchanged, then the old one is taken away from the old
+    /// name. It is opaque meanwhile, so that nothing shows through it there if this ends halfway. Where this fails all is
+    /// as it was.
+    fn swap_for(
+        &self,
+        upper: &UpperLayer,
+        (from, name): (BorrowedFd<'_>, &[u8]),
+        (to, new_name): (BorrowedFd<'_>, &[u8]),
+        whiteout: bool,
+        replaced: &Object,
+    ) -> Result<()> {
+        let file = self.upper_file(replaced)?;
+        let staged = if whiteout { Some(upper.stage_whiteout()?) } else { None };
+        let swap = || rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::EXCHANGE);
+        let undo = || {
+            self.show_through(upper, replaced, file.as_fd());
+            staged.iter().for_each(|staged| upper.discard(staged));
+        };
+        upper.set_opaque(file.as_fd()).inspect_err(|_| undo())?;
+        survive::step();
+        swap().inspect_err(|_| undo())?;
+        survive::step();
+        let (staged_old, cleared) = match &staged {
+            Some(staged) => {
+                (staged.clone(), rustix::fs::renameat_with(upper.staging(), staged, from, name, RenameFlags::EXCHANGE))
+            }
+            None => {
+                let old = upper.staging_name();
+                let cleared = rustix::fs::renameat(from, name, upper.staging(), &old);
+                (old, cleared)
+            }
+        };
+        cleared.inspect_err(|_| {
+            if swap().is_ok() {
+                undo();
+            }
+        })?;
+        survive::step();
+        // What is left of it goes at the next mount.
+        let _ = upper.discard_directory(&staged_old);
+        Ok(())
+    }
+
+    /// Takes back that a directory was made opaque for a move that did not come about.
+    pub(super) fn show_through(&self, upper: &UpperLayer, directory: &Object, file: BorrowedFd<'_>) {
+        if !directory.state().opaque {
+            let _ = upper.remove_mark(file, b"opaque");
+        }
     }
 
     /// Marks a directory so that it shows at its new place what it shows now.
