@@ -357,6 +357,51 @@ fn a_redirect_elsewhere_gets_no_credentials() {
 }
 
 #[test]
+fn an_upload_elsewhere_gets_no_credentials() {
+    let scene = Scene::with(&sample_layers(), Access::token(&users()).unwrap());
+    let registry = scene.name("x").host().to_owned();
+    scene.client().login(&registry, &login("secret")).unwrap();
+    // It has a token service of its own, which would be glad of a login.
+    let access = Access::token(&users()).unwrap();
+    let other = Options { access, record: true, ..Options::local(&scene.folder.path().join("elsewhere")) };
+    let other = Server::start(other).unwrap();
+    let to = format!("http://{}/v2/team/app/blobs/uploads/x", other.address());
+    for method in ["POST", "PATCH"] {
+        scene.misbehave(&format!("{method} /v2/*/blobs/uploads/* header=Location:{to}"));
+        let refused = scene.source.push(&scene.client(), &scene.name("team/app:1"), &PushOptions::default(), &());
+        assert_eq!(refused.unwrap_err().status(), Some(401), "{method}");
+        scene.server.behave();
+        let exchanges = other.exchanges();
+        assert!(!exchanges.is_empty(), "{method}");
+        let uploads = |exchange: &Exchange| exchange.path.starts_with("/v2/team/app/blobs/uploads/");
+        assert!(exchanges.iter().all(uploads), "{method}: {exchanges:?}");
+        assert!(exchanges.iter().all(|exchange| exchange.authorization.is_none()), "{method}: {exchanges:?}");
+    }
+}
+
+#[test]
+fn a_server_without_ranges_that_cuts_is_asked_for_the_whole_again() {
+    let scene = Scene::new(&large_layers());
+    let pushed = scene.push_as(CompressionFormat::None);
+    scene.misbehave("GET /v2/*/blobs/* ignore-range");
+    // After the first part, within the second.
+    scene.misbehave("GET /v2/*/blobs/* times=6 cut=20000000");
+    let store = scene.store("other");
+    assert_eq!(scene.pull(&store).unwrap_or_else(|error| panic!("{}", chain(&error))).digest, pushed.digest);
+    check_whole(&store);
+    // Where it stays like that, the next place has the rest.
+    scene.misbehave("GET /v2/*/blobs/* cut=20000000");
+    let good = Options { record: true, ..Options::local(&scene.folder.path().join("registry")) };
+    let good = Server::start(good).unwrap();
+    let list = [scene.server.address(), good.address()].map(|address| format!("http://{address}"));
+    let mirrors = [("docker.io".to_owned(), list.to_vec())].into();
+    let settings = RegistrySettings { mirrors, ..scene.settings() };
+    let (hub, store): (ImageRef, _) = ("team/app:1".parse().unwrap(), scene.store("third"));
+    store.pull(&RegistryClient::new(settings), &hub, &PullOptions::default(), &()).unwrap();
+    check_whole(&store);
+}
+
+#[test]
 fn mirrors_come_first_and_the_registry_stands_in_for_them() {
     let scene = Scene::new(&sample_layers());
     scene.push();

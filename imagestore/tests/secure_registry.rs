@@ -109,6 +109,31 @@ fn certificates_are_checked_unless_that_is_waived() {
 }
 
 #[test]
+fn an_upload_does_not_leave_the_encryption() {
+    let Some(host) = outside_address() else { return eprintln!("skipped: this machine has no address but loopback") };
+    let folder = fast_folder();
+    let authority = Authority::new();
+    let (certificate, key) = authority.sign(&[&host]);
+    let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
+    let server = serve(folder.path(), Access::open(), Some(tls));
+    let plain = serve(folder.path(), Access::open(), None);
+    let registry = format!("{host}:{}", server.address().port());
+    let certificates = folder.path().join("certs.d").join(&registry);
+    fs::create_dir_all(&certificates).unwrap();
+    fs::write(certificates.join("ca.crt"), &authority.certificate).unwrap();
+    let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
+    let store = source(folder.path(), &name.to_string());
+    let to = format!("http://{host}:{}/v2/app/blobs/uploads/x", plain.address().port());
+    for method in ["POST", "PATCH"] {
+        server.misbehave(format!("{method} /v2/*/blobs/uploads/* header=Location:{to}").parse().unwrap());
+        let refused = push(&store, settings(folder.path()), &name).unwrap_err();
+        assert!(matches!(refused, RegistryError::Downgrade { .. }), "{method}: {}", chain(&refused));
+        assert!(plain.exchanges().is_empty(), "{method}");
+        server.behave();
+    }
+}
+
+#[test]
 fn a_registry_may_ask_for_a_certificate() {
     let folder = fast_folder();
     let authority = Authority::new();

@@ -250,8 +250,8 @@ impl Remote<'_> {
         loop {
             let authorization = self.authorization();
             let response = self.follow(url, method, headers, body, authorization.as_deref())?;
-            // Whoever a redirect led to is not asked for anything.
-            if response.status != 401 || response.url.origin != url.origin || renewals == MAX_RENEWALS {
+            // Only the registry itself may say who gets the login, not whoever a redirect or an upload led to.
+            if response.status != 401 || response.url.origin != self.endpoint.origin || renewals == MAX_RENEWALS {
                 return Ok(response);
             }
             let challenges = challenge::parse(&response.headers("www-authenticate"));
@@ -312,15 +312,21 @@ impl Remote<'_> {
                 return Ok(response);
             }
             let Some(location) = response.header("location") else { return Ok(response) };
-            let next = at.join(location).map_err(|source| RegistryError::Location { url: url.shown(), source })?;
-            let downgrade = at.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http;
-            if downgrade && !self.endpoint.insecure {
-                return Err(RegistryError::Downgrade { url: url.shown(), to: next.origin.to_string() });
-            }
+            let next = self.led_to(&at, location)?;
             response.body.drain();
             at = next;
         }
         Err(RegistryError::TooManyRedirects { url: url.shown() })
+    }
+
+    /// Returns where a server sends us, which is from an encrypted address never to a plain one.
+    pub(super) fn led_to(&self, at: &Url, location: &str) -> Result<Url, RegistryError> {
+        let next = at.join(location).map_err(|source| RegistryError::Location { url: at.shown(), source })?;
+        let downgrade = at.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http;
+        if downgrade && !self.endpoint.insecure {
+            return Err(RegistryError::Downgrade { url: at.shown(), to: next.origin.to_string() });
+        }
+        Ok(next)
     }
 
     fn proof_of(&self, origin: &Origin) -> Proof {

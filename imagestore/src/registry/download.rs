@@ -235,7 +235,15 @@ impl Downloader<'_> {
 
     fn attempt(&self, remote: &Remote<'_>, download: &Download, part: usize) -> Result<(), RegistryError> {
         let Part { start, length } = download.parts[part];
-        let done = download.lock().done[part];
+        let url = Url::new(remote.endpoint.origin.clone(), format!("/v2/{}/blobs/{}", self.path, download.digest));
+        let (done, is_whole_ours) = {
+            let state = download.lock();
+            (state.done[part], state.whole_by == Some(part))
+        };
+        // Nobody else will fetch the other parts, whether or not ours is there.
+        if is_whole_ours {
+            return self.fetch_whole(remote, &url, None, download, part);
+        }
         if done == length {
             return Ok(());
         }
@@ -245,7 +253,6 @@ impl Downloader<'_> {
         if !whole {
             headers.push(("Range", format!("bytes={from}-{last}")));
         }
-        let url = Url::new(remote.endpoint.origin.clone(), format!("/v2/{}/blobs/{}", self.path, download.digest));
         let response = match remote.call(&url, "GET", &headers, None) {
             Err(RegistryError::Status { status: 416, .. }) if !whole => {
                 return self.fetch_whole(remote, &url, None, download, part);

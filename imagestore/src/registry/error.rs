@@ -126,7 +126,7 @@ pub enum RegistryError {
         url: String,
     },
     /// The server sends us from an encrypted address to a plain one.
-    #[error("{url}: refusing a redirect to the unencrypted {to}")]
+    #[error("{url}: refusing to follow it to the unencrypted {to}")]
     Downgrade {
         /// Where it began.
         url: String,

@@ -7,7 +7,7 @@ use strata_layer::Digest;
 
 use super::client::Remote;
 use super::error::RegistryError;
-use super::http::Payload;
+use super::http::{Payload, Response};
 use super::url::Url;
 
 impl Remote<'_> {
@@ -42,7 +42,7 @@ impl Remote<'_> {
     pub(super) fn start_upload(&self, repository: &str) -> Result<Url, RegistryError> {
         let url = self.blob_url(repository, "uploads/");
         let response = self.call(&url, "POST", &[], None)?;
-        let location = location_of(&response)?;
+        let location = self.location_of(&response)?;
         response.body.drain();
         Ok(location)
     }
@@ -72,7 +72,7 @@ impl Remote<'_> {
         let headers = [("Content-Type", "application/octet-stream".to_owned())];
         let mut counted = Counted { source, hash: Sha256::new(), bytes: 0 };
         let response = self.send_stream(location, "PATCH", &headers, Payload::Stream(&mut counted))?;
-        let next = location_of(&response)?;
+        let next = self.location_of(&response)?;
         response.body.drain();
         let (digest, bytes) = (Digest::from_bytes(counted.hash.finalize().into()), counted.bytes);
         let url = next.with_parameter("digest", &digest.to_string());
@@ -80,6 +80,15 @@ impl Remote<'_> {
         check_digest(&response, digest)?;
         response.body.drain();
         Ok((digest, bytes))
+    }
+
+    /// Returns where the server wants the upload.
+    fn location_of(&self, response: &Response) -> Result<Url, RegistryError> {
+        let Some(location) = response.header("location") else {
+            let url = response.url.shown();
+            return Err(RegistryError::Malformed { url, reason: "it does not say where to send the upload" });
+        };
+        self.led_to(&response.url, location)
     }
 
     /// Uploads a manifest under a tag or its digest.
@@ -99,20 +108,12 @@ impl Remote<'_> {
 }
 
 /// The server may say what it has stored.
-fn check_digest(response: &super::http::Response, expected: Digest) -> Result<(), RegistryError> {
+fn check_digest(response: &Response, expected: Digest) -> Result<(), RegistryError> {
     let stated = response.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
     match stated.filter(|found| *found != expected) {
         None => Ok(()),
         Some(found) => Err(RegistryError::Digest { what: response.url.shown(), expected, found }),
     }
-}
-
-fn location_of(response: &super::http::Response) -> Result<Url, RegistryError> {
-    let url = response.url.shown();
-    let Some(location) = response.header("location") else {
-        return Err(RegistryError::Malformed { url, reason: "it does not say where to send the upload" });
-    };
-    response.url.join(location).map_err(|source| RegistryError::Location { url, source })
 }
 
 /// Computes the digest of what is read.
