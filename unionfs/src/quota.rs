@@ -226,8 +226,10 @@ impl Ledger {
         subtract(&self.leaving, 1);
     }
 
-    /// Writes the sums to the work folder, for the next who opens the layer.
-    pub(crate) fn keep(&self, upper: &UpperLayer, usage: LayerUsage) -> Result<()> {
+    /// Writes the sums to the work folder, for the next who opens the layer. All changes are on the disk, if the layer is
+    /// durable: sums that are there without what they count would be wrong.
+    pub(crate) fn keep(&self, upper: &UpperLayer) -> Result<()> {
+        let usage = self.usage();
         let work = work_of(upper)?;
         let text =
             format!("{MAGIC}\nbytes {}\ninodes {}\nstaging {}\n", usage.bytes, usage.inodes, fingerprint(upper)?);
@@ -235,8 +237,6 @@ impl Ledger {
         let file = rustix::fs::openat(&work, NEW_FILE, flags, Mode::RUSR | Mode::WUSR)?;
         crate::copy::write_all_at(file.as_fd(), text.as_bytes(), 0)?;
         if upper.is_durable() {
-            // The layer first: sums that are on the disk without what they count would be wrong.
-            rustix::fs::syncfs(backing::reopen(upper.root(), OFlags::RDONLY | OFlags::DIRECTORY)?)?;
             rustix::fs::fsync(&file)?;
         }
         rustix::fs::renameat(&work, NEW_FILE, &work, FILE)

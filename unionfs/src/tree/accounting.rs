@@ -45,7 +45,20 @@ impl Tree {
         let (Some(ledger), Some(upper)) = (&self.ledger, &self.upper) else { return };
         // What was deleted and is still held goes with this process.
         self.objects.for_each(&mut |object| self.account_gone(object));
-        if let Err(error) = ledger.keep(upper, ledger.usage()) {
+        // A filesystem may take blocks when it writes; only then a file's share is what it will be found to be.
+        if upper.is_durable()
+            && let Err(error) = self.write_through()
+        {
+            tracing::warn!(%error, "the layer will be counted at its next mount");
+            return;
+        }
+        {
+            let _names = self.read_names();
+            for object in self.objects.all() {
+                self.settle_account(&object);
+            }
+        }
+        if let Err(error) = ledger.keep(upper) {
             tracing::warn!(%error, "the layer will be counted at its next mount");
         }
     }
@@ -70,6 +83,35 @@ impl Tree {
         let before = charged.replace(now).unwrap_or(now);
         ledger.changed(before, now);
         now > before
+    }
+
+    /// Counts what the filesystem has done to a file since its last change, if there was one. The caller holds
+    /// `namespace`.
+    fn settle_account(&self, object: &Object) {
+        if self.ledger.is_none() || !object.is_in_upper() || object.account.charged().is_none() {
+            return;
+        }
+        if let Ok(file) = self.upper_file(object) {
+            self.account_after(object, file.as_fd());
+        }
+    }
+
+    /// Counts once more what the file of an object has that is about to be closed or forgotten, where that costs no more
+    /// than to ask for it.
+    pub(super) fn account_last(&self, object: &Object, file: Option<&OwnedFd>) {
+        if self.ledger.is_some()
+            && let Some(file) = file
+            && object.account.charged().is_some()
+        {
+            self.account_after(object, file.as_fd());
+        }
+    }
+
+    /// Counts that a file which the last server had made is taken away again; nobody has it open.
+    pub(super) fn account_unmade(&self, object: Option<&Object>, raw: &backing::RawStat) {
+        let Some(ledger) = &self.ledger else { return };
+        let charged = object.and_then(|object| object.account.charged().take());
+        ledger.gone(charged.unwrap_or_else(|| crate::quota::allocated(raw)));
     }
 
     /// Changes a file in a way that takes no space.

@@ -78,6 +78,9 @@ impl Tree {
     /// Takes back one [`open_file`](Self::open_file) that found the file in the upper.
     pub fn release(&self, ino: Ino) {
         if let Some(object) = self.object(ino) {
+            let data = object.state().data.clone();
+            self.account_last(&object, data.as_ref().map(|data| &*data.file));
+            drop(data);
             drop_data(&object);
             self.account_leaving(&object);
         }

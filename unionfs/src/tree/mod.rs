@@ -255,16 +255,26 @@ impl Tree {
             return;
         }
         let mut parent = None;
+        // Under the lock: the next object of the number counts from what the file has then.
+        let account = |object: Option<&Arc<Object>>| {
+            if let (Some(object), true) = (object, self.ledger.is_some()) {
+                self.account_last(object, self.handles.get(ino).as_deref());
+            }
+        };
         let dropped = self.objects.drop_if(ino, |object| match object {
             Some(object) if !object.over_lower => {
                 let held = object.references.load(Ordering::Relaxed).saturating_sub(count);
                 object.references.store(held, Ordering::Relaxed);
+                if held == 0 {
+                    account(Some(object));
+                }
                 held == 0
             }
             _ => match self.lower.forget(ino, count) {
                 Left::Held => false,
                 Left::Nobody { parent: found } => {
                     parent = found;
+                    account(object);
                     true
                 }
             },

@@ -235,6 +235,8 @@ impl Tree {
         }
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
         let is_directory = found.kind == Kind::Directory;
+        // A count has met it, as it has a name.
+        let counted = upper.look(parent_fd, name)?.filter(|(_, raw)| is_directory || raw.nlink == 1);
         if whiteout {
             let replaced = if is_directory { upper::Replaced::Directory } else { upper::Replaced::File };
             upper.put_whiteout(parent_fd, name, replaced)?;
@@ -243,7 +245,11 @@ impl Tree {
             rustix::fs::unlinkat(parent_fd, name, flags)?;
         }
         parent.unlist(name);
-        if let Some(object) = self.objects.get(found.ino) {
+        let object = self.objects.get(found.ino);
+        if let Some((_, raw)) = counted {
+            self.account_unmade(object.as_deref(), &raw);
+        }
+        if let Some(object) = object {
             object.remove_place(dir, name);
             self.handles.remove(object.ino);
             self.forget(object.ino, 0);

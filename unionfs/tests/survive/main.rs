@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     if let Some(role) = std::env::var_os("ROLE") {
         return scene::play(&role.into_string().unwrap());
     }
-    let tests: [Test; 11] = [
+    let tests: [Test; 12] = [
         ("privileged_killed_from_outside_on_disk", || storm(&Plan { kills: Kills::Outside, ..Plan::default() })),
         ("privileged_killed_at_any_step_on_disk", || storm(&Plan::default())),
         ("privileged_killed_at_any_step_in_memory", || storm(&Plan { in_memory: true, ..Plan::default() })),
@@ -30,6 +30,9 @@ fn main() -> ExitCode {
             storm(&Plan { passthrough: false, ..Plan::default() })
         }),
         ("rootless_killed_at_any_step_in_a_user_namespace", || storm(&Plan { namespace: true, ..Plan::default() })),
+        ("privileged_a_limited_layer_is_counted_right_in_spite_of_kills", || {
+            storm(&Plan { limited: true, in_memory: true, ..Plan::default() })
+        }),
         ("privileged_without_the_journal_clients_see_errors", control),
         ("privileged_a_request_that_kills_is_answered_with_an_error", poison),
         ("privileged_without_a_server_unmounting_returns", unmounting),

@@ -1,8 +1,10 @@
 //! A mount with its keeper and its clients, each a process of its own.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::str::FromStr as _;
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use strata_unionfs::{Faults, Lower, MountSpec, Options, Passthrough, Target, Upper, mount_kept};
+use strata_unionfs::{Faults, Limits, Lower, MountSpec, Options, Passthrough, Target, Upper, mount_kept};
 
 use crate::client::Client;
 
@@ -26,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) namespace: bool,
     /// What is noted about requests is not believed.
     pub(crate) forgetful: bool,
+    /// The layer may hold no more than some megabytes, which the clients never need.
+    pub(crate) limited: bool,
     /// A request of this kind kills.
     pub(crate) deadly: Option<u32>,
     /// Size of one more file of the lower.
@@ -40,6 +44,7 @@ impl Default for Plan {
             passthrough: true,
             namespace: false,
             forgetful: false,
+            limited: false,
             deadly: None,
             large: 0,
         }
@@ -198,6 +203,7 @@ impl Scene {
         command.env("ROLE", "keeper").env("BASE", base.path()).stdout(Stdio::piped());
         command.env("PASSTHROUGH", u8::from(plan.passthrough).to_string());
         command.env("FORGETFUL", u8::from(plan.forgetful).to_string());
+        command.env("LIMITED", u8::from(plan.limited).to_string());
         command.env("DEADLY", plan.deadly.unwrap_or(0).to_string());
         let (one_in, at) = match plan.kills {
             Kills::Never | Kills::Outside => (0, 0),
@@ -257,7 +263,11 @@ impl Scene {
             let seen = Total::parse(&text).with_context(|| format!("a client says {text:?}"))?;
             total.add(seen);
         }
-        let survived = self.end()?;
+        let (survived, base) = self.end_and_leave()?;
+        if plan.limited {
+            let (kept, counted) = (kept_usage(base.path())?, count(base.path())?);
+            ensure!(kept == counted, "after {survived}: {kept:?} bytes and inodes, but a walk finds {counted:?}");
+        }
         ensure!(survived.kills >= survived.injected && survived.kills <= survived.injected + outside, "{survived}");
         total.add(survived);
         Ok(total)
@@ -311,12 +321,19 @@ impl Scene {
     }
 
     /// Takes the mount away and returns what it has been through.
-    pub(crate) fn end(mut self) -> Result<Total> {
+    pub(crate) fn end(self) -> Result<Total> {
+        self.end_and_leave().map(|(total, _)| total)
+    }
+
+    /// The same, and leaves the folders.
+    fn end_and_leave(mut self) -> Result<(Total, tempfile::TempDir)> {
         rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::empty()).context("unmount")?;
         let mut text = String::new();
         self.says.read_to_string(&mut text)?;
         ensure!(self.keeper.wait()?.success(), "the keeper says {text:?}");
-        Total::parse(&text)
+        let next = tempfile::tempdir_in(self.base.path().parent().context("no parent")?)?;
+        let base = std::mem::replace(&mut self.base, next);
+        Ok((Total::parse(&text)?, base))
     }
 }
 
@@ -329,13 +346,53 @@ impl Drop for Scene {
     }
 }
 
+/// Bytes and inodes that the last server has written down.
+fn kept_usage(base: &Path) -> Result<(u64, u64)> {
+    let text = fs::read_to_string(base.join("work/strata-usage")).context("no sums were kept")?;
+    let value = |name: &str| -> Result<u64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("{text:?}"))?;
+        Ok(value.trim().parse()?)
+    };
+    Ok((value("bytes ")?, value("inodes ")?))
+}
+
+/// Bytes and inodes in the upper, by walking it.
+fn count(base: &Path) -> Result<(u64, u64)> {
+    let mut seen = HashSet::new();
+    let (mut bytes, mut inodes) = (0, 0);
+    let mut pending = vec![base.join("upper")];
+    for entry in fs::read_dir(base.join("work/strata-links")).into_iter().flatten() {
+        pending.push(entry?.path());
+    }
+    while let Some(path) = pending.pop() {
+        let metadata = path.symlink_metadata()?;
+        let whiteout = metadata.file_type().is_char_device() && metadata.rdev() == 0;
+        let names = path.extension().is_some_and(|extension| extension == "names");
+        if whiteout || names || !seen.insert(metadata.ino()) {
+            continue;
+        }
+        bytes += metadata.blocks() * 512;
+        inodes += 1;
+        if metadata.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                pending.push(entry?.path());
+            }
+        }
+    }
+    Ok((bytes, inodes))
+}
+
 fn keeper() -> Result<()> {
     let base = PathBuf::from(std::env::var("BASE")?);
     let passthrough = if number("PASSTHROUGH") == 1 { Passthrough::Auto } else { Passthrough::Off };
+    let limits = match number("LIMITED") {
+        1 => Limits { bytes: Some(256 << 20), inodes: Some(100_000) },
+        _ => Limits::default(),
+    };
     let spec = MountSpec {
         lower: Lower::Folders(vec![base.join("lower")]),
         upper: Some(Upper { dir: base.join("upper"), work: base.join("work") }),
-        options: Options { passthrough, allow_other: true, ..Options::default() },
+        options: Options { passthrough, allow_other: true, limits, ..Options::default() },
     };
     let some = |number: u64| (number > 0).then_some(number);
     let faults = Faults {
