@@ -19,6 +19,7 @@ use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFla
 use rustix::io::Errno;
 
 use crate::Result;
+use crate::acl;
 use crate::backing::{self, Identity, RawStat};
 use crate::beneath::{Crossing, open_beneath};
 use crate::by_name;
@@ -385,13 +386,19 @@ fn lock(staging: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Makes a folder of ours if it is not there, and opens it.
+/// Makes a folder of ours if it is not there, and opens it. It gives no access lists to what is made in it.
 fn prepare(work: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     match rustix::fs::mkdirat(work, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }
-    rustix::fs::openat(work, name, LOOK | OFlags::DIRECTORY, Mode::empty())
+    let dir = rustix::fs::openat(work, name, LOOK | OFlags::DIRECTORY, Mode::empty())?;
+    for list in [acl::DEFAULT, acl::ACCESS] {
+        if backing::xattr(dir.as_fd(), list)?.is_some() {
+            backing::remove_xattr(dir.as_fd(), list)?;
+        }
+    }
+    Ok(dir)
 }
 
 fn empty_directory(dir: BorrowedFd<'_>) -> Result<()> {
