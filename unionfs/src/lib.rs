@@ -44,7 +44,8 @@ pub use spec::{
 };
 pub use survive::{Faults, Survived, WorkerError};
 pub use tree::{
-    Access, Caller, DirEntry, ExtendedFlags, New, OpenError, Opened, RenameMode, SetAttributes, SetTime, Tree, Usage,
+    Access, Caller, DirEntry, ExtendedFlags, New, OpenError, Opened, RenameMode, SetAttributes, SetGroupId, SetTime,
+    Tree, Usage,
 };
 pub use upper::UpperError;
 pub use walk::{Change, ChangeKind, WalkError, changes, write_changes, write_merged};

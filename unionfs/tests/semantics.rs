@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use strata_unionfs::{
-    Access, Caller, Ino, Kind, Lower, Metacopy, MountSpec, New, Opened, Options, RenameMode, SetAttributes, Stat, Tree,
-    Upper,
+    Access, Caller, Ino, Kind, Lower, Metacopy, MountSpec, New, Opened, Options, RenameMode, SetAttributes, SetGroupId,
+    Stat, Tree, Upper,
 };
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
@@ -462,7 +462,8 @@ fn attributes_named_like_marks_are_stored_apart() {
     let ino = find(&tree, "dir/file").ino;
     let names = [&b"user.overlay.opaque"[..], b"trusted.overlay.redirect", b"trusted.overlay.overlay.x"];
     let flags = rustix::fs::XattrFlags::empty();
-    let allowed = |name: &&&[u8]| !matches!(tree.set_xattr(ino, name, b"value", flags, &ROOT_USER), Err(Errno::PERM));
+    let allowed =
+        |name: &&&[u8]| !matches!(tree.set_xattr(ino, name, b"value", flags, SetGroupId::Keep), Err(Errno::PERM));
     let names: Vec<&&[u8]> = names.iter().filter(allowed).collect();
     for name in &names {
         assert_eq!(tree.xattr(ino, name).unwrap(), b"value");
@@ -600,4 +601,60 @@ fn a_directory_is_moved_over_one_whose_files_were_deleted() {
         check(layers.tree());
         assert_eq!(fs::read_dir(layers.at("work/work")).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn set_group_id_goes_with_an_access_list_when_the_kernel_says_so() {
+    let layers = Layers::new(&["file"]);
+    let tree = layers.tree();
+    let ino = find(&tree, "file").ino;
+    let flags = rustix::fs::XattrFlags::empty();
+    let stranger = Caller { uid: 7, gid: 7, pid: 0 };
+    for (setgid, stays) in [(SetGroupId::Keep, true), (SetGroupId::Drop, false), (SetGroupId::Judge(stranger), false)] {
+        let change = SetAttributes { permissions: Some(0o2755), ..SetAttributes::default() };
+        let _ = tree.set_attributes(ino, &change).unwrap();
+        tree.set_xattr(ino, b"user.a", b"value", flags, setgid).unwrap();
+        assert_eq!(tree.stat(ino).unwrap().permissions, 0o2755);
+        match tree.set_xattr(ino, b"system.posix_acl_access", &access_list(7), flags, setgid) {
+            Err(Errno::OPNOTSUPP) => return eprintln!("skipped: no access lists here"),
+            result => result.unwrap(),
+        }
+        assert_eq!(tree.stat(ino).unwrap().permissions & 0o2000 != 0, stays, "{setgid:?}");
+    }
+}
+
+#[test]
+fn access_lists_of_the_work_folder_are_not_passed_on() {
+    let layers = Layers::new(&["file", "program"]);
+    let default = "system.posix_acl_default";
+    let flags = rustix::fs::XattrFlags::empty();
+    match rustix::fs::setxattr(layers.at("work"), default, &access_list(7), flags) {
+        Err(Errno::OPNOTSUPP) => return eprintln!("skipped: no access lists here"),
+        result => result.unwrap(),
+    }
+    let tree = layers.tree();
+    let ino = find(&tree, "file").ino;
+    let change = SetAttributes { permissions: Some(0o640), ..SetAttributes::default() };
+    let _ = tree.set_attributes(ino, &change).unwrap();
+    tree.unlink(Ino::ROOT, b"program").unwrap();
+    let _ = tree.create(Ino::ROOT, b"program", New::Directory, 0o755, 0, &ROOT_USER).unwrap();
+    for path in ["work/work", "work/strata-links", "upper/file", "upper/program"] {
+        for list in ["system.posix_acl_access", default] {
+            let found = rustix::fs::getxattr(layers.at(path), list, &mut [0; 64]);
+            assert_eq!(found, Err(Errno::NODATA), "{path} has {list}");
+        }
+    }
+    assert_eq!(permissions(&layers.at("upper/file")), 0o640);
+}
+
+/// The bytes of an access list that lets one user more do everything.
+fn access_list(user: u32) -> Vec<u8> {
+    let nobody = u32::MAX;
+    let entries = [(0x01_u16, 7_u16, nobody), (0x02, 7, user), (0x04, 5, nobody), (0x10, 7, nobody), (0x20, 5, nobody)];
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, allowed, id) in entries {
+        bytes.extend([tag.to_le_bytes(), allowed.to_le_bytes()].concat());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
 }

@@ -108,6 +108,8 @@ pub(crate) enum Operation<'a> {
         name: &'a [u8],
         value: &'a [u8],
         flags: u32,
+        /// Whether set-group-id goes with a new access list; `None` if the transport does not tell.
+        kill_setgid: Option<bool>,
     },
     GetXattr {
         name: &'a [u8],
@@ -277,7 +279,8 @@ impl<'a> Frame<'a> {
                 let (input, rest) = self.take::<wire::SetxattrIn>()?;
                 let (name, rest) = text(rest)?;
                 let value = rest.get(..input.size as usize).ok_or(Errno::INVAL)?;
-                Operation::SetXattr { name, value, flags: input.flags }
+                let kill_setgid = Some(input.setxattr_flags & wire::SETXATTR_ACL_KILL_SGID != 0);
+                Operation::SetXattr { name, value, flags: input.flags, kill_setgid }
             }
             opcode::GETXATTR => {
                 let (input, rest) = self.take::<wire::GetxattrIn>()?;

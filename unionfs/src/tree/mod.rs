@@ -47,6 +47,7 @@ pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use statfs::Usage;
 pub(crate) use xattr::SERVER;
+pub use xattr::SetGroupId;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;

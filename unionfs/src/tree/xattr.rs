@@ -3,7 +3,7 @@
 //! The marks of the union are hidden. What a user calls by such a name, to nest one union in another, is stored with the
 //! name escaped as overlayfs does: `trusted.overlay.x` as `trusted.overlay.overlay.x`.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -78,8 +78,8 @@ impl Tree {
         Ok(names)
     }
 
-    /// Sets an extended attribute; `flags` as for `setxattr`.
-    pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags, caller: &Caller) -> Result<()> {
+    /// Sets an extended attribute; `flags` as for `setxattr`. With an access list set-group-id goes as `setgid` says.
+    pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags, setgid: SetGroupId) -> Result<()> {
         self.check_xattr_change(name)?;
         let past = Intent::of_the_past();
         let value = self.ids.xattr_to_disk(name, value)?;
@@ -98,7 +98,7 @@ impl Tree {
         self.set_xattr_accounted(&object, file.as_fd(), &stored, &value, flags)?;
         survive::step();
         if name == acl::ACCESS {
-            self.drop_foreign_setgid(&file, caller)?;
+            self.drop_setgid(file.as_fd(), setgid)?;
         }
         Ok(())
     }
@@ -125,18 +125,36 @@ impl Tree {
         Ok(())
     }
 
-    /// Whoever sets an ACL without being of the file's group loses set-group-id, as with `chmod`.
-    fn drop_foreign_setgid(&self, file: &std::os::fd::OwnedFd, caller: &Caller) -> Result<()> {
-        let raw = self.upper_stat(file.as_fd())?;
-        if raw.mode & libc::S_ISGID == 0 || self.is_root(caller) {
+    fn drop_setgid(&self, file: BorrowedFd<'_>, setgid: SetGroupId) -> Result<()> {
+        let raw = self.upper_stat(file)?;
+        if raw.mode & libc::S_ISGID == 0 {
             return Ok(());
         }
-        let group = self.ids.gid_to_host(raw.gid);
-        if group == caller.gid || supplementary_groups(caller.pid).contains(&group) {
+        let keep = match setgid {
+            SetGroupId::Keep => true,
+            SetGroupId::Drop => false,
+            SetGroupId::Judge(caller) => {
+                let group = self.ids.gid_to_host(raw.gid);
+                self.is_root(&caller) || group == caller.gid || supplementary_groups(caller.pid).contains(&group)
+            }
+        };
+        if keep {
             return Ok(());
         }
-        self.set_permissions(file.as_fd(), crate::node::permission_bits(raw.mode & !libc::S_ISGID))
+        self.set_permissions(file, crate::node::permission_bits(raw.mode & !libc::S_ISGID))
     }
+}
+
+/// What becomes of set-group-id when an access list is set: whoever does that without being of the file's group loses it,
+/// as with `chmod`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetGroupId {
+    /// It stays.
+    Keep,
+    /// It goes.
+    Drop,
+    /// To be found out from the caller, as far as that can be seen from outside.
+    Judge(Caller),
 }
 
 /// Returns the further groups of a process, none if it is gone.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
-use strata_unionfs::{Access, Caller, Ino, Kind, New, RenameMode, SetAttributes, Stat, Tree};
+use strata_unionfs::{Access, Caller, Ino, Kind, New, RenameMode, SetAttributes, SetGroupId, Stat, Tree};
 
 use super::{Filesystem, Operation};
 
@@ -192,7 +192,7 @@ impl Filesystem for Union {
             }
             Operation::SetXattr(path, value) => {
                 let ino = self.regular(path)?;
-                self.tree.set_xattr(ino, b"user.test", value.as_bytes(), XattrFlags::empty(), &CALLER)
+                self.tree.set_xattr(ino, b"user.test", value.as_bytes(), XattrFlags::empty(), SetGroupId::Keep)
             }
             Operation::RemoveXattr(path) => self.tree.remove_xattr(self.regular(path)?, b"user.test"),
             Operation::List(path) => {

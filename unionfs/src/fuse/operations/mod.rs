@@ -24,7 +24,7 @@ use super::wire::{AttrOut, EntryOut};
 use crate::Result;
 use crate::node::{Device, Ino, Kind, Stat, kind_of};
 use crate::survive::{self as journal, Begun, Counter, Journal, Keep, Point};
-use crate::tree::{Caller, New, RenameMode, SetAttributes, Tree};
+use crate::tree::{Caller, New, RenameMode, SetAttributes, SetGroupId, Tree};
 use nodes::{NodeNumber, Nodes};
 
 /// The tree as the kernel sees it, shared by all serving threads.
@@ -247,9 +247,13 @@ impl Operations {
                 self.read_directory(ino, cookie, attributes, &mut room[..length])
             }
             Operation::Statfs => answer(tree.statfs(), |usage| Reply::Statfs(reply::statfs(&usage))),
-            Operation::SetXattr { name, value, flags } => {
-                let flags = XattrFlags::from_bits_truncate(flags);
-                done(tree.set_xattr(ino, name, value, flags, &caller))
+            Operation::SetXattr { name, value, flags, kill_setgid } => {
+                let setgid = match kill_setgid {
+                    Some(true) => SetGroupId::Drop,
+                    Some(false) => SetGroupId::Keep,
+                    None => SetGroupId::Judge(caller),
+                };
+                done(tree.set_xattr(ino, name, value, XattrFlags::from_bits_truncate(flags), setgid))
             }
             Operation::GetXattr { name, room } => sized(tree.xattr(ino, name), room),
             Operation::ListXattrs { room } => sized(tree.list_xattrs(ino, caller.uid == 0), room),

@@ -492,7 +492,7 @@ impl Filesystem for Front {
         reply: ReplyEmpty,
     ) {
         let flags = flags.cast_unsigned();
-        let operation = Operation::SetXattr { name: name.as_bytes(), value, flags };
+        let operation = Operation::SetXattr { name: name.as_bytes(), value, flags, kill_setgid: None };
         self.serve(request, opcode::SETXATTR, node.0, operation, reply);
     }
 
