@@ -38,7 +38,7 @@ pub use mount::{
 };
 pub use mounted::{Force, RemountError, Server, remount, server_of, unmount_with};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
-pub use quota::LayerUsage;
+pub use quota::{LayerUsage, USAGE_FILE};
 pub use spec::{
     ImageLayer, Limits, Lower, Metacopy, MountSpec, Options, Passthrough, Transport, Upper, UserXattr, XattrPermissions,
 };

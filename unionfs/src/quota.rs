@@ -239,7 +239,7 @@ impl Ledger {
         if upper.is_durable() {
             rustix::fs::fsync(&file)?;
         }
-        rustix::fs::renameat(&work, NEW_FILE, &work, FILE)
+        rustix::fs::renameat(&work, NEW_FILE, &work, USAGE_FILE)
     }
 }
 
@@ -253,15 +253,16 @@ fn subtract(counter: &AtomicU64, amount: u64) {
 /// Reads the sums that were kept, and takes them away, since they are about to be wrong.
 fn take_kept(upper: &UpperLayer) -> Result<Option<LayerUsage>> {
     let work = work_of(upper)?;
-    let file = match rustix::fs::openat(&work, FILE, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-    {
-        Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let file =
+        match rustix::fs::openat(&work, USAGE_FILE, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
     let mut buffer = [0; 512];
     let length = rustix::io::pread(&file, &mut buffer, 0)?;
-    rustix::fs::unlinkat(&work, FILE, AtFlags::empty())?;
+    rustix::fs::unlinkat(&work, USAGE_FILE, AtFlags::empty())?;
     if upper.is_durable() {
         rustix::fs::fsync(backing::reopen(work.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?)?;
     }
@@ -362,8 +363,8 @@ pub(crate) fn allocated_of(file: BorrowedFd<'_>) -> Result<u64> {
 }
 
 const MAGIC: &str = "strata-usage 1";
-/// The sums, in the work folder.
-const FILE: &str = "strata-usage";
+/// The sums, in the work folder. Whoever changes the layer behind the filesystem's back takes it away.
+pub const USAGE_FILE: &str = "strata-usage";
 const NEW_FILE: &str = "strata-usage.new";
 /// How long a change waits for files that were just deleted: the kernel tells in the background that they are gone.
 const PATIENCE: Duration = Duration::from_millis(100);
