@@ -24,13 +24,20 @@ pub(super) fn answer(server: &mut Server, number: usize, request: Request) -> Re
         }
         Request::Exec(execution) => Some(execution::start(server, number, &execution)),
         Request::Signal(signal) => Some(send_signal(server, signal).map(|()| Vec::new())),
-        Request::Stop { signal, timeout } => stop(server, number, signal, timeout)?,
+        // Whoever asks last is obeyed.
+        Request::Stop { signal, timeout } => {
+            let refused = stop(server, number, signal, timeout)?;
+            server.restarts_at_once &= refused.is_some();
+            refused
+        }
         Request::Restart { signal, timeout } => {
-            server.restarts_at_once = true;
-            stop(server, number, signal, timeout)?
+            let refused = stop(server, number, signal, timeout)?;
+            server.restarts_at_once |= refused.is_none();
+            refused
         }
         Request::Kill => {
             server.by_user = true;
+            server.restarts_at_once = false;
             server.kill_main();
             server.connections[number].role = Role::AwaitsEnd;
             None

@@ -380,13 +380,20 @@ impl Server {
         }
     }
 
-    /// Reads all that a process left in its streams.
+    /// Reads all that a process left in its streams. Whoever has them from it may go on writing, and is not waited for:
+    /// what was left is never more than a pipe holds.
     fn drain(&mut self, key: u32) {
         let mut buffer = std::mem::take(&mut self.buffer);
         for stream in [LogStream::Output, LogStream::Error] {
-            while let Some(member) = self.member(key) {
+            let mut left = DRAIN_LIMIT;
+            while left > 0
+                && let Some(member) = self.member(key)
+            {
                 match member.read(stream, &mut buffer) {
-                    Some(count) => self.pass_on(key, stream, &buffer[..count]),
+                    Some(count) => {
+                        left = left.saturating_sub(count);
+                        self.pass_on(key, stream, &buffer[..count]);
+                    }
                     None if member.wait_for_terminal() => {}
                     None => break,
                 }
@@ -581,6 +588,7 @@ impl Server {
         if let Ok(container) = self.containers.find(self.id.as_str()) {
             lock(&container)?.apply(Event::GiveUp, durability(&container))?;
         }
+        self.conclude_waiting(&Reply::Done);
         Ok(())
     }
 }
@@ -613,6 +621,8 @@ fn listen(container: &Container) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// How much is read of a stream after its process has ended: what the largest pipe holds.
+const DRAIN_LIMIT: usize = 1 << 20;
 /// The wait before the first restart; it doubles from there.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);

@@ -183,7 +183,16 @@ fn stop() -> Result<()> {
     until("it is ready", || Ok(strata.ok(["logs", "bb"])? == "ready\nready\n"))?;
     strata.ok(["stop", "-t", "-1", "-s", "USR1", "bb"])?;
     ensure!(status(&strata, "bb")? == "exited 21");
-    strata.ok(["rm", "aa", "bb"])?;
+    // Of a restart and a stop that comes before its end, the stop is obeyed.
+    let script = "trap 'echo asked' USR1; echo ready; while :; do sleep 0.05; done";
+    strata.ok(["run", "-d", "--name", "cc", "--stop-signal", "SIGUSR1", REFERENCE, "sh", "-c", script])?;
+    ready("cc")?;
+    let mut restart = strata.command(["restart", "-t", "-1", "cc"]).stdout(Stdio::null()).spawn()?;
+    until("the restart has begun", || Ok(strata.ok(["logs", "cc"])? == "ready\nasked\n"))?;
+    strata.ok(["stop", "-t", "0", "cc"])?;
+    ensure!(restart.wait()?.success(), "restart");
+    ensure!(status(&strata, "cc")? == "exited 137");
+    strata.ok(["rm", "aa", "bb", "cc"])?;
     ensure_nothing_left(&strata)
 }
 
@@ -469,6 +478,9 @@ fn exec(user: User) -> Result<()> {
     strata.ok(["exec", "ee", "sh", "-c", "sleep 1000 & echo $! > /tmp/sleeper"])?;
     ensure!(before.elapsed() < Duration::from_secs(100), "exec waited for a process in the background");
     strata.ok(["exec", "ee", "sh", "-c", "kill -0 $(cat /tmp/sleeper)"])?;
+    // Nor one that goes on writing where it wrote.
+    let endless = ["exec", "ee", "sh", "-c", "yes & yes & yes &"];
+    ensure!(strata.command(endless).stdout(Stdio::null()).status()?.success(), "exec waits for what it started");
     // The end of the container is the end of all.
     let mut child = strata.command(["exec", "ee", "sleep", "1000"]).spawn()?;
     until("it runs", || Ok(strata.ok(["exec", "ee", "ps"])?.matches("sleep 1000").count() >= 2))?;
