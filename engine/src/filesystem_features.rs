@@ -23,10 +23,8 @@ pub(crate) fn probe(host: &Host) -> Vec<Feature> {
         true => Ok(String::new()),
         false => Err("needs root of the initial user namespace".to_owned()),
     };
-    let (transport, reason) = strata_unionfs::default_transport();
     vec![
         feature("fuse", device()),
-        feature("fuse-transport", Ok(format!("{}: {reason}", transport.name()))),
         feature("fuse-passthrough", since(6, 9).and_then(|_| privileged())),
         feature("fuse-uring", since(6, 14).and_then(|_| uring())),
         feature("fusermount", helper()),

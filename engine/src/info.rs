@@ -7,6 +7,7 @@ use serde::Serialize;
 use strata_sandbox::capabilities::{SYS_ADMIN, has_effective};
 use strata_sandbox::cgroup::Layout;
 use strata_sandbox::probe::Host;
+use strata_unionfs::Transport;
 
 use crate::engine::Engine;
 use crate::filesystem_features;
@@ -140,7 +141,7 @@ fn choices(host: &Host, features: &[Feature], store: Option<&str>) -> Vec<Choice
                 Some(why) => ("none: nothing can be mounted or run", why),
             },
         ),
-        choice("requests", ("read from /dev/fuse", "requests over io_uring are not implemented".to_owned())),
+        choice("requests", requests(strata_unionfs::default_transport())),
         choice(
             "data of image files",
             match objects {
@@ -170,7 +171,7 @@ fn choices(host: &Host, features: &[Feature], store: Option<&str>) -> Vec<Choice
                     "made by strata, without devices, owners mapped by the kernel",
                     "strata runs as root of a user namespace".to_owned(),
                 ),
-                (false, _) => match lacks(&["fusermount3"]) {
+                (false, _) => match lacks(&["fusermount"]) {
                     None => (
                         "made by fusermount3, without devices and set-user-id",
                         "a plain user may not mount, and fusermount3 is there".to_owned(),
@@ -201,6 +202,21 @@ fn choices(host: &Host, features: &[Feature], store: Option<&str>) -> Vec<Choice
     ]
 }
 
+/// How requests come, why so, and what the other way would give.
+fn requests((transport, reason): (Transport, &'static str)) -> (&'static str, String) {
+    match transport {
+        Transport::Ring => ("taken from rings shared with the kernel (transport=ring)", reason.to_owned()),
+        Transport::Fuser => ("read from /dev/fuse by the fuser crate (transport=fuser)", reason.to_owned()),
+        Transport::Device | Transport::Auto => {
+            let more = match reason.contains("enable_uring") {
+                true => "; on, each request costs fewer system calls and wake-ups, but a mount ends with its server",
+                false => "",
+            };
+            ("read from /dev/fuse (transport=device)", format!("{reason}{more}"))
+        }
+    }
+}
+
 fn filesystem_of(path: &Path) -> Option<&'static str> {
     const TMPFS: i64 = 0x0102_1994;
     const OVERLAYFS: i64 = 0x794c_7630;
@@ -226,6 +242,15 @@ fn memory() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_transport_is_told_with_what_the_other_would_give() {
+        let off = requests((Transport::Device, "/sys/module/fuse/parameters/enable_uring is off"));
+        assert!(off.0.contains("transport=device") && off.1.contains("is off; on, each request"), "{off:?}");
+        let old = requests((Transport::Device, "the kernel has no FUSE over io_uring"));
+        assert_eq!(old.1, "the kernel has no FUSE over io_uring");
+        assert!(requests((Transport::Ring, "fuse's enable_uring is on")).0.contains("transport=ring"));
+    }
 
     #[test]
     fn what_is_missing_is_the_reason() {
