@@ -575,3 +575,42 @@ fn the_same_over_every_transport() {
         assert!(output.status.success(), "{transport}: {text}{}", String::from_utf8_lossy(&output.stderr));
     }
 }
+
+#[test]
+fn a_copy_that_finds_no_room_leaves_the_file_as_it_was() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = |name: &str| temp.path().join(name);
+    fs::create_dir(at("lower")).unwrap();
+    fs::create_dir(at("small")).unwrap();
+    fs::write(at("lower/file"), vec![7; 4 << 20]).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "small"]).arg(at("small")).status();
+    assert!(mounted.unwrap().success());
+    fs::create_dir(at("small/upper")).unwrap();
+    fs::create_dir(at("small/work")).unwrap();
+    let spec = MountSpec {
+        lower: Lower::Folders(vec![at("lower")]),
+        upper: Some(Upper { dir: at("small/upper"), work: at("small/work") }),
+        options: options(),
+    };
+    let tree = strata_unionfs::Tree::open(&spec).unwrap();
+    let ino = tree.lookup(strata_unionfs::Ino::ROOT, b"file").unwrap().ino;
+    // Version 2: CAP_NET_RAW is permitted.
+    let capability = [&[1, 0, 0, 2, 0, 0x20, 0, 0][..], &[0; 12]].concat();
+    let name = b"security.capability";
+    tree.set_xattr(ino, name, &capability, XattrFlags::empty(), strata_unionfs::SetGroupId::Keep).unwrap();
+    let before = fs::metadata(at("small/upper/file")).unwrap();
+    let write = strata_unionfs::Access { write: true, truncate: false, kill_privileges: false };
+    assert_eq!(tree.open_file(ino, write).unwrap_err(), Errno::NOSPC);
+    let after = fs::metadata(at("small/upper/file")).unwrap();
+    assert_eq!(tree.xattr(ino, name).unwrap(), capability);
+    assert_eq!((after.blocks(), after.len()), (0, 4 << 20));
+    assert_eq!((after.mtime(), after.mtime_nsec()), (before.mtime(), before.mtime_nsec()));
+    let mut data = [0; 3];
+    assert_eq!(tree.read(ino, &mut data, (4 << 20) - 3), Ok(3));
+    assert_eq!(data, [7; 3]);
+    drop(tree);
+    assert!(Command::new("umount").arg("-l").arg(at("small")).status().unwrap().success());
+}

@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{MutexGuard, PoisonError};
 
-use rustix::fs::{OFlags, XattrFlags};
+use rustix::fs::{FallocateFlags, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Tree;
@@ -53,27 +53,33 @@ impl Tree {
             Wanted::Attributes | Wanted::Everything => before.size,
         };
         let capability = backing::xattr(file.as_fd(), capability::NAME)?;
-        if length > 0 {
-            let data = data.ok_or(Errno::IO)?;
-            let lower = self.lower.stat(data)?;
-            let bytes = length.min(lower.blocks.saturating_mul(512));
-            let copied = self.fill_accounted(object, &file, bytes, || {
-                self.lower.copy_data(data, file.as_fd(), length.min(lower.size))
-            });
-            copied.inspect_err(|_| {
-                // Its data does not count as long as it has the mark, but its size does.
-                let _ = rustix::fs::ftruncate(&file, before.size);
-            })?;
-        }
-        // With the mark still there this shows as much of the lower, which is right if we end here.
-        rustix::fs::ftruncate(&file, length)?;
-        if let Some(value) = capability {
+        let restore_capability = || match &capability {
             // Writing has taken it away.
-            backing::set_xattr(file.as_fd(), capability::NAME, &value, XattrFlags::empty())?;
-        }
-        if upper.is_durable() {
-            rustix::fs::fdatasync(&file)?;
-        }
+            Some(value) => backing::set_xattr(file.as_fd(), capability::NAME, value, XattrFlags::empty()),
+            None => Ok(()),
+        };
+        let bring = || {
+            if length > 0 {
+                let data = data.ok_or(Errno::IO)?;
+                let lower = self.lower.stat(data)?;
+                let bytes = length.min(lower.blocks.saturating_mul(512));
+                self.fill_accounted(object, &file, bytes, || {
+                    self.lower.copy_data(data, file.as_fd(), length.min(lower.size))
+                })?;
+            }
+            // With the mark still there this shows as much of the lower, which is right if we end here.
+            rustix::fs::ftruncate(&file, length)?;
+            restore_capability()?;
+            if upper.is_durable() { rustix::fs::fdatasync(&file) } else { Ok(()) }
+        };
+        bring().inspect_err(|_| {
+            // Its data does not count as long as it has the mark, but takes room; all else counts.
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let _ = self.allocate_accounted(object, &file, flags, 0, before.size.max(1));
+            let _ = rustix::fs::ftruncate(&file, before.size);
+            let _ = restore_capability();
+            let _ = backing::restore_times(file.as_fd(), before.atime, before.mtime);
+        })?;
         for mark in [METACOPY, REDIRECT] {
             self.accounted(object, file.as_fd(), || upper.remove_mark(file.as_fd(), mark))?;
         }
