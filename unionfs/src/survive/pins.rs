@@ -91,14 +91,25 @@ impl Pins {
         // There and back: a socket shows its first message only. Each is sent to the other before it is taken from the
         // one, so whenever this ends, no file is lost.
         for from in [0, 1] {
+            let mut left = Vec::new();
             while let Some((inos, files)) = self.first(from) {
-                let batch: Vec<_> = inos.iter().copied().zip(files.iter().map(|file| file.as_fd())).collect();
-                // If the other one is full, this process is the only one to keep it.
-                let _ = self.send(1 - from, &batch);
-                for (ino, file) in inos.into_iter().zip(files) {
-                    found.entry(ino).or_insert_with(|| Arc::new(file));
+                let files: Vec<_> = inos.into_iter().zip(files.into_iter().map(Arc::new)).collect();
+                let sent = self.send(1 - from, &borrowed(&files)).is_ok();
+                for (ino, file) in &files {
+                    found.entry(*ino).or_insert_with(|| Arc::clone(file));
                 }
                 self.discard_first(from);
+                if !sent {
+                    // No room for one more than there is. Without it, there is.
+                    left.push(files);
+                }
+            }
+            for files in left {
+                let batch = borrowed(&files);
+                let sent = self.send(1 - from, &batch).or_else(|_| self.send(from, &batch));
+                if let Err(error) = sent {
+                    tracing::warn!(%error, count = batch.len(), "files without a name are not kept");
+                }
             }
         }
         found
@@ -119,7 +130,8 @@ impl Pins {
         let mut sent = 0;
         for batch in live.chunks(BATCH) {
             if self.send(1 - old, batch).is_err() {
-                // No room for so many: what is in the old one stays there, beside the copies.
+                // No room for so many: what is in the old one stays there, and its copies must not fill the other.
+                while self.discard_first(1 - old) {}
                 return false;
             }
             sent += 1;
@@ -173,6 +185,10 @@ impl Pins {
     }
 }
 
+fn borrowed(files: &[(u64, Arc<OwnedFd>)]) -> Vec<(u64, BorrowedFd<'_>)> {
+    files.iter().map(|(ino, file)| (*ino, file.as_fd())).collect()
+}
+
 /// The most descriptors that one message carries.
 const BATCH: usize = 253;
 /// So many units of 512 bytes are not left to files that nobody uses any more.
@@ -218,6 +234,25 @@ mod tests {
         let found = pins.take_over();
         pins.keep(found.into_iter().filter(|(ino, _)| *ino == 1200).collect());
         assert_eq!(seen(&pins), [(1200, 1200)]);
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_nothing_behind_and_loses_nothing() {
+        let pins = Pins::new().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&pins.sockets[1].sender, 1).unwrap();
+        let one = file(1);
+        let all: HashMap<u64, _> = (1..=3000).map(|number| (number, Arc::clone(&one))).collect();
+        for batch in all.iter().map(|(ino, file)| (*ino, file.as_fd())).collect::<Vec<_>>().chunks(BATCH) {
+            pins.send(0, batch).unwrap();
+        }
+        pins.state().live = all;
+        assert!(!pins.clean(&mut pins.state()), "the other socket is too small");
+        assert!(pins.first(1).is_none(), "a part of the copy stayed");
+        for _ in 0..3 {
+            assert_eq!(pins.take_over().len(), 3000);
+        }
+        pins.keep(pins.take_over());
+        assert_eq!(pins.take_over().len(), 3000);
     }
 
     #[test]
