@@ -114,7 +114,8 @@ impl Operations {
     /// Takes back what a request has changed that was not answered.
     fn undo(&self, effects: &[(usize, i64)]) {
         let known = self.nodes.known();
-        for (word, delta) in effects {
+        // The last first: a file is forgotten when it is not open any more.
+        for (word, delta) in effects.iter().rev() {
             let Some((node, counter)) = known.and_then(|known| known.counter(*word)) else { continue };
             let count = u64::try_from(*delta).unwrap_or(0);
             match counter {
