@@ -53,9 +53,10 @@ impl FilesystemProcess {
     ) -> Result<FilesystemProcess, FilesystemError> {
         // A plain user's writable layer belongs to his namespace, and his mounts are made by a helper outside of it.
         let inside = directory.is_some() && spec.upper.is_some() && !has_effective(SYS_ADMIN);
-        let started = Self::spawn(spec, directory, inside, held);
-        if let (Err(_), true, Some(directory)) = (&started, inside, directory) {
-            // Inside, it cannot take away what the helper mounted. If that was not even reached, nothing is there.
+        let mut helped = false;
+        let started = Self::spawn(spec, directory, inside, held, &mut helped);
+        if let (Err(_), true, Some(directory)) = (&started, helped, directory) {
+            // Inside, it cannot take away what the helper mounted.
             let _ = strata_unionfs::unmount(directory);
         }
         started
@@ -66,6 +67,7 @@ impl FilesystemProcess {
         directory: Option<&Path>,
         inside: bool,
         held: &[BorrowedFd<'_>],
+        helped: &mut bool,
     ) -> Result<FilesystemProcess, FilesystemError> {
         let (ours, theirs) = UnixStream::pair().map_err(FilesystemError::Start)?;
         let mut command = Command::new("/proc/self/exe");
@@ -79,7 +81,7 @@ impl FilesystemProcess {
         // The command holds the other end of the socket as long as it lives, and an end of the stream is a message.
         drop(command);
         let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from), inside };
-        match converse(&ours, &request, held, &child) {
+        match converse(&ours, &request, held, &child, helped) {
             Ok((report, mount, pidfd)) => Ok(FilesystemProcess { child, pidfd, report, mount }),
             Err(FilesystemError::Talk(error)) if is_end(&error) => {
                 Err(FilesystemError::Died(child.wait().map_err(FilesystemError::Talk)?))
@@ -147,6 +149,7 @@ fn converse(
     request: &Request,
     held: &[BorrowedFd<'_>],
     child: &Child,
+    helped: &mut bool,
 ) -> Result<Conversation, FilesystemError> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a process number");
     let pidfd =
@@ -159,6 +162,7 @@ fn converse(
         }
         let device = strata_unionfs::mount_by_helper(directory, &request.spec.options)
             .map_err(|error| FilesystemError::Mount(crate::error_chain(&error)))?;
+        *helped = true;
         channel::send(socket.as_fd(), &Reply::Inside, &[device.as_fd()]).map_err(FilesystemError::Talk)?;
     }
     let (reply, descriptors) = channel::receive::<Reply>(socket.as_fd()).map_err(FilesystemError::Talk)?;
