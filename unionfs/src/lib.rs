@@ -42,7 +42,7 @@ pub use quota::{LayerUsage, USAGE_FILE};
 pub use spec::{
     ImageLayer, Limits, Lower, Metacopy, MountSpec, Options, Passthrough, Transport, Upper, UserXattr, XattrPermissions,
 };
-pub use survive::{Faults, Survived, WorkerError};
+pub use survive::{Faults, Pinned, Survived, WorkerError};
 pub use tree::{
     Access, Caller, DirEntry, ExtendedFlags, New, OpenError, Opened, RenameMode, SetAttributes, SetGroupId, SetTime,
     Tree, Usage,

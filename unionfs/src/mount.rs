@@ -16,7 +16,7 @@ use rustix::mount::{
 use crate::fuse::{Choice, Connection, Counts, Wishes, channels, choose, shake_hands};
 use crate::helper::mount_by_helper;
 use crate::spec::{MountSpec, Options, Transport};
-use crate::survive::{Faults, Keep, Keeper, Service, Survived, WorkerError};
+use crate::survive::{Faults, Keep, Keeper, Pinned, Service, Survived, WorkerError};
 use crate::tree::{OpenError, Tree};
 
 /// Where to mount.
@@ -138,7 +138,10 @@ pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
             let options = Options { read_only, ..options.clone() };
             let device =
                 mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
-            let (server, report) = here(tree, device, &options, threads, true)?;
+            let (server, report) = here(tree, device, &options, threads, true).inspect_err(|_| {
+                // Nobody will ever serve it.
+                let _ = unmount_as(dir, UnmountFlags::DETACH);
+            })?;
             Ok(Mounted { server, detached: None, report })
         }
         Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
@@ -160,12 +163,13 @@ pub fn mount_kept(spec: &MountSpec, target: &Target, faults: Faults) -> Result<M
         return mount(spec, target);
     }
     let options = &spec.options;
-    let lock = lock(spec)?;
+    // Before there is a mount, which may lie over them.
+    let (layers, lock) = (Pinned::new(spec), lock(spec)?);
     let read_only = options.read_only || spec.upper.is_none();
     match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => {
             let (device, detached) = mount_by_kernel(context.as_fd(), options, read_only)?;
-            let (server, report) = kept(spec, device, lock, faults, Place::of(target))?;
+            let (server, report) = kept(layers, device, lock, faults, Place::of(target))?;
             if let Target::Directory(dir) = target {
                 attach(detached.as_fd(), dir)?;
             }
@@ -176,19 +180,23 @@ pub fn mount_kept(spec: &MountSpec, target: &Target, faults: Faults) -> Result<M
             let options = Options { read_only, ..options.clone() };
             let device =
                 mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
-            let (server, report) = kept(spec, device, lock, faults, Place::ByHelper)?;
+            let (server, report) = kept(layers, device, lock, faults, Place::ByHelper).inspect_err(|_| {
+                // Nobody will ever serve it.
+                let _ = unmount_as(dir, UnmountFlags::DETACH);
+            })?;
             Ok(Mounted { server, detached: None, report })
         }
         Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
     }
 }
 
-/// As [`adopt`], but served as by [`mount_kept`].
-pub fn adopt_kept(spec: &MountSpec, device: OwnedFd) -> Result<Mounted, MountError> {
-    if !can_be_kept(spec) {
-        return adopt(spec, device);
+/// As [`adopt`], but served as by [`mount_kept`]. The layers were pinned before the mount was made.
+pub fn adopt_kept(layers: Pinned, device: OwnedFd) -> Result<Mounted, MountError> {
+    if !can_be_kept(layers.spec()) {
+        return adopt(layers.spec(), device);
     }
-    let (server, report) = kept(spec, device, lock(spec)?, Faults::default(), Place::ByHelper)?;
+    let lock = lock(layers.spec())?;
+    let (server, report) = kept(layers, device, lock, Faults::default(), Place::ByHelper)?;
     Ok(Mounted { server, detached: None, report })
 }
 
@@ -280,13 +288,14 @@ fn lock(spec: &MountSpec) -> Result<Option<OwnedFd>, MountError> {
 }
 
 fn kept(
-    spec: &MountSpec,
+    layers: Pinned,
     device: OwnedFd,
     lock: Option<OwnedFd>,
     faults: Faults,
     place: Place,
 ) -> Result<(Serving, MountReport), MountError> {
     let handshake = |source| MountError::Handshake { source };
+    let spec = layers.spec();
     // Whatever became possible since it was found that it can be kept: this is what the workers serve.
     let choice = Choice { transport: Transport::Device, ..choose(spec.options.transport).map_err(handshake)? };
     let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
@@ -294,8 +303,7 @@ fn kept(
     let report = report(choice, &agreed.passthrough, place == Place::ByHelper, threads);
     let channels = channels(&Arc::new(device), threads);
     let keep = Arc::new(Keep::new().map_err(WorkerError::Start)?);
-    let service =
-        Service { spec: spec.clone(), keep, lock, channels, agreed, choice, somewhere: place != Place::Nowhere };
+    let service = Service { layers, keep, lock, channels, agreed, choice, somewhere: place != Place::Nowhere };
     Ok((Serving::Kept(Box::new(Keeper::start(service, faults)?)), report))
 }
 

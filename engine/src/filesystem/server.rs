@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use strata_unionfs::{Faults, IdMap, IdRange, MountSpec, Mounted, Options, Target};
+use strata_unionfs::{Faults, IdMap, IdRange, MountSpec, Mounted, Options, Pinned, Target};
 
 use super::{Reply, Request};
 use crate::channel;
@@ -67,9 +67,6 @@ fn mount(request: &Request, control: BorrowedFd<'_>) -> Result<Mounted, String> 
     match &request.directory {
         Some(_) if request.inside => {
             strata_sandbox::userns::enter_rootless().map_err(|error| text(&error))?;
-            channel::send(control, &Reply::Inside, &[]).map_err(|error| text(&error))?;
-            let (_, devices) = channel::receive::<Reply>(control).map_err(|error| text(&error))?;
-            let device = devices.into_iter().next().ok_or("no connection came with the answer")?;
             let options = &request.spec.options;
             // What is on the disk is seen with the ids of the namespace, what is shown are those outside.
             let options = Options {
@@ -78,7 +75,12 @@ fn mount(request: &Request, control: BorrowedFd<'_>) -> Result<Mounted, String> 
                 ..options.clone()
             };
             let spec = MountSpec { options, ..request.spec.clone() };
-            strata_unionfs::adopt_kept(&spec, device).map_err(|error| text(&error))
+            // What the helper mounts may come to lie over a layer.
+            let layers = Pinned::new(&spec);
+            channel::send(control, &Reply::Inside, &[]).map_err(|error| text(&error))?;
+            let (_, devices) = channel::receive::<Reply>(control).map_err(|error| text(&error))?;
+            let device = devices.into_iter().next().ok_or("no connection came with the answer")?;
+            strata_unionfs::adopt_kept(layers, device).map_err(|error| text(&error))
         }
         Some(directory) => {
             let target = Target::Directory(directory.clone());

@@ -17,8 +17,8 @@ use strata_sys::fork::{Forked, fork};
 
 use super::keep::Keep;
 use super::memory::Header;
+use super::pinned::Pinned;
 use crate::fuse::{Agreed, Choice, Connection};
-use crate::spec::MountSpec;
 use crate::tree::Tree;
 
 /// What a test wants to go wrong.
@@ -98,7 +98,7 @@ pub(crate) struct Keeper {
 /// All that a worker needs.
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub(crate) spec: MountSpec,
+    pub(crate) layers: Pinned,
     pub(crate) keep: Arc<Keep>,
     /// The lock of the upper.
     pub(crate) lock: Option<OwnedFd>,
@@ -210,16 +210,17 @@ impl Service {
         // Not the mount itself, which would be in use for ever, and nothing else of whoever asked for it.
         let mut kept: Vec<_> = self.channels.iter().map(|channel| channel.as_fd()).collect();
         kept.extend(self.keep.pins().descriptors().chain(self.lock.iter().map(|lock| lock.as_fd())));
+        kept.extend(self.layers.descriptors());
         kept.push(says.as_fd());
         strata_sys::process::close_all_but(&kept)?;
         unshield();
         let mut says = std::fs::File::from(says);
         self.keep.memory().find_free();
         let lock = self.lock.as_ref().map(|lock| rustix::io::fcntl_dupfd_cloexec(lock, 0)).transpose()?;
-        let tree = match Tree::open_kept(&self.spec, &self.keep, lock) {
+        let tree = match Tree::open_kept(self.layers.spec(), &self.keep, lock) {
             Ok(tree) => Arc::new(tree),
             Err(error) => {
-                says.write_all(chain(&error).as_bytes())?;
+                says.write_all(self.layers.named(&chain(&error)).as_bytes())?;
                 return Err(io::Error::other(error));
             }
         };

@@ -6,6 +6,7 @@ mod keep;
 mod keeper;
 mod known;
 mod memory;
+mod pinned;
 mod pins;
 
 pub(crate) use faults::{Point, expose, pass, step};
@@ -15,3 +16,4 @@ pub use keeper::{Faults, Survived, WorkerError};
 pub(crate) use keeper::{Keeper, Service};
 pub(crate) use known::{Counter, Known};
 pub(crate) use memory::{Header, RecordId};
+pub use pinned::Pinned;

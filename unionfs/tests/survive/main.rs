@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     if let Some(role) = std::env::var_os("ROLE") {
         return scene::play(&role.into_string().unwrap());
     }
-    let tests: [Test; 12] = [
+    let tests: [Test; 13] = [
         ("privileged_killed_from_outside_on_disk", || storm(&Plan { kills: Kills::Outside, ..Plan::default() })),
         ("privileged_killed_at_any_step_on_disk", || storm(&Plan::default())),
         ("privileged_killed_at_any_step_in_memory", || storm(&Plan { in_memory: true, ..Plan::default() })),
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         ("privileged_without_a_keeper_clients_get_errors", orphans),
         ("privileged_a_large_copy_is_made_in_spite_of_kills", large_copy),
         ("privileged_numbers_are_reused_and_nothing_is_mistaken", reuse),
+        ("privileged_a_mount_over_its_own_lower_goes_on", over_its_lower),
     ];
     let missing = !rustix::process::geteuid().is_root() || std::fs::File::open("/dev/fuse").is_err();
     let trials = tests.map(|(name, body)| {
@@ -174,6 +175,29 @@ fn reuse() -> Result<()> {
         ensure!(text == number.to_string() && file.metadata()?.nlink() == 0, "held file {number} is {text:?}");
     }
     drop(held);
+    scene.end().map(drop)
+}
+
+/// The next server finds the layer and not the mount that lies over it.
+fn over_its_lower() -> Result<()> {
+    let scene = Scene::start(&Plan { kills: Kills::Never, over_lower: true, ..Plan::default() })?;
+    let path = scene.mount().join("c0/f0");
+    let before = std::fs::symlink_metadata(&path)?.len();
+    std::fs::write(scene.mount().join("c0/new"), "new")?;
+    for name in ["f5", "f10", "f15"] {
+        scene.kill_worker()?;
+        // Not asked for before, so that somebody has to answer.
+        let looked_at = scene.client(&format!("c0/{name}"));
+        for _ in 0..500 {
+            if looked_at.is_finished() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        ensure!(looked_at.is_finished(), "the next server waits for itself");
+        looked_at.join().unwrap()?;
+    }
+    ensure!(std::fs::read(&path)?.len() as u64 == before && std::fs::read(scene.mount().join("c0/new"))? == *b"new");
     scene.end().map(drop)
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) deadly: Option<u32>,
     /// Size of one more file of the lower.
     pub(crate) large: u64,
+    /// The mount lies over its own lower.
+    pub(crate) over_lower: bool,
 }
 
 impl Default for Plan {
@@ -47,6 +49,7 @@ impl Default for Plan {
             limited: false,
             deadly: None,
             large: 0,
+            over_lower: false,
         }
     }
 }
@@ -189,6 +192,7 @@ pub(crate) struct Scene {
     keeper: Child,
     says: BufReader<std::process::ChildStdout>,
     base: tempfile::TempDir,
+    over_lower: bool,
 }
 
 impl Scene {
@@ -202,6 +206,7 @@ impl Scene {
         let mut command = Command::new(std::env::current_exe()?);
         command.env("ROLE", "keeper").env("BASE", base.path()).stdout(Stdio::piped());
         command.env("PASSTHROUGH", u8::from(plan.passthrough).to_string());
+        command.env("AT_FOLDER", if plan.over_lower { "lower" } else { "mount" });
         command.env("FORGETFUL", u8::from(plan.forgetful).to_string());
         command.env("LIMITED", u8::from(plan.limited).to_string());
         command.env("DEADLY", plan.deadly.unwrap_or(0).to_string());
@@ -220,11 +225,11 @@ impl Scene {
             let _ = keeper.wait();
             bail!("the keeper says {line:?}");
         }
-        Ok(Scene { keeper, says, base })
+        Ok(Scene { keeper, says, base, over_lower: plan.over_lower })
     }
 
     pub(crate) fn mount(&self) -> PathBuf {
-        self.base.path().join("mount")
+        self.base.path().join(if self.over_lower { "lower" } else { "mount" })
     }
 
     pub(crate) fn lower(&self) -> PathBuf {
@@ -401,7 +406,7 @@ fn keeper() -> Result<()> {
         forgetful: number("FORGETFUL") == 1,
         deadly: u32::try_from(number("DEADLY")).ok().filter(|opcode| *opcode > 0),
     };
-    let mounted = mount_kept(&spec, &Target::Directory(base.join("mount")), faults)?;
+    let mounted = mount_kept(&spec, &Target::Directory(base.join(std::env::var("AT_FOLDER")?)), faults)?;
     println!("mounted");
     let (result, survived) = mounted.serve_and_tell();
     result?;
