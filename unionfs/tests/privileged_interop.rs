@@ -431,3 +431,44 @@ fn file_handles_outlive_copy_up_moves_and_the_kernel_s_memory() {
         }
     });
 }
+
+/// A file handle does not lead to a later file that was given the number of its own.
+#[test]
+fn file_handles_of_deleted_files_lead_nowhere_once_the_number_is_another_s() {
+    use rustix::fs::{AtFlags, OFlags};
+    use std::os::fd::AsFd as _;
+    use strata_sys::file_handle::{name_to_handle_at, open_by_handle_at};
+
+    if !privileged() {
+        return;
+    }
+    let stack = Stack::new(Marks::Trusted);
+    stack.mounted(Driver::Ours, |root| {
+        let mount = fs::File::open(root).unwrap();
+        let mut reused = false;
+        for round in 0..50 {
+            let path = root.join("other").join(format!("old{round}"));
+            fs::write(&path, "old").unwrap();
+            let number = fs::symlink_metadata(&path).unwrap().ino();
+            let name = std::ffi::CString::new(format!("other/old{round}")).unwrap();
+            let handle = name_to_handle_at(mount.as_fd(), &name, AtFlags::empty()).unwrap();
+            let opened = open_by_handle_at(mount.as_fd(), &handle, OFlags::PATH);
+            assert_eq!(fs::File::from(opened.unwrap()).metadata().unwrap().ino(), number);
+            fs::remove_file(&path).unwrap();
+            // Files that are made within one tick of the clock cannot be told from each other.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let path = root.join("other").join(format!("new{round}"));
+            fs::write(&path, "new").unwrap();
+            shell(root, "sync; echo 2 > /proc/sys/vm/drop_caches");
+            reused |= fs::symlink_metadata(&path).unwrap().ino() == number;
+            let error = open_by_handle_at(mount.as_fd(), &handle, OFlags::PATH).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "round {round}");
+            if reused {
+                break;
+            }
+        }
+        if !reused {
+            eprintln!("skipped: this filesystem does not give numbers again");
+        }
+    });
+}

@@ -11,6 +11,7 @@ use super::object::{Content, Object};
 use super::{Tree, file};
 use crate::Result;
 use crate::backing;
+use crate::marks::LayerId;
 use crate::node::{Ino, Kind, Stat, Timestamp};
 
 /// What to change about a node.
@@ -91,6 +92,19 @@ impl Tree {
     /// Returns whether the caller is root in the container, who keeps set-user-id bits as CAP_FSETID lets it.
     pub(super) fn is_root(&self, caller: &Caller) -> bool {
         self.ids.uid_to_disk(caller.uid) == Some(0)
+    }
+
+    /// Returns what tells a node from an earlier one of the same number, which who has a file handle may mean. Numbers of
+    /// the lower are not given twice; those of the upper are, by its filesystem.
+    pub(crate) fn generation(&self, stat: &Stat) -> u32 {
+        let born_there = |object: &Object| object.state().upper.is_some_and(|file| self.number(file) == stat.ino);
+        match (stat.birth, self.object(stat.ino)) {
+            (Some(birth), Some(object)) if stat.ino != Ino::ROOT && born_there(&object) => {
+                let bytes = [birth.seconds.to_le_bytes(), u64::from(birth.nanoseconds).to_le_bytes()].concat();
+                LayerId::of_bytes(&bytes).0
+            }
+            _ => 0,
+        }
     }
 
     /// Returns the attributes of a node. The caller holds `namespace`.

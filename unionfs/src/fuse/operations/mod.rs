@@ -332,8 +332,7 @@ impl Operations {
         let node = self.nodes.current(stat.ino);
         EntryOut {
             node,
-            // Inode numbers are never reused while the kernel knows them, so one generation is enough.
-            generation: 0,
+            generation: self.tree.generation(stat).into(),
             entry_valid: FOREVER,
             attr_valid: self.validity(node),
             attr: reply::attributes(stat),
