@@ -2,6 +2,10 @@
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this crate is the one that talks to the user")]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments of arguments are their help: brackets mean optional parts"
+)]
 
 mod args;
 mod command;

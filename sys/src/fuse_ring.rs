@@ -44,7 +44,7 @@ pub enum Event {
     Request(u16),
     /// A slot is not used any more: the kernel took it back or would not take it, for this reason.
     Lost(u16, i32),
-    /// Somebody used the [waker](Queue::waker).
+    /// Somebody wrote to the descriptor by which the queue is woken.
     Woken,
 }
 
