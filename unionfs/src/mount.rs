@@ -121,31 +121,8 @@ pub struct UnmountError {
 /// Mounts a union and returns when it is there. Nobody gets an answer from it before [`Mounted::serve`] runs.
 pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
     let tree = Arc::new(Tree::open(spec)?);
-    let options = &spec.options;
-    let threads = options.threads.unwrap_or_else(default_threads).max(1);
-    let read_only = options.read_only || spec.upper.is_none();
-    match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
-        Ok(context) => {
-            let (device, detached) = mount_by_kernel(context.as_fd(), options, read_only)?;
-            let (server, report) = here(tree, device, options, threads, false)?;
-            if let Target::Directory(dir) = target {
-                attach(detached.as_fd(), dir)?;
-            }
-            let detached = matches!(target, Target::Detached).then_some(detached);
-            Ok(Mounted { server, detached, report })
-        }
-        Err(Errno::PERM) if let Target::Directory(dir) = target => {
-            let options = Options { read_only, ..options.clone() };
-            let device =
-                mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
-            let (server, report) = here(tree, device, &options, threads, true).inspect_err(|_| {
-                // Nobody will ever serve it.
-                let _ = unmount_as(dir, UnmountFlags::DETACH);
-            })?;
-            Ok(Mounted { server, detached: None, report })
-        }
-        Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
-    }
+    let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
+    make(spec, target, |device, by_helper| here(tree, device, &spec.options, threads, by_helper))
 }
 
 /// Takes over a filesystem that somebody else has mounted and nobody serves yet: `device` is its connection.
@@ -162,32 +139,12 @@ pub fn mount_kept(spec: &MountSpec, target: &Target, faults: Faults) -> Result<M
     if !can_be_kept(spec) {
         return mount(spec, target);
     }
-    let options = &spec.options;
     // Before there is a mount, which may lie over them.
     let (layers, lock) = (Pinned::new(spec), lock(spec)?);
-    let read_only = options.read_only || spec.upper.is_none();
-    match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
-        Ok(context) => {
-            let (device, detached) = mount_by_kernel(context.as_fd(), options, read_only)?;
-            let (server, report) = kept(layers, device, lock, faults, Place::of(target))?;
-            if let Target::Directory(dir) = target {
-                attach(detached.as_fd(), dir)?;
-            }
-            let detached = matches!(target, Target::Detached).then_some(detached);
-            Ok(Mounted { server, detached, report })
-        }
-        Err(Errno::PERM) if let Target::Directory(dir) = target => {
-            let options = Options { read_only, ..options.clone() };
-            let device =
-                mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
-            let (server, report) = kept(layers, device, lock, faults, Place::ByHelper).inspect_err(|_| {
-                // Nobody will ever serve it.
-                let _ = unmount_as(dir, UnmountFlags::DETACH);
-            })?;
-            Ok(Mounted { server, detached: None, report })
-        }
-        Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
-    }
+    make(spec, target, |device, by_helper| {
+        let place = if by_helper { Place::ByHelper } else { Place::of(target) };
+        kept(layers, device, lock, faults, place)
+    })
 }
 
 /// As [`adopt`], but served as by [`mount_kept`]. The layers were pinned before the mount was made.
@@ -329,6 +286,37 @@ pub(crate) fn unmount_as(dir: &Path, flags: UnmountFlags) -> Result<(), UnmountE
             Err(failed(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())))
         }
         Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// Makes the mount, by `fusermount3` if we may not ourselves, and has `serve` prepare what answers over its connection.
+fn make(
+    spec: &MountSpec,
+    target: &Target,
+    serve: impl FnOnce(OwnedFd, bool) -> Result<(Serving, MountReport), MountError>,
+) -> Result<Mounted, MountError> {
+    let read_only = spec.options.read_only || spec.upper.is_none();
+    match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Ok(context) => {
+            let (device, detached) = mount_by_kernel(context.as_fd(), &spec.options, read_only)?;
+            let (server, report) = serve(device, false)?;
+            if let Target::Directory(dir) = target {
+                attach(detached.as_fd(), dir)?;
+            }
+            let detached = matches!(target, Target::Detached).then_some(detached);
+            Ok(Mounted { server, detached, report })
+        }
+        Err(Errno::PERM) if let Target::Directory(dir) = target => {
+            let options = Options { read_only, ..spec.options.clone() };
+            let device =
+                mount_by_helper(dir, &options).map_err(|source| MountError::Place { path: dir.clone(), source })?;
+            let (server, report) = serve(device, true).inspect_err(|_| {
+                // Nobody will ever serve it.
+                let _ = unmount_as(dir, UnmountFlags::DETACH);
+            })?;
+            Ok(Mounted { server, detached: None, report })
+        }
+        Err(error) => Err(MountError::Mount { step: "fsopen", source: error.into() }),
     }
 }
 
