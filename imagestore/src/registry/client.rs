@@ -231,11 +231,7 @@ impl Remote<'_> {
         headers: &[(&'static str, String)],
         body: Option<&[u8]>,
     ) -> Result<Response, RegistryError> {
-        let response = self.call_raw(url, method, headers, body)?;
-        if (200..300).contains(&response.status) {
-            return Ok(response);
-        }
-        Err(refusal(response))
+        accepted(self.call_raw(url, method, headers, body)?)
     }
 
     /// As [`Remote::call`], but any answer but a demand for authentication is returned.
@@ -285,11 +281,7 @@ impl Remote<'_> {
             headers.extend(self.authorization().map(|authorization| ("Authorization", authorization)));
         }
         let request = Request { method, headers, body };
-        let response = self.client.http.send(url, self.proof_of(&url.origin), request)?;
-        if (200..300).contains(&response.status) {
-            return Ok(response);
-        }
-        Err(refusal(response))
+        accepted(self.client.http.send(url, self.proof_of(&url.origin), request)?)
     }
 
     fn follow(
@@ -467,6 +459,11 @@ impl Remote<'_> {
         let token = answer.get("refresh_token").and_then(Value::as_str).filter(|token| !token.is_empty());
         Ok(token.map(str::to_owned))
     }
+}
+
+/// Takes every answer but a success for an error.
+fn accepted(response: Response) -> Result<Response, RegistryError> {
+    if (200..300).contains(&response.status) { Ok(response) } else { Err(refusal(response)) }
 }
 
 /// Makes an error of a refusal, in the server's words where it has some.
