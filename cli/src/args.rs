@@ -75,6 +75,7 @@ pub(crate) enum Verb {
     Rename(command::rename::Rename),
     Update(command::update::UpdateVerb),
     Rm(command::rm::Rm),
+    Cp(command::cp::Cp),
     Diff(command::diff::Diff),
     Commit(command::commit::Commit),
     Export(command::export::Export),
@@ -157,6 +158,7 @@ pub(crate) enum ContainerVerb {
     Inspect(command::inspect::InspectContainer),
     #[command(visible_alias = "remove")]
     Rm(command::rm::Rm),
+    Cp(command::cp::Cp),
     Diff(command::diff::Diff),
     Commit(command::commit::Commit),
     Export(command::export::Export),

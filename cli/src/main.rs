@@ -89,6 +89,8 @@ fn run(cli: Cli) -> Outcome {
 /// Whether a verb touches writable layers, whose files a plain user owns only inside a user namespace.
 fn needs_ids(verb: &Verb) -> bool {
     match verb {
+        // Chooses the namespace itself.
+        Verb::Cp(_) | Verb::Container(ContainerVerb::Cp(_)) => false,
         Verb::Run(_)
         | Verb::Create(_)
         | Verb::Start(_)
@@ -162,6 +164,7 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Container(ContainerVerb::Prune(verb)) => command::prune::run(context, verb, out),
         Verb::Ps(verb) | Verb::Container(ContainerVerb::Ls(verb)) => command::ps::run(context, verb, out),
         Verb::Rm(verb) | Verb::Container(ContainerVerb::Rm(verb)) => command::rm::run(context, verb, out),
+        Verb::Cp(verb) | Verb::Container(ContainerVerb::Cp(verb)) => command::cp::run(context, verb),
         Verb::Diff(verb) | Verb::Container(ContainerVerb::Diff(verb)) => command::diff::run(context, verb, out),
         Verb::Commit(verb) | Verb::Container(ContainerVerb::Commit(verb)) => command::commit::run(context, verb, out),
         Verb::Export(verb) | Verb::Container(ContainerVerb::Export(verb)) => command::export::run(context, verb),

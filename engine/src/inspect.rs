@@ -34,9 +34,16 @@ impl Engine {
         Ok(image_json(&image))
     }
 
-    /// Everything about a container.
-    pub fn inspect_container(&self, name: &str) -> Result<Value, InspectError> {
-        Ok(container_json(&self.container(name)?))
+    /// Everything about a container; with `size`, also what its files take.
+    pub fn inspect_container(&self, name: &str, size: bool) -> Result<Value, InspectError> {
+        let container = self.container(name)?;
+        let mut value = container_json(&container);
+        if size {
+            let size = self.container_size(&container);
+            value["SizeRw"] = json!(size.writable);
+            value["SizeRootFs"] = json!(size.root);
+        }
+        Ok(value)
     }
 }
 

@@ -120,12 +120,23 @@ pub(crate) fn mount_root(container: &Container, layers: &Layers) -> Result<Files
         let busy = "its writable layer is in use by another mount".to_owned();
         StartError::Filesystem(FilesystemError::Mount(busy))
     })?;
+    Ok(mount_files(container, layers, in_use, false)?)
+}
+
+/// Starts the filesystem process of a container's root, whose files are in use for as long as that runs.
+pub(crate) fn mount_files(
+    container: &Container,
+    layers: &Layers,
+    in_use: OwnedFd,
+    read_only: bool,
+) -> Result<FilesystemProcess, FilesystemError> {
     let id_map = spec::id_map(&container.config);
     let spec = MountSpec {
         lower: layers.lower.clone(),
         upper: Some(Upper { dir: container.upper(), work: container.work() }),
         options: Options {
             allow_other: true,
+            read_only,
             source: format!("strata:{}", container.config.id.short()),
             // What is thrown away at the end need not survive a power cut.
             volatile: container.config.auto_remove,
@@ -136,7 +147,7 @@ pub(crate) fn mount_root(container: &Container, layers: &Layers) -> Result<Files
         },
     };
     let held = [in_use.as_fd(), layers.hold.as_fd()];
-    Ok(FilesystemProcess::start(&spec, None, &held)?)
+    FilesystemProcess::start(&spec, None, &held)
 }
 
 fn spawn(

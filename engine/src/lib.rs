@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod bench;
 mod channel;
 mod commit;
@@ -44,6 +45,10 @@ mod size;
 mod spec;
 mod timestamp;
 
+pub use archive::{
+    ArchiveError, ContainerFiles, CopyPlan, CopySource, FilesUse, Found, Owner, Tree, Unpacked, enter_rootless_of,
+    plan_copy,
+};
 pub use bench::{BenchError, LookupReport, Machine, Measure};
 pub use commit::{ChangesError, CommitError, ContainerCommit};
 pub use container::{
@@ -52,6 +57,7 @@ pub use container::{
     Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, StartFailure, State, Tmpfs, UserNamespace,
 };
 pub use creation::{Creation, InvalidCreation};
+pub use disk_use::ContainerSize;
 pub use engine::{Engine, EngineError, RemoveImageError};
 pub use error_text::error_chain;
 pub use filesystem::{

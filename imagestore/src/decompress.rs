@@ -28,6 +28,13 @@ impl Compression {
     }
 }
 
+/// Returns what `source` holds, decompressed if it is compressed with gzip or zstd. Everything happens in this process.
+pub fn decompressed(mut source: impl Read) -> io::Result<impl Read> {
+    let start = read_start(&mut source, 4)?;
+    let compression = Compression::of(&start);
+    Decompressor::new(io::Cursor::new(start).chain(source), compression)
+}
+
 /// Reads the decompressed form of a source.
 pub(crate) enum Decompressor<R: Read> {
     Plain(R),

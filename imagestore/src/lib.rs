@@ -56,6 +56,7 @@ pub use catalog::CatalogError;
 pub use change::{Change, InvalidChange, clean_path};
 pub use commit::{CommitError, CommitLayerError, CommitOptions};
 pub use compress::CompressionFormat;
+pub use decompress::decompressed;
 pub use disk::DiskError;
 pub use format::{Access, FormatError};
 pub use gc::Collected;

@@ -26,6 +26,7 @@ mod spawn;
 pub mod spec_default;
 pub mod user;
 pub mod userns;
+pub mod view;
 
 pub use error::SpawnError;
 pub use exec::{Exec, exec};

@@ -200,16 +200,37 @@ pub fn enter_rootless() -> Result<Rootless, UserNamespaceError> {
         write("uid_map", &format!("0 {uid} 1"))?;
         write("gid_map", &format!("0 {gid} 1"))?;
     }
+    become_root()?;
+    // What the host mounts later still shows up here; what we mount stays ours.
+    let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change(c"/", slave)
+        .map_err(|errno| UserNamespaceError::BecomeRoot { what: "mounts", source: errno.into() })?;
+    Ok(if mapped { Rootless::Ranges } else { Rootless::Single })
+}
+
+/// Makes a plain user root of the user and mount namespace in which `process`, one of his own, is root.
+///
+/// The working directory is that namespace's root afterwards.
+///
+/// # Preconditions
+/// As of [`enter_rootless`].
+///
+/// # Errors
+/// [`UserNamespaceError::Join`] when the process has ended or is somebody else's.
+pub fn join_rootless(process: std::os::fd::BorrowedFd<'_>) -> Result<(), UserNamespaceError> {
+    use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+    let kinds = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
+    move_into_thread_name_spaces(process, kinds).map_err(|errno| UserNamespaceError::Join { source: errno.into() })?;
+    become_root()
+}
+
+fn become_root() -> Result<(), UserNamespaceError> {
+    use rustix::process::{Gid, Uid};
     let root = |what, result: rustix::io::Result<()>| {
         result.map_err(|errno| UserNamespaceError::BecomeRoot { what, source: errno.into() })
     };
-    use rustix::process::{Gid, Uid};
     root("group", rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT))?;
-    root("user", rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))?;
-    // What the host mounts later still shows up here; what we mount stays ours.
-    let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
-    root("mounts", rustix::mount::mount_change(c"/", slave))?;
-    Ok(if mapped { Rootless::Ranges } else { Rootless::Single })
+    root("user", rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
 }
 
 /// The two set-user-id programs, waiting outside of the namespace that they are to map.
@@ -353,6 +374,12 @@ pub enum UserNamespaceError {
     Map {
         /// The file.
         file: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The namespace of another process.
+    #[error("enter the user namespace of the container")]
+    Join {
         /// Why.
         source: io::Error,
     },

@@ -121,6 +121,21 @@ pub fn new_session_keyring(name: &CStr) -> io::Result<()> {
     if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives the calling thread other ids for what it does with files, and returns whether it has them now.
+///
+/// The kernel takes the effective capabilities for files away from a thread that was root.
+#[must_use]
+pub fn set_filesystem_ids(uid: u32, gid: u32) -> bool {
+    // SAFETY: both take a number and touch no memory. They return the former id and have no other way to fail than not to
+    // change it, so that the second call, which changes nothing, tells.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+        let number = |id: libc::c_int| u32::from_ne_bytes(id.to_ne_bytes());
+        number(libc::setfsgid(gid)) == gid && number(libc::setfsuid(uid)) == uid
+    }
+}
+
 /// Ends the process at once, running no destructor and no exit handler.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` never returns and runs nothing of ours.

@@ -15,6 +15,9 @@ pub(crate) struct Inspect {
     /// Look for this kind of object only
     #[arg(long, value_name = "KIND")]
     r#type: Option<Kind>,
+    /// Also show what the files of containers take
+    #[arg(short, long)]
+    size: bool,
     #[command(flatten)]
     what: What,
 }
@@ -29,6 +32,9 @@ pub(crate) struct InspectImage {
 /// Show everything about containers
 #[derive(Debug, Args)]
 pub(crate) struct InspectContainer {
+    /// Also show what its files take
+    #[arg(short, long)]
+    size: bool,
     #[command(flatten)]
     what: What,
 }
@@ -72,9 +78,9 @@ impl Shape {
 /// Inspects objects of any kind: a container comes before an image of the same name.
 pub(crate) fn run(context: &Context, inspect: &Inspect, out: &mut impl Write) -> Outcome {
     let find = |engine: &Engine, name: &str| match inspect.r#type {
-        Some(Kind::Container) => engine.inspect_container(name),
+        Some(Kind::Container) => engine.inspect_container(name, inspect.size),
         Some(Kind::Image) => engine.inspect_image(name),
-        None => match engine.inspect_container(name) {
+        None => match engine.inspect_container(name, inspect.size) {
             Err(error) if error.is_not_found() => engine.inspect_image(name),
             result => result,
         },
@@ -89,7 +95,8 @@ pub(crate) fn image(context: &Context, inspect: &InspectImage, out: &mut impl Wr
 
 /// Inspects containers.
 pub(crate) fn container(context: &Context, inspect: &InspectContainer, out: &mut impl Write) -> Outcome {
-    show(context, &inspect.what, false, Engine::inspect_container, out)
+    let find = |engine: &Engine, name: &str| engine.inspect_container(name, inspect.size);
+    show(context, &inspect.what, false, find, out)
 }
 
 fn show(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use strata_engine::{Container, Engine, Mount, State, Timestamp};
+use strata_engine::{Container, ContainerSize, Engine, Mount, State, Timestamp};
 
 use super::filter::{self, Filter};
 use super::{Context, Outcome};
@@ -24,6 +24,9 @@ pub(crate) struct Ps {
     /// Show the whole of everything
     #[arg(long)]
     no_trunc: bool,
+    /// Show what the containers' files take
+    #[arg(short, long)]
+    size: bool,
     /// Show the last NUMBER created containers
     #[arg(short = 'n', long, value_name = "NUMBER")]
     last: Option<usize>,
@@ -38,7 +41,7 @@ pub(crate) struct Ps {
     format: Option<Arc<Format>>,
 }
 
-const COLUMNS: [Column; 13] = [
+const COLUMNS: [Column; 14] = [
     Column { field: "Command", header: "COMMAND" },
     Column { field: "CreatedAt", header: "CREATED AT" },
     Column { field: "ID", header: "CONTAINER ID" },
@@ -50,10 +53,12 @@ const COLUMNS: [Column; 13] = [
     Column { field: "Networks", header: "NETWORKS" },
     Column { field: "Ports", header: "PORTS" },
     Column { field: "RunningFor", header: "CREATED" },
+    Column { field: "Size", header: "SIZE" },
     Column { field: "State", header: "STATE" },
     Column { field: "Status", header: "STATUS" },
 ];
 const SHOWN: [&str; 7] = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
+const SHOWN_WITH_SIZE: [&str; 8] = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names", "Size"];
 
 /// Lists containers.
 pub(crate) fn run(context: &Context, ps: &Ps, out: &mut impl Write) -> Outcome {
@@ -77,8 +82,17 @@ pub(crate) fn run(context: &Context, ps: &Ps, out: &mut impl Write) -> Outcome {
         }
         return Ok(0);
     }
-    let rows = chosen.map(|container| row(container, ps.no_trunc, now)).collect();
-    List { columns: &COLUMNS, shown: &SHOWN, rows }.write(ps.format.as_deref().unwrap_or(&Format::Table), out)?;
+    let format = ps.format.as_deref().unwrap_or(&Format::Table);
+    let sized = ps.size || format.names("Size", &COLUMNS);
+    let rows = chosen.map(|container| {
+        let mut row = row(container, ps.no_trunc, now);
+        let size = sized.then(|| engine.container_size(container));
+        row.insert("Size".to_owned(), Value::from(size.map_or_else(|| "0B".to_owned(), size_text)));
+        row
+    });
+    let rows = rows.collect();
+    let shown: &[&str] = if ps.size { &SHOWN_WITH_SIZE } else { &SHOWN };
+    List { columns: &COLUMNS, shown, rows }.write(format, out)?;
     Ok(0)
 }
 
@@ -104,6 +118,10 @@ fn row(container: &Container, whole: bool, now: Timestamp) -> Map<String, Value>
         ("Status", status(&container.state, now)),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect()
+}
+
+fn size_text(size: ContainerSize) -> String {
+    format!("{} (virtual {})", human::size(size.writable), human::size(size.root))
 }
 
 fn status(state: &State, now: Timestamp) -> String {

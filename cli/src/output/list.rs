@@ -45,6 +45,17 @@ impl Format {
     }
 }
 
+impl Format {
+    /// Whether a template of it names `field`, one of `columns`.
+    pub(crate) fn names(&self, field: &str, columns: &[Column]) -> bool {
+        let (Format::TableOf(template) | Format::Line(template)) = self else { return false };
+        let others = columns.iter().filter(|column| column.field != field);
+        let row = others.map(|column| (column.field.to_owned(), Value::from("x"))).collect();
+        // A field that is not there is an error.
+        template.render(&Value::Object(row)).is_err()
+    }
+}
+
 /// The rows of a listing and how to show them.
 #[derive(Debug)]
 pub(crate) struct List<'a> {

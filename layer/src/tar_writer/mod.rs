@@ -79,6 +79,8 @@ pub enum TarKind<'a> {
 pub struct TarWriter<W> {
     out: W,
     skipped: Vec<Skipped>,
+    /// Whether names that begin like markers are ordinary ones.
+    plain: bool,
 }
 
 /// Something that a tar cannot express and that was left out.
@@ -158,9 +160,14 @@ pub enum TarWriteError {
 }
 
 impl<W: Write> TarWriter<W> {
-    /// Starts a tar.
+    /// Starts the tar of a layer.
     pub fn new(out: W) -> TarWriter<W> {
-        TarWriter { out, skipped: Vec::new() }
+        TarWriter { out, skipped: Vec::new(), plain: false }
+    }
+
+    /// Starts the tar of files that are no layer, where a name that begins with `.wh.` is one like any other.
+    pub fn plain(out: W) -> TarWriter<W> {
+        TarWriter { plain: true, ..TarWriter::new(out) }
     }
 
     /// Appends an entry that has no content: anything but a regular file with a size above 0.
@@ -229,7 +236,7 @@ impl<W: Write> TarWriter<W> {
     /// Writes the headers of an entry of which `stored` bytes follow. `sparse` holds the records of a sparse file.
     fn write_header(&mut self, entry: &TarEntry<'_>, stored: u64, sparse: Records) -> Result<(), TarWriteError> {
         let is_sparse = !sparse.is_empty();
-        let name = stored_name(entry)?;
+        let name = stored_name(entry, self.plain)?;
         let (type_flag, link, device) = match entry.kind {
             TarKind::Directory => (TypeFlag::Directory, &[][..], None),
             TarKind::Regular { .. } | TarKind::Whiteout | TarKind::Opaque => (TypeFlag::Regular, &[][..], None),
@@ -241,7 +248,7 @@ impl<W: Write> TarWriter<W> {
             TarKind::Socket => return Ok(()),
         };
         match entry.kind {
-            TarKind::HardLink { target } => check_path(target)?,
+            TarKind::HardLink { target } => check_path(target, self.plain)?,
             TarKind::Symlink { target } if target.is_empty() || target.contains(&0) => {
                 return Err(TarWriteError::InvalidTarget { path: entry.path.into() });
             }
@@ -332,7 +339,7 @@ impl<W: Write> TarWriter<W> {
 }
 
 /// Returns the name under which an entry stands in the tar.
-fn stored_name(entry: &TarEntry<'_>) -> Result<Vec<u8>, TarWriteError> {
+fn stored_name(entry: &TarEntry<'_>, plain: bool) -> Result<Vec<u8>, TarWriteError> {
     let path = entry.path;
     if path.is_empty() {
         return match entry.kind {
@@ -341,7 +348,7 @@ fn stored_name(entry: &TarEntry<'_>) -> Result<Vec<u8>, TarWriteError> {
             _ => Err(TarWriteError::InvalidPath { path: path.into() }),
         };
     }
-    check_path(path)?;
+    check_path(path, plain)?;
     Ok(match entry.kind {
         TarKind::Directory => [path, b"/"].concat(),
         TarKind::Opaque => [path, b"/", whiteout::OPAQUE].concat(),
@@ -355,10 +362,10 @@ fn stored_name(entry: &TarEntry<'_>) -> Result<Vec<u8>, TarWriteError> {
     })
 }
 
-/// Refuses paths that are not plain names below the root, and the names of whiteouts.
-fn check_path(path: &[u8]) -> Result<(), TarWriteError> {
+/// Refuses paths that are not plain names below the root, and in a layer the names of whiteouts.
+fn check_path(path: &[u8], plain: bool) -> Result<(), TarWriteError> {
     for name in path.split(|byte| *byte == b'/') {
-        if whiteout::is_reserved(name) {
+        if !plain && whiteout::is_reserved(name) {
             return Err(TarWriteError::ReservedName { path: path.into() });
         }
         if matches!(name, b"" | b"." | b"..") || name.contains(&0) {

@@ -2,6 +2,7 @@
 
 mod bad_images;
 mod conformance;
+mod copying;
 mod debian_image;
 mod debian_work;
 mod exit_codes;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::default();
     bad_images::register(&mut suite);
     conformance::register(&mut suite);
+    copying::register(&mut suite);
     debian_image::register(&mut suite);
     debian_work::register(&mut suite);
     exit_codes::register(&mut suite);
