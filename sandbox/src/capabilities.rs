@@ -5,7 +5,7 @@ use std::fmt;
 use oci_spec::runtime::{Capabilities, Capability};
 
 /// A set of capabilities: bit n is capability number n.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct CapabilitySet(u64);
 
 impl CapabilitySet {

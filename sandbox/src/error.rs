@@ -28,6 +28,14 @@ pub enum SpawnError {
     /// The system call filter.
     #[error("seccomp profile")]
     Seccomp(#[from] ProfileError),
+    /// The agent that is to answer for the filter.
+    #[error("hand the seccomp listener to the agent at {path:?}")]
+    SeccompAgent {
+        /// Its socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The root filesystem could not be opened.
     #[error("open root filesystem {path:?}")]
     Root {

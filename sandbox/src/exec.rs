@@ -13,10 +13,11 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use crate::cgroup::Cgroup;
 use crate::child::join::{self, JoinPlan};
 use crate::landlock::LandlockPlan;
+use crate::notify::Destination;
 use crate::plan::process::ProcessPlan;
-use crate::plan::{ConsolePlan, StdioPlan};
+use crate::plan::{ConsolePlan, SeccompPlan, StdioPlan};
 use crate::spawn::{Starting, Told, clone_process, compile_filter};
-use crate::{Landlock, Running, Seccomp, SpawnError, Stdio, userns};
+use crate::{Identity, Landlock, Listener, Running, Seccomp, SpawnError, Stdio, userns};
 
 /// A process to add.
 #[derive(Debug)]
@@ -35,6 +36,10 @@ pub struct Exec<'a> {
     pub seccomp: Seccomp,
     /// Whether landlock is put up as a second wall.
     pub landlock: Landlock,
+    /// As in [`Launch`](crate::Launch).
+    pub listener: Listener<'a>,
+    /// As in [`Launch`](crate::Launch).
+    pub identity: Identity<'a>,
 }
 
 /// Starts a process in a running container and returns once its program has been executed.
@@ -64,6 +69,10 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
         warnings.push("supplementary groups are left out: this user namespace forbids setgroups".to_owned());
     }
     let seccomp = compile_filter(spec, &exec.seccomp, process.capabilities.bounding)?;
+    let notify = match seccomp.as_ref().is_some_and(SeccompPlan::notifies) {
+        true => Some(Destination::new(spec, exec.listener, exec.identity, Some(pid))?),
+        false => None,
+    };
     let landlock = match exec.landlock {
         Landlock::Off => None,
         Landlock::Auto if seccomp.as_ref().is_none_or(|filter| filter.may_mount) => None,
@@ -94,7 +103,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
     // The child has its own copy; ours would hide its death from us.
     drop(parent);
     let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
-    let told = Told { rootfs: None, process: &process, cgroups: &cgroups };
+    let told = Told { rootfs: None, process: &process, cgroups: &cgroups, notify: notify.as_ref() };
     let console = starting.after_help(told, starting.score_and_release(&process))?;
     Ok(Running {
         pid,

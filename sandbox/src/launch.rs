@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -31,6 +31,10 @@ pub struct Launch<'a> {
     pub landlock: Landlock,
     /// What happens to the process when the thread that starts it ends.
     pub orphan: Orphan,
+    /// Who is asked about calls that the filter notifies of.
+    pub listener: Listener<'a>,
+    /// What an agent that is asked is told about the container.
+    pub identity: Identity<'a>,
 }
 
 impl<'a> Launch<'a> {
@@ -48,7 +52,44 @@ impl<'a> Launch<'a> {
             seccomp: Seccomp::FromSpec,
             landlock: Landlock::Auto,
             orphan: Orphan::GoesOn,
+            listener: Listener::Agent,
+            identity: Identity::default(),
         }
+    }
+}
+
+/// Who is asked about calls that the filter notifies of (`SCMP_ACT_NOTIFY`).
+#[derive(Clone, Copy, Default)]
+pub enum Listener<'a> {
+    /// The agent at the spec's `linux.seccomp.listenerPath`, as the runtime specification describes.
+    #[default]
+    Agent,
+    /// The caller: the function gets the listener and the process id before the program is executed, and must return at
+    /// once, since that may be a call it is about to be asked about.
+    Caller(&'a dyn Fn(OwnedFd, u32)),
+}
+
+impl std::fmt::Debug for Listener<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Agent => "Agent",
+            Self::Caller(_) => "Caller",
+        })
+    }
+}
+
+/// How a container is known to others.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// The folder of its bundle, absolute.
+    pub bundle: &'a Path,
+}
+
+impl Default for Identity<'_> {
+    fn default() -> Self {
+        Self { id: "", bundle: Path::new("/") }
     }
 }
 

@@ -17,6 +17,7 @@ mod error;
 mod exec;
 mod landlock;
 mod launch;
+mod notify;
 mod plan;
 pub mod probe;
 mod rooted;
@@ -30,6 +31,6 @@ pub mod view;
 
 pub use error::SpawnError;
 pub use exec::{Exec, exec};
-pub use launch::{Landlock, Launch, Orphan, Pipes, Root, Seccomp, Stdio, WindowSize};
+pub use launch::{Identity, Landlock, Launch, Listener, Orphan, Pipes, Root, Seccomp, Stdio, WindowSize};
 pub use running::{ExitStatus, Running};
 pub use spawn::spawn;

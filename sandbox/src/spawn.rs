@@ -16,10 +16,11 @@ use crate::cgroup::{Cgroup, Door};
 use crate::child;
 use crate::child::report::{Report, receive, send_go};
 use crate::landlock::LandlockPlan;
+use crate::notify::Destination;
 use crate::plan::process::ProcessPlan;
 use crate::plan::{MountPlan, MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
 use crate::running::ExitStatus;
-use crate::seccomp::Profile;
+use crate::seccomp::{Profile, ProfileError};
 use crate::{Landlock, Launch, Orphan, Running, Seccomp, SpawnError, Stdio, describe, userns};
 
 /// Starts a container and returns once its program has been executed.
@@ -41,6 +42,10 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
         warnings.push("supplementary groups are left out: this user namespace forbids setgroups".to_owned());
     }
     let seccomp = compile_filter(spec, &launch.seccomp, process.capabilities.bounding)?;
+    let notify = match seccomp.as_ref().is_some_and(SeccompPlan::notifies) {
+        true => Some(Destination::new(spec, launch.listener, launch.identity, None)?),
+        false => None,
+    };
     let landlock = match launch.landlock {
         Landlock::Off => None,
         Landlock::Auto if seccomp.as_ref().is_none_or(|filter| filter.may_mount) => None,
@@ -92,7 +97,8 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
     // The child has its own copy; ours would hide its death from us.
     drop(plan.parent);
     let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
-    let told = Told { rootfs: Some(&plan.rootfs), process: &plan.process, cgroups: &plan.cgroups };
+    let told =
+        Told { rootfs: Some(&plan.rootfs), process: &plan.process, cgroups: &plan.cgroups, notify: notify.as_ref() };
     let console = starting.guide(told, &plan.namespaces, spec, root_is_folder, &mut warnings)?;
     Ok(Running {
         pid,
@@ -112,6 +118,8 @@ pub(crate) struct Told<'a> {
     pub(crate) rootfs: Option<&'a RootfsPlan>,
     pub(crate) process: &'a ProcessPlan,
     pub(crate) cgroups: &'a [Door],
+    /// Who answers for the filter.
+    pub(crate) notify: Option<&'a Destination<'a>>,
 }
 
 impl Told<'_> {
@@ -201,6 +209,11 @@ impl Starting {
             match report {
                 Some(Report::Console(fd)) => console = Some(fd),
                 Some(Report::Executing) => executing = true,
+                Some(Report::Listener(listener)) => {
+                    if let Some(destination) = plan.notify {
+                        destination.deliver(listener, self.pid)?;
+                    }
+                }
                 Some(Report::Failed(failure)) => return Err(describe::failure(plan, failure)),
                 None if executing => return Ok(console),
                 None => return Err(SpawnError::Died { status: self.reap()? }),
@@ -384,7 +397,16 @@ pub(crate) fn compile_filter(
             &from_spec
         }
     };
-    let program = profile.compile(bounding)?;
+    let program = match wanted {
+        Seccomp::Default => Profile::docker_default_program(bounding)?,
+        _ => profile.compile_cached(bounding)?,
+    };
+    for name in profile.unknown_names() {
+        tracing::warn!(name, "the seccomp profile names a system call that does not exist");
+    }
+    if program.notifies() && !profile.always_allows("sendmsg", bounding) {
+        return Err(ProfileError::NotifyNeedsSendmsg.into());
+    }
     let may_mount = ["mount", "move_mount"].into_iter().any(|name| profile.may_allow(name, bounding));
     Ok(Some(SeccompPlan { filter: program.instructions, flags: program.flags, may_mount }))
 }

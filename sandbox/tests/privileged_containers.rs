@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
+mod walls;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -40,7 +41,7 @@ fn main() {
             None => trial,
         }
     };
-    let trials = vec![
+    let mut trials = vec![
         trial("nothing_is_mounted_over_proc", nothing_is_mounted_over_proc, &None),
         trial("a_swapped_folder_leads_no_mount_point_outside", a_swapped_folder_leads_no_mount_point_outside, &None),
         trial("many_threads_start_containers_at_once", many_threads_start_containers_at_once, &None),
@@ -91,6 +92,9 @@ fn main() {
         trial("descriptors_of_the_host_do_not_come_along", descriptors_of_the_host_do_not_come_along, &no_python),
         trial("landlock_holds_where_the_mounts_would_not", landlock_holds_where_the_mounts_would_not, &landlock),
     ];
+    for (name, test, missing) in walls::cases() {
+        trials.push(trial(name, test, &missing));
+    }
     libtest_mimic::run(&arguments, trials).exit();
 }
 

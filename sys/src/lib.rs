@@ -16,5 +16,6 @@ pub mod network;
 pub mod pidfd;
 pub mod process;
 pub mod seccomp;
+pub mod seccomp_notify;
 pub mod shared;
 pub mod writeback;

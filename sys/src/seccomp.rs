@@ -1,6 +1,7 @@
 //! Loading seccomp filters, and asking which actions the kernel knows.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// One instruction of a classic BPF program, laid out as the kernel's `struct sock_filter`.
 #[repr(C)]
@@ -16,12 +17,13 @@ pub struct Instruction {
     pub k: u32,
 }
 
-/// Puts `filter` on the calling thread, for good. `flags` are `SECCOMP_FILTER_FLAG_*` bits.
+/// Puts `filter` on the calling thread, for good. `flags` are `SECCOMP_FILTER_FLAG_*` bits; with `NEW_LISTENER` the
+/// descriptor is returned that receives what the filter has to ask, and which closes on exec.
 ///
 /// # Errors
 /// `EACCES` without `CAP_SYS_ADMIN` in the own user namespace and without `no_new_privs`; `E2BIG` above 4096
 /// instructions; `EINVAL` for an invalid program.
-pub fn load(filter: &[Instruction], flags: u32) -> io::Result<()> {
+pub fn load(filter: &[Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
     #[repr(C)]
     struct Program {
         length: libc::c_ushort,
@@ -33,7 +35,14 @@ pub fn load(filter: &[Instruction], flags: u32) -> io::Result<()> {
     let program = Program { length, filter: filter.as_ptr() };
     // SAFETY: `program` is laid out as `struct sock_fprog`; it and the slice outlive the call; the kernel only reads.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    match i32::try_from(result) {
+        Ok(fd) if fd >= 0 && u64::from(flags) & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0 => {
+            // SAFETY: with this flag the result is a new descriptor, which nobody else knows.
+            Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+        }
+        Ok(0) => Ok(None),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Tells whether the kernel knows the filter action `action` (`SECCOMP_RET_*`).

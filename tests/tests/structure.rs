@@ -20,7 +20,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that no product crate may use, directly: they are for tests.
-const TEST_CRATES: &[&str] = &["strata-tests", "strata-benches", "libtest-mimic", "criterion", "proptest", "tar"];
+const TEST_CRATES: &[&str] =
+    &["strata-tests", "strata-benches", "libtest-mimic", "criterion", "libseccomp", "proptest", "tar"];
 
 #[test]
 fn dependencies_point_one_way() {

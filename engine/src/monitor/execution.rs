@@ -1,6 +1,6 @@
 //! Processes that are added to the container.
 
-use strata_sandbox::{Exec, Landlock, Seccomp, SpawnError};
+use strata_sandbox::{Exec, Identity, Landlock, Listener, Seccomp, SpawnError};
 
 use super::connection::Role;
 use super::protocol::{Execution, Refusal};
@@ -31,6 +31,8 @@ pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -
             false => spec::seccomp(&config).map_err(|error| Refusal::of(&error))?,
         },
         landlock: Landlock::Auto,
+        listener: Listener::Agent,
+        identity: Identity::default(),
     });
     let running = started.map_err(|error| explain(&error))?;
     let warnings = running.warnings().to_vec();

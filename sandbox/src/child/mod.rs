@@ -19,7 +19,7 @@ use strata_sys::process;
 use crate::landlock::{self, LandlockPlan};
 use crate::plan::process::ProcessPlan;
 use crate::plan::{Plan, SeccompPlan, StdioPlan};
-use report::{At, Failure, Step, receive_go, send_executing, send_failure};
+use report::{At, Failure, Step, receive_go, send_executing, send_failure, send_listener};
 
 /// Walks through the plan and becomes the program; never returns.
 pub(crate) fn run(plan: &Plan) -> ! {
@@ -111,7 +111,12 @@ fn become_program(
         }
         send_executing(parent).at(Step::Parent, 1)?;
         if let Some(seccomp) = walls.seccomp {
-            strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
+            let listener = strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
+            if let Some(listener) = listener {
+                send_listener(parent, listener.as_fd()).at(Step::Seccomp, 1)?;
+                // Left to the exec: a call more could be one that somebody is asked about.
+                std::mem::forget(listener);
+            }
         }
         Ok(())
     };

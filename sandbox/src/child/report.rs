@@ -171,6 +171,8 @@ pub(crate) enum Report {
     Console(OwnedFd),
     /// It did everything but the exec. The end of the stream after this is success.
     Executing,
+    /// Here is the listener of its filter; it may be waiting for an answer from now on.
+    Listener(OwnedFd),
 }
 
 const SIZE: usize = 12;
@@ -187,11 +189,20 @@ pub(crate) fn send_failure(socket: BorrowedFd<'_>, failure: Failure) {
 
 /// Sends the terminal.
 pub(crate) fn send_console(socket: BorrowedFd<'_>, console: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_fd(socket, CONSOLE, console)
+}
+
+/// Sends the listener of the filter that was just loaded: this call must be one that it lets through.
+pub(crate) fn send_listener(socket: BorrowedFd<'_>, listener: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_fd(socket, LISTENER, listener)
+}
+
+fn send_fd(socket: BorrowedFd<'_>, kind: u8, fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut message = [0; SIZE];
-    message[0] = CONSOLE;
+    message[0] = kind;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [console];
+    let fds = [fd];
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     sendmsg(socket, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
@@ -250,12 +261,13 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
             let errno = i32::from_ne_bytes([message[8], message[9], message[10], message[11]]);
             Ok(Some(Report::Failed(Failure { step, index, errno })))
         }
-        CONSOLE => {
+        kind @ (CONSOLE | LISTENER) => {
             let fd = ancillary.drain().find_map(|part| match part {
                 RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
                 _ => None,
             });
-            fd.map(|fd| Some(Report::Console(fd))).ok_or(Errno::PROTO)
+            let report = if kind == CONSOLE { Report::Console } else { Report::Listener };
+            fd.map(|fd| Some(report(fd))).ok_or(Errno::PROTO)
         }
         EXECUTING => Ok(Some(Report::Executing)),
         _ => Err(Errno::PROTO),
@@ -265,6 +277,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
 const FAILED: u8 = 1;
 const CONSOLE: u8 = 2;
 const EXECUTING: u8 = 3;
+const LISTENER: u8 = 4;
 
 #[cfg(test)]
 mod tests {
@@ -287,6 +300,8 @@ mod tests {
         assert_eq!(Step::from_number(Step::LAST + 1), None);
         send_console(one.as_fd(), one.as_fd()).unwrap();
         assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Console(_))));
+        send_listener(one.as_fd(), one.as_fd()).unwrap();
+        assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Listener(_))));
         drop(one);
         assert!(receive(other.as_fd()).unwrap().is_none());
     }

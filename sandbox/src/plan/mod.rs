@@ -212,6 +212,13 @@ pub(crate) struct SeccompPlan {
     pub(crate) may_mount: bool,
 }
 
+impl SeccompPlan {
+    /// Tells whether somebody will be asked.
+    pub(crate) fn notifies(&self) -> bool {
+        self.flags & crate::seccomp::flags::NEW_LISTENER != 0
+    }
+}
+
 /// Turns an absolute path of the container into a target, resolving `.` and `..` by text as Docker does.
 pub(crate) fn target(path: &std::path::Path, is_file: bool) -> Result<TargetPlan, SpawnError> {
     use std::os::unix::ffi::OsStrExt;

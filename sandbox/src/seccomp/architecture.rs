@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use super::{Comparison, Condition};
+
 /// An architecture whose calls a filter can tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Architecture {
@@ -80,6 +82,18 @@ impl Architecture {
         }
     }
 
+    /// Tells whether a call's arguments have 32 bits. The upper halves are the kernel's to fill, or nobody's.
+    #[must_use]
+    pub fn is_narrow(self) -> bool {
+        matches!(self, Self::X86 | Self::X32 | Self::Arm)
+    }
+
+    /// Tells whether the upper half of an argument comes before its lower one.
+    #[must_use]
+    pub fn is_big_endian(self) -> bool {
+        self == Self::S390x
+    }
+
     /// Parses libseccomp's name, such as `SCMP_ARCH_X86_64`.
     #[must_use]
     pub fn from_scmp(name: &str) -> Option<Self> {
@@ -150,6 +164,72 @@ impl Architecture {
     }
 }
 
+/// The call through which another one can be made as well, how it tells them apart by its first argument, and which bits
+/// of that argument the kernel looks at. 32-bit x86, POWER and IBM Z have these two beside the direct calls.
+pub(super) fn carrier(name: &str) -> Option<Carrier> {
+    let position = |list: &[&str]| list.iter().position(|known| *known == name).map(|at| at as u64 + 1);
+    if let Some(selector) = position(&SOCKET_CALLS) {
+        return Some(Carrier { name: "socketcall", selector, mask: 0xffff_ffff });
+    }
+    let selector = IPC_CALLS.iter().find(|(known, _)| *known == name)?.1;
+    // The upper half of the word is a version.
+    Some(Carrier { name: "ipc", selector, mask: 0xffff })
+}
+
+/// See [`carrier`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Carrier {
+    pub(super) name: &'static str,
+    selector: u64,
+    mask: u64,
+}
+
+impl Carrier {
+    /// The condition under which the carrier makes the call.
+    pub(super) fn condition(&self) -> Condition {
+        Condition { argument: 0, comparison: Comparison::MaskedEqual(self.mask), value: self.selector }
+    }
+}
+
+/// By `socketcall`'s numbers, from 1.
+const SOCKET_CALLS: [&str; 20] = [
+    "socket",
+    "bind",
+    "connect",
+    "listen",
+    "accept",
+    "getsockname",
+    "getpeername",
+    "socketpair",
+    "send",
+    "recv",
+    "sendto",
+    "recvfrom",
+    "shutdown",
+    "setsockopt",
+    "getsockopt",
+    "sendmsg",
+    "recvmsg",
+    "accept4",
+    "recvmmsg",
+    "sendmmsg",
+];
+
+const IPC_CALLS: [(&str, u64); 12] = [
+    ("semop", 1),
+    ("semget", 2),
+    ("semctl", 3),
+    ("semtimedop", 4),
+    ("msgsnd", 11),
+    ("msgrcv", 12),
+    ("msgget", 13),
+    ("msgctl", 14),
+    ("shmat", 21),
+    ("shmdt", 22),
+    ("shmget", 23),
+    ("shmctl", 24),
+];
+
 /// One call's number on each architecture.
 pub(super) type Numbers = [Option<u32>; Architecture::ALL.len()];
 
@@ -158,6 +238,18 @@ pub(super) fn numbers(name: &str) -> Option<&'static Numbers> {
     let table = table();
     let position = table.binary_search_by_key(&name, |(known, _)| known).ok()?;
     Some(&table[position].1)
+}
+
+/// Every name that some architecture has.
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    table().iter().map(|(name, _)| *name)
+}
+
+/// The name that a row of the table belongs to.
+#[cfg(test)]
+pub(super) fn name_of(numbers: &Numbers) -> &'static str {
+    table().iter().find(|(_, row)| std::ptr::eq(row, numbers)).map_or("", |(name, _)| *name)
 }
 
 /// The data file, parsed once: 500 short lines, sorted by name.

@@ -13,7 +13,8 @@ use std::borrow::Cow;
 use strata_sys::seccomp::Instruction;
 
 use super::architecture::{self, Numbers, X32_BIT};
-use super::{Action, Architecture, Comparison, Condition, Profile, ProfileError, Rule};
+use super::profile::ENOSYS;
+use super::{Action, Architecture, Comparison, Condition, Profile, ProfileError, Rule, flags};
 use crate::capabilities::CapabilitySet;
 
 /// A compiled filter.
@@ -21,8 +22,23 @@ use crate::capabilities::CapabilitySet;
 pub struct Program {
     /// What the kernel runs.
     pub instructions: Cow<'static, [Instruction]>,
-    /// `SECCOMP_FILTER_FLAG_*` bits to load it with.
+    /// Bits of [`flags`] to load it with.
     pub flags: u32,
+}
+
+impl Program {
+    /// Tells whether loading it makes a listener.
+    #[must_use]
+    pub fn notifies(&self) -> bool {
+        self.flags & flags::NEW_LISTENER != 0
+    }
+
+    /// Adds the flags that its answers need, and leaves out those that mean nothing to it.
+    fn with_flags(code: Vec<Instruction>, wanted: u32) -> Self {
+        let notifies = code.iter().any(|at| at.code == RETURN && at.k == Action::Notify.value());
+        let flags = if notifies { wanted | flags::NEW_LISTENER } else { wanted & !flags::WAIT_KILLABLE_RECV };
+        Self { instructions: Cow::Owned(code), flags }
+    }
 }
 
 impl Profile {
@@ -63,7 +79,7 @@ impl Profile {
                     ranges.push(Range { start: u32::MAX, outcome: Outcome::plain(self.default_action) });
                 }
             }
-            emit_tree(&mut body, &ranges);
+            emit_tree(&mut body, &ranges, architecture.is_big_endian());
             let length = u32::try_from(body.len()).map_err(|_| ProfileError::TooLong(body.len()))?;
             // A body is longer than a conditional jump can skip.
             code.push(jump(EQUAL, architecture.audit_number(), 1, 0));
@@ -74,14 +90,16 @@ impl Profile {
         if code.len() > LONGEST {
             return Err(ProfileError::TooLong(code.len()));
         }
-        Ok(Program { instructions: Cow::Owned(code), flags: self.flags })
+        Ok(Program::with_flags(code, self.flags))
     }
 
     /// Splits the numbers of an architecture into ranges of equal outcome, in order, the first at 0.
     fn ranges(&self, architecture: Architecture, calls: &[Call]) -> Vec<Range> {
         let counted = calls.iter().filter(|call| call.counts);
-        let mut hits: Vec<(u32, usize)> =
-            counted.filter_map(|call| Some((architecture.number_in(call.numbers)?, call.rule))).collect();
+        let mut hits: Vec<(u32, usize)> = counted
+            .filter_map(|call| Some((architecture.number_in(call.numbers)?, call)))
+            .map(|(number, call)| (number, call.position))
+            .collect();
         hits.sort_unstable();
         let newest = self.newest(architecture, calls);
         // What no rule decides: the default, or "no such call" for what is newer than all that the profile knows.
@@ -98,7 +116,7 @@ impl Profile {
             if let Some(first_unknown) = boundary.take_if(|first_unknown| number >= *first_unknown) {
                 push(&mut ranges, first_unknown, unnamed(first_unknown));
             }
-            push(&mut ranges, number, self.outcome(group.iter().map(|(_, rule)| &self.rules[*rule])));
+            push(&mut ranges, number, self.outcome(architecture, group.iter().map(|(_, call)| &calls[*call])));
             push(&mut ranges, number.saturating_add(1), unnamed(number.saturating_add(1)));
         }
         if let Some(first_unknown) = boundary {
@@ -108,25 +126,30 @@ impl Profile {
     }
 
     /// What happens to one call: conditions in order, then the first rule without any, then the default.
-    fn outcome<'a>(&self, rules: impl Iterator<Item = &'a Rule> + Clone) -> Outcome {
-        let last =
-            rules.clone().find(|rule| rule.conditions.is_empty()).map_or(self.default_action, |rule| rule.action);
-        let mut checks: Vec<(Vec<Condition>, Action)> = rules
-            .filter(|rule| !rule.conditions.is_empty())
-            .map(|rule| (rule.conditions.clone(), rule.action))
-            .collect();
+    fn outcome<'a>(&self, architecture: Architecture, calls: impl Iterator<Item = &'a Call>) -> Outcome {
+        let mut last = None;
+        let mut checks = Vec::new();
+        for call in calls {
+            let rule = &self.rules[call.rule];
+            let conditions = call.selector.as_ref().map_or(rule.conditions.as_slice(), std::slice::from_ref);
+            if conditions.is_empty() {
+                last = last.or(Some(rule.action));
+            } else {
+                checks.push((conditions.to_vec(), rule.action));
+            }
+        }
+        let last = last.unwrap_or(self.default_action);
         // Checks at the end that lead to the same outcome need not be made.
         while checks.last().is_some_and(|(_, action)| *action == last) {
             checks.pop();
         }
-        Outcome { checks, last }
+        Outcome { narrow: !checks.is_empty() && architecture.is_narrow(), checks, last }
     }
 
     /// The highest number that the profile knows, if what is above is to be taken for unknown.
     fn newest(&self, architecture: Architecture, calls: &[Call]) -> Option<u32> {
-        match self.default_action {
-            Action::Errno(errno) if errno != ENOSYS => {}
-            _ => return None,
+        if !self.default_action.hides_unknown_calls() {
+            return None;
         }
         let numbers = calls.iter().filter_map(|call| architecture.number_in(call.numbers));
         numbers.filter(|number| architecture.is_ordinary(*number)).max()
@@ -137,8 +160,20 @@ impl Profile {
         let mut calls = Vec::with_capacity(512);
         for (position, rule) in self.rules.iter().enumerate() {
             let counts = rule.counts(native, capabilities, kernel);
-            let known = rule.names.iter().filter_map(|name| architecture::numbers(name));
-            calls.extend(known.map(|numbers| Call { numbers, rule: position, counts }));
+            for name in &rule.names {
+                let mut add = |name: &str, selector| {
+                    let numbers = architecture::numbers(name)?;
+                    calls.push(Call { numbers, position: calls.len(), rule: position, counts, selector });
+                    Some(())
+                };
+                add(name, None);
+                // Conditions are on the arguments of the direct call; those of the carrier are in memory, out of sight.
+                if rule.conditions.is_empty()
+                    && let Some(carrier) = architecture::carrier(name)
+                {
+                    add(carrier.name, Some(carrier.condition()));
+                }
+            }
         }
         calls
     }
@@ -148,10 +183,14 @@ impl Profile {
 #[derive(Clone, Copy)]
 struct Call {
     numbers: &'static Numbers,
-    /// Its position in the profile.
+    /// Its own position in the list.
+    position: usize,
+    /// The rule's position in the profile.
     rule: usize,
     /// Whether the rule counts here; if not, the name is still one that the profile knows.
     counts: bool,
+    /// For a call made through another one: the condition on the carrier's first argument.
+    selector: Option<Condition>,
 }
 
 impl Rule {
@@ -175,11 +214,13 @@ struct Range {
 struct Outcome {
     checks: Vec<(Vec<Condition>, Action)>,
     last: Action,
+    /// Whether only the lower halves of the arguments count.
+    narrow: bool,
 }
 
 impl Outcome {
     fn plain(action: Action) -> Self {
-        Self { checks: Vec::new(), last: action }
+        Self { checks: Vec::new(), last: action, narrow: false }
     }
 }
 
@@ -192,15 +233,15 @@ fn push(ranges: &mut Vec<Range>, start: u32, outcome: Outcome) {
 }
 
 /// Emits a search for the range of the number in the accumulator. Every path returns, so that nothing follows.
-fn emit_tree(code: &mut Vec<Instruction>, ranges: &[Range]) {
+fn emit_tree(code: &mut Vec<Instruction>, ranges: &[Range], big_endian: bool) {
     let (lower, upper) = match ranges {
         [] => return,
-        [only] => return emit_outcome(code, &only.outcome),
+        [only] => return emit_outcome(code, &only.outcome, big_endian),
         _ => ranges.split_at(ranges.len() / 2),
     };
     let at = code.len();
     code.push(jump(NOT_LESS, upper[0].start, 0, 0));
-    emit_tree(code, lower);
+    emit_tree(code, lower, big_endian);
     let length = code.len() - at - 1;
     match u8::try_from(length) {
         Ok(length) => code[at].jump_true = length,
@@ -211,14 +252,21 @@ fn emit_tree(code: &mut Vec<Instruction>, ranges: &[Range]) {
             code.insert(at + 1, Instruction { code: ALWAYS, jump_true: 0, jump_false: 0, k: far });
         }
     }
-    emit_tree(code, upper);
+    emit_tree(code, upper, big_endian);
 }
 
-fn emit_outcome(code: &mut Vec<Instruction>, outcome: &Outcome) {
+fn emit_outcome(code: &mut Vec<Instruction>, outcome: &Outcome, big_endian: bool) {
     for (conditions, action) in &outcome.checks {
         let start = code.len();
         for condition in conditions {
-            emit_condition(code, condition);
+            // Where in `struct seccomp_data` the halves of the argument are.
+            let base = 16 + 8 * u32::from(condition.argument);
+            let (low_at, high_at) = if big_endian { (base + 4, base) } else { (base, base + 4) };
+            if outcome.narrow {
+                emit_narrow(code, &condition.narrowed(), low_at);
+            } else {
+                emit_condition(code, condition, low_at, high_at);
+            }
         }
         code.push(give(*action));
         let end = code.len();
@@ -237,13 +285,26 @@ fn emit_outcome(code: &mut Vec<Instruction>, outcome: &Outcome) {
     code.push(give(outcome.last));
 }
 
+/// As [`emit_condition`], for an argument of 32 bits.
+fn emit_narrow(code: &mut Vec<Instruction>, condition: &Condition, at: u32) {
+    let value = half(condition.value);
+    code.push(load(at));
+    if let Comparison::MaskedEqual(mask) = condition.comparison {
+        code.push(and(half(mask)));
+    }
+    code.push(match condition.comparison {
+        Comparison::Equal | Comparison::MaskedEqual(_) => jump(EQUAL, value, 0, FAIL),
+        Comparison::NotEqual => jump(EQUAL, value, FAIL, 0),
+        Comparison::Less => jump(NOT_LESS, value, FAIL, 0),
+        Comparison::LessOrEqual => jump(GREATER, value, FAIL, 0),
+        Comparison::Greater => jump(GREATER, value, 0, FAIL),
+        Comparison::GreaterOrEqual => jump(NOT_LESS, value, 0, FAIL),
+    });
+}
+
 /// Goes on behind itself when the condition holds, else to [`FAIL`].
-fn emit_condition(code: &mut Vec<Instruction>, condition: &Condition) {
-    let [high, low] =
-        [condition.value >> 32, condition.value & 0xffff_ffff].map(|half| u32::try_from(half).unwrap_or(0));
-    let argument = u32::from(condition.argument);
-    let (first, second) = (16 + 8 * argument, 20 + 8 * argument);
-    let (low_at, high_at) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
+fn emit_condition(code: &mut Vec<Instruction>, condition: &Condition, low_at: u32, high_at: u32) {
+    let (high, low) = (half(condition.value >> 32), half(condition.value));
     match condition.comparison {
         Comparison::Equal => {
             code.extend([load(high_at), jump(EQUAL, high, 0, FAIL), load(low_at), jump(EQUAL, low, 0, FAIL)])
@@ -272,13 +333,19 @@ fn emit_condition(code: &mut Vec<Instruction>, condition: &Condition) {
             ]);
         }
         Comparison::MaskedEqual(mask) => {
-            let [mask_high, mask_low] = [mask >> 32, mask & 0xffff_ffff].map(|half| u32::try_from(half).unwrap_or(0));
+            let (mask_high, mask_low) = (half(mask >> 32), half(mask));
             if mask_high != 0 || high != 0 {
                 code.extend([load(high_at), and(mask_high), jump(EQUAL, high, 0, FAIL)]);
             }
             code.extend([load(low_at), and(mask_low), jump(EQUAL, low, 0, FAIL)]);
         }
     }
+}
+
+/// The lower 32 bits.
+#[expect(clippy::cast_possible_truncation, reason = "that is what it is for")]
+const fn half(value: u64) -> u32 {
+    value as u32
 }
 
 const fn load(offset: u32) -> Instruction {
@@ -305,21 +372,20 @@ pub(crate) fn kernel_version() -> (u32, u32) {
     (next(), next())
 }
 
-const LOAD_WORD: u16 = 0x20;
-const AND: u16 = 0x54;
-const RETURN: u16 = 0x06;
-const ALWAYS: u16 = 0x05;
-const EQUAL: u16 = 0x15;
-const GREATER: u16 = 0x25;
-const NOT_LESS: u16 = 0x35;
+pub(super) const LOAD_WORD: u16 = 0x20;
+pub(super) const AND: u16 = 0x54;
+pub(super) const RETURN: u16 = 0x06;
+pub(super) const ALWAYS: u16 = 0x05;
+pub(super) const EQUAL: u16 = 0x15;
+pub(super) const GREATER: u16 = 0x25;
+pub(super) const NOT_LESS: u16 = 0x35;
 const CLASS: u16 = 0x07;
 const JUMP_CLASS: u16 = 0x05;
 /// A jump out of a list of conditions, until its length is known. No real jump in there is that far.
 const FAIL: u8 = u8::MAX;
 /// Offsets in `struct seccomp_data`.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const ENOSYS: u16 = 38;
+pub(super) const NUMBER: u32 = 0;
+pub(super) const ARCHITECTURE: u32 = 4;
 /// `BPF_MAXINSNS`.
 const LONGEST: usize = 4096;
 

@@ -6,15 +6,20 @@
 //! errno: a libc that tries something new then falls back instead of failing.
 
 mod architecture;
+mod cache;
 mod compile;
+mod decide;
 mod docker;
 mod json;
+mod oci;
+mod precompiled;
 mod profile;
 
 pub use architecture::Architecture;
 pub use compile::Program;
 pub(crate) use compile::kernel_version;
-pub use profile::{Action, Comparison, Condition, Profile, Rule};
+pub use decide::Call;
+pub use profile::{Action, Comparison, Condition, Profile, Rule, flags};
 
 /// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,9 +30,6 @@ pub enum ProfileError {
     /// An action with a name that does not exist.
     #[error("unknown action {0:?}")]
     Action(String),
-    /// An action that needs more than a filter.
-    #[error("action {0} is not supported")]
-    UnsupportedAction(&'static str),
     /// An operator with a name that does not exist.
     #[error("unknown operator {0:?}")]
     Operator(String),
@@ -49,6 +51,9 @@ pub enum ProfileError {
     /// The native architecture has no table here.
     #[error("no system call table for this architecture")]
     NoTable,
+    /// The descriptor of a listener is sent by that call, after the filter is loaded.
+    #[error("SCMP_ACT_NOTIFY needs sendmsg to be allowed without conditions: the listener is handed out by it")]
+    NotifyNeedsSendmsg,
     /// More than the kernel takes.
     #[error("the filter has {0} instructions, the kernel takes 4096")]
     TooLong(usize),

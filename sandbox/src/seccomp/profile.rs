@@ -2,16 +2,11 @@
 
 use std::borrow::Cow;
 
-use oci_spec::runtime::{
-    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, LinuxSyscall,
-};
-
 use super::{Architecture, ProfileError};
 use crate::capabilities::CapabilitySet;
 
 /// A whole filter.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Profile {
     /// What happens to calls that no rule names.
     pub default_action: Action,
@@ -19,12 +14,12 @@ pub struct Profile {
     pub architectures: Vec<Architecture>,
     /// The rules, in order.
     pub rules: Vec<Rule>,
-    /// `SECCOMP_FILTER_FLAG_*` bits.
+    /// Bits of [`flags`].
     pub flags: u32,
 }
 
 /// What happens to some calls.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The calls. Names that an architecture does not have are skipped there.
     pub names: Vec<Cow<'static, str>>,
@@ -78,6 +73,8 @@ pub enum Action {
     KillThread,
     /// The process dies.
     KillProcess,
+    /// Whoever has the filter's listener decides; without one it fails with `ENOSYS`.
+    Notify,
 }
 
 impl Action {
@@ -92,8 +89,37 @@ impl Action {
             Self::Trap => 0x0003_0000,
             Self::KillThread => 0,
             Self::KillProcess => 0x8000_0000,
+            Self::Notify => 0x7fc0_0000,
         }
     }
+
+    /// Tells whether a call may go on under this action. A tracer and a listener may let it.
+    #[must_use]
+    pub fn may_permit(self) -> bool {
+        matches!(self, Self::Allow | Self::Log | Self::Trace(_) | Self::Notify)
+    }
+
+    /// Tells whether the action, as a default, is for calls that the profile means to refuse: those newer than it are
+    /// then said not to exist. As in runc, a tracer is taken to know new calls by itself.
+    pub(super) fn hides_unknown_calls(self) -> bool {
+        match self {
+            Self::Errno(errno) => errno != ENOSYS,
+            Self::Trap | Self::KillThread | Self::KillProcess | Self::Notify => true,
+            Self::Allow | Self::Log | Self::Trace(_) => false,
+        }
+    }
+}
+
+/// What is given to a filter beside its instructions: `SECCOMP_FILTER_FLAG_*`.
+pub mod flags {
+    /// Every answer but "allow" is logged by the kernel.
+    pub const LOG: u32 = 1 << 1;
+    /// Mitigations of speculation are left to the process.
+    pub const SPEC_ALLOW: u32 = 1 << 2;
+    /// Loading it returns a listener. Set by the compiler.
+    pub const NEW_LISTENER: u32 = 1 << 3;
+    /// A call that the listener has received waits for the answer, whatever signal comes but a fatal one. Linux 5.19.
+    pub const WAIT_KILLABLE_RECV: u32 = 1 << 5;
 }
 
 /// A comparison of one argument, as unsigned 64-bit numbers.
@@ -127,6 +153,18 @@ pub enum Comparison {
 }
 
 impl Condition {
+    /// Returns the condition as an architecture with 32-bit arguments has it: the low halves are compared, as
+    /// libseccomp does.
+    #[must_use]
+    pub(super) fn narrowed(self) -> Self {
+        let low = |value: u64| value & 0xffff_ffff;
+        let comparison = match self.comparison {
+            Comparison::MaskedEqual(mask) => Comparison::MaskedEqual(low(mask)),
+            plain => plain,
+        };
+        Self { comparison, value: low(self.value), ..self }
+    }
+
     /// Tells whether the condition holds for an argument.
     #[must_use]
     pub fn holds(&self, argument: u64) -> bool {
@@ -143,75 +181,9 @@ impl Condition {
 }
 
 impl Profile {
-    /// Converts the spec's form.
-    ///
-    /// # Errors
-    /// [`ProfileError`] for what does not exist or is not done here (`SCMP_ACT_NOTIFY`).
-    pub fn from_oci(spec: &LinuxSeccomp) -> Result<Self, ProfileError> {
-        let default_errno = spec.default_errno_ret();
-        let mut rules = Vec::new();
-        for syscall in spec.syscalls().iter().flatten() {
-            let mut conditions = Vec::new();
-            for argument in syscall.args().iter().flatten() {
-                let operator = operator_of(argument.op());
-                conditions.push(condition(argument.index(), operator, argument.value(), argument.value_two())?);
-            }
-            let action = action_of(syscall.action(), syscall.errno_ret().or(default_errno))?;
-            let names: Vec<_> = syscall.names().iter().cloned().map(Cow::Owned).collect();
-            push_rules(&mut rules, &Rule { names, ..Rule::new([], action) }, conditions);
-        }
-        let mut architectures = Vec::new();
-        for architecture in spec.architectures().iter().flatten() {
-            // Those of other machines cannot call here anyway.
-            architectures.extend(Architecture::from_scmp(&scmp_name(*architecture)));
-        }
-        let mut flags = 0;
-        for flag in spec.flags().iter().flatten() {
-            flags |= match flag {
-                // Harmless for a process with one thread.
-                LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
-                LinuxSeccompFilterFlag::SeccompFilterFlagLog => 2,
-                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 4,
-                // Only means something with a listener.
-                LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
-            };
-        }
-        Ok(Self { default_action: action_of(spec.default_action(), default_errno)?, architectures, rules, flags }
-            .with_native())
-    }
-
-    /// Converts to the spec's form, with the rules that count for `capabilities` on this machine.
-    ///
-    /// The spec gives no order to rules for one call: where that matters, as in the default profile, take
-    /// [`docker_default_portable`](Self::docker_default_portable).
-    #[must_use]
-    pub fn to_oci(&self, capabilities: CapabilitySet) -> LinuxSeccomp {
-        let native = Architecture::native();
-        let kernel = super::kernel_version();
-        let counts = |rule: &&Rule| native.is_none_or(|native| rule.counts(native, capabilities, kernel));
-        let mut spec = LinuxSeccomp::default();
-        let (action, errno) = oci_action(self.default_action);
-        spec.set_default_action(action).set_default_errno_ret(errno);
-        let architectures = self.architectures.iter().filter_map(|architecture| architecture.scmp().parse().ok());
-        spec.set_architectures(Some(architectures.collect()));
-        let syscalls = self.rules.iter().filter(counts).map(|rule| {
-            let (action, errno) = oci_action(rule.action);
-            let mut syscall = LinuxSyscall::default();
-            syscall.set_names(rule.names.iter().map(|name| name.clone().into_owned()).collect());
-            syscall.set_action(action).set_errno_ret(errno);
-            if !rule.conditions.is_empty() {
-                syscall.set_args(Some(rule.conditions.iter().map(oci_argument).collect()));
-            }
-            syscall
-        });
-        spec.set_syscalls(Some(syscalls.collect()));
-        spec
-    }
-
     /// Tells whether a process with these capabilities may get through with `name`, with some arguments at least.
     #[must_use]
     pub fn may_allow(&self, name: &str, capabilities: CapabilitySet) -> bool {
-        let lets_through = |action| matches!(action, Action::Allow | Action::Log | Action::Trace(_));
         let Some(native) = Architecture::native() else { return true };
         let kernel = super::kernel_version();
         let named = |rule: &&Rule| rule.names.iter().any(|known| known == name);
@@ -219,7 +191,37 @@ impl Profile {
         // The first rule without conditions ends the matter, whatever the conditional ones leave to it.
         let last =
             rules.clone().find(|rule| rule.conditions.is_empty()).map_or(self.default_action, |rule| rule.action);
-        lets_through(last) || rules.any(|rule| !rule.conditions.is_empty() && lets_through(rule.action))
+        last.may_permit() || rules.any(|rule| !rule.conditions.is_empty() && rule.action.may_permit())
+    }
+
+    /// Tells whether a process with these capabilities gets through with `name` whatever its arguments are.
+    #[must_use]
+    pub fn always_allows(&self, name: &str, capabilities: CapabilitySet) -> bool {
+        let Some(native) = Architecture::native() else { return false };
+        let kernel = super::kernel_version();
+        let named = |rule: &&Rule| rule.names.iter().any(|known| known == name);
+        let rules = self.rules.iter().filter(|rule| rule.counts(native, capabilities, kernel)).filter(named);
+        let lets_through = |action| matches!(action, Action::Allow | Action::Log);
+        let last =
+            rules.clone().find(|rule| rule.conditions.is_empty()).map_or(self.default_action, |rule| rule.action);
+        lets_through(last) && rules.clone().all(|rule| rule.conditions.is_empty() || lets_through(rule.action))
+    }
+
+    /// Returns the capabilities that decide whether some rule counts.
+    #[must_use]
+    pub fn deciding_capabilities(&self) -> CapabilitySet {
+        let sets = self.rules.iter().flat_map(|rule| [rule.with_capabilities, rule.without_capabilities]);
+        CapabilitySet::from_bits(sets.fold(0, |bits, set| bits | set.bits()))
+    }
+
+    /// Returns the names that no architecture has a call of: misspelt, or of machines that have no table here.
+    #[must_use]
+    pub fn unknown_names(&self) -> Vec<&str> {
+        let names = self.rules.iter().flat_map(|rule| &rule.names).map(AsRef::as_ref);
+        let mut unknown: Vec<&str> = names.filter(|name| super::architecture::numbers(name).is_none()).collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown
     }
 
     /// Adds the native architecture: a profile without it would let nothing run.
@@ -269,22 +271,6 @@ pub(super) enum Operator {
     Masked,
 }
 
-fn operator_of(operator: LinuxSeccompOperator) -> Operator {
-    Operator::Plain(match operator {
-        LinuxSeccompOperator::ScmpCmpNe => Comparison::NotEqual,
-        LinuxSeccompOperator::ScmpCmpLt => Comparison::Less,
-        LinuxSeccompOperator::ScmpCmpLe => Comparison::LessOrEqual,
-        LinuxSeccompOperator::ScmpCmpEq => Comparison::Equal,
-        LinuxSeccompOperator::ScmpCmpGe => Comparison::GreaterOrEqual,
-        LinuxSeccompOperator::ScmpCmpGt => Comparison::Greater,
-        LinuxSeccompOperator::ScmpCmpMaskedEq => return Operator::Masked,
-    })
-}
-
-fn action_of(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Action, ProfileError> {
-    action_by_name(&action.to_string(), errno)
-}
-
 /// Parses libseccomp's name. The errno, `EPERM` unless said otherwise, is for those actions that have one.
 pub(super) fn action_by_name(name: &str, errno: Option<u32>) -> Result<Action, ProfileError> {
     // The kernel keeps errnos up to 4095.
@@ -297,44 +283,12 @@ pub(super) fn action_by_name(name: &str, errno: Option<u32>) -> Result<Action, P
         "SCMP_ACT_TRAP" => Action::Trap,
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Action::KillThread,
         "SCMP_ACT_KILL_PROCESS" => Action::KillProcess,
-        "SCMP_ACT_NOTIFY" => return Err(ProfileError::UnsupportedAction("SCMP_ACT_NOTIFY")),
+        "SCMP_ACT_NOTIFY" => Action::Notify,
         _ => return Err(ProfileError::Action(name.to_owned())),
     })
 }
 
-fn scmp_name(architecture: oci_spec::runtime::Arch) -> String {
-    architecture.to_string()
-}
-
-fn oci_action(action: Action) -> (LinuxSeccompAction, Option<u32>) {
-    match action {
-        Action::Allow => (LinuxSeccompAction::ScmpActAllow, None),
-        Action::Log => (LinuxSeccompAction::ScmpActLog, None),
-        Action::Errno(errno) => (LinuxSeccompAction::ScmpActErrno, Some(errno.into())),
-        Action::Trace(message) => (LinuxSeccompAction::ScmpActTrace, Some(message.into())),
-        Action::Trap => (LinuxSeccompAction::ScmpActTrap, None),
-        Action::KillThread => (LinuxSeccompAction::ScmpActKillThread, None),
-        Action::KillProcess => (LinuxSeccompAction::ScmpActKillProcess, None),
-    }
-}
-
-fn oci_argument(condition: &Condition) -> LinuxSeccompArg {
-    let (operator, value, second) = match condition.comparison {
-        Comparison::Equal => (LinuxSeccompOperator::ScmpCmpEq, condition.value, None),
-        Comparison::NotEqual => (LinuxSeccompOperator::ScmpCmpNe, condition.value, None),
-        Comparison::Less => (LinuxSeccompOperator::ScmpCmpLt, condition.value, None),
-        Comparison::LessOrEqual => (LinuxSeccompOperator::ScmpCmpLe, condition.value, None),
-        Comparison::Greater => (LinuxSeccompOperator::ScmpCmpGt, condition.value, None),
-        Comparison::GreaterOrEqual => (LinuxSeccompOperator::ScmpCmpGe, condition.value, None),
-        Comparison::MaskedEqual(mask) => (LinuxSeccompOperator::ScmpCmpMaskedEq, mask, Some(condition.value)),
-    };
-    let argument = LinuxSeccompArgBuilder::default().index(usize::from(condition.argument)).value(value).op(operator);
-    let argument = match second {
-        Some(second) => argument.value_two(second),
-        None => argument,
-    };
-    argument.build().expect("every field of the builder is optional")
-}
+pub(super) const ENOSYS: u16 = 38;
 
 #[cfg(test)]
 mod tests {
@@ -349,17 +303,5 @@ mod tests {
         assert!(
             !docker.may_allow("clone3", CapabilitySet::DOCKER) && !docker.may_allow("nonsense", CapabilitySet::ALL)
         );
-    }
-
-    #[test]
-    fn the_spec_form_compiles_to_the_same_program() {
-        for capabilities in [CapabilitySet::DOCKER, CapabilitySet::ALL] {
-            let profile = Profile::docker_default_portable();
-            let there_and_back = Profile::from_oci(&profile.to_oci(capabilities)).unwrap();
-            assert_eq!(
-                there_and_back.compile(capabilities).unwrap().instructions,
-                profile.compile(capabilities).unwrap().instructions
-            );
-        }
     }
 }
