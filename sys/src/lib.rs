@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod extents;
 pub mod file_flags;
 pub mod file_handle;
 pub mod filesystem_uuid;

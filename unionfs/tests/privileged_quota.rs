@@ -19,6 +19,9 @@ use tempfile::TempDir;
 const BLOCK: u64 = 4096;
 const LIMIT: u64 = 8 << 20;
 const TMPFS: i64 = 0x0102_1994;
+/// What the filesystem of a disk may take or give back for finding data, after the mount has looked at a file for the
+/// last time (`docs/design/quota.md`).
+const METADATA: u64 = 8 * BLOCK;
 
 /// Folders for a mount, on a disk: the build folder is on one.
 struct Bed {
@@ -57,11 +60,8 @@ impl Bed {
         ((space.f_blocks - space.f_bfree) * space.f_frsize, space.f_files - space.f_ffree)
     }
 
-    /// The same, once the kernel has said of every deleted file that it forgot it.
-    fn settled(&self) -> (u64, u64) {
-        self.settled_within(0)
-    }
-
+    /// The same, once the kernel has said of every deleted file that it forgot it, and no more than the tolerance is
+    /// missing.
     fn settled_within(&self, tolerance: u64) -> (u64, u64) {
         let upper = File::open(self.path("upper")).unwrap();
         if rustix::fs::fstatfs(&upper).unwrap().f_type != TMPFS {
@@ -93,6 +93,19 @@ impl Bed {
                 OpenOptions::new().write(true).open(self.path("mnt").join(path)).unwrap();
             }
         }
+    }
+
+    /// What may lie between the sums and a count of the files.
+    fn tolerance(&self) -> u64 {
+        let upper = File::open(self.path("upper")).unwrap();
+        if rustix::fs::fstatfs(&upper).unwrap().f_type == TMPFS { 0 } else { METADATA }
+    }
+
+    /// Compares the sums with a count of the files.
+    fn check(&self, step: &str) {
+        let tolerance = self.tolerance();
+        let (used, counted) = (self.settled_within(tolerance), self.counted());
+        assert!(used.0.abs_diff(counted.0) <= tolerance && used.1 == counted.1, "{step}: {used:?} of {counted:?}");
     }
 
     /// Bytes and inodes in the upper, by walking it.
@@ -163,7 +176,7 @@ fn space_ends_within_a_block_of_the_limit() {
         assert_eq!(file.write_at(&[1], written + 10 * BLOCK).unwrap_err().kind(), ErrorKind::StorageFull);
         assert_eq!(file.metadata().unwrap().len(), written, "a failed write adds nothing");
         assert_eq!(fs::create_dir(bed.path("mnt/dir")).unwrap_err().kind(), ErrorKind::StorageFull);
-        assert_eq!(bed.settled(), bed.counted(), "{folder}");
+        bed.check(folder);
         // What is freed can be used again at once.
         file.set_len(written / 2).unwrap();
         let again = OpenOptions::new().append(true).open(bed.path("mnt/file")).unwrap();
@@ -174,7 +187,7 @@ fn space_ends_within_a_block_of_the_limit() {
         let file = File::create(bed.path("mnt/other")).unwrap();
         assert!(fill(&file, chunk) + 4 * BLOCK >= room, "deleted files leave their space at once");
         drop(file);
-        assert_eq!(bed.settled(), bed.counted(), "{folder}");
+        bed.check(folder);
         mount.unmount();
     }
 }
@@ -203,7 +216,7 @@ fn inodes_end_at_their_limit() {
     fs::remove_file(bed.path("mnt/low")).unwrap();
     fs::remove_file(bed.path("mnt/link")).unwrap();
     // The kernel says in the background that it has forgotten it; on a busy machine that may take longer than we wait.
-    assert_eq!(bed.settled().1, bed.counted().1);
+    assert_eq!(bed.settled_within(u64::MAX).1, bed.counted().1);
     File::create(bed.path("mnt/more")).unwrap();
     assert_eq!(bed.used().1, bed.counted().1);
     mount.unmount();
@@ -214,16 +227,14 @@ fn the_count_is_that_of_the_files_whatever_happens() {
     if !privileged() {
         return;
     }
-    // In memory to the byte. On a disk, once it has written, but for the blocks that it has taken since to find the data
-    // of files that the kernel has forgotten meanwhile.
-    count_through_changes(Bed::new(bytes(64 << 20)), 2 * BLOCK);
+    // In memory to the byte.
+    count_through_changes(Bed::new(bytes(64 << 20)));
     if let Ok(temp) = tempfile::tempdir_in("/dev/shm") {
-        let in_memory = rustix::fs::statfs(temp.path()).unwrap().f_type == TMPFS;
-        count_through_changes(Bed::at(temp, bytes(64 << 20)), if in_memory { 0 } else { 2 * BLOCK });
+        count_through_changes(Bed::at(temp, bytes(64 << 20)));
     }
 }
 
-fn count_through_changes(bed: Bed, tolerance: u64) {
+fn count_through_changes(bed: Bed) {
     for name in ["a", "b", "linked"] {
         fs::write(bed.path("lower").join(name), vec![1; 300_000]).unwrap();
     }
@@ -231,10 +242,7 @@ fn count_through_changes(bed: Bed, tolerance: u64) {
     fs::create_dir_all(bed.path("lower/dir/below")).unwrap();
     fs::write(bed.path("lower/dir/below/file"), vec![1; 50_000]).unwrap();
     let at = |name: &str| bed.path("mnt").join(name);
-    let same = |step: &str| {
-        let (used, counted) = (bed.settled_within(tolerance), bed.counted());
-        assert!(used.0.abs_diff(counted.0) <= tolerance && used.1 == counted.1, "{step}: {used:?} of {counted:?}");
-    };
+    let same = |step: &str| bed.check(step);
     let mount = bed.mount();
     same("at the start");
     OpenOptions::new().append(true).open(at("a")).unwrap().write_all(&[1; 5000]).unwrap();
@@ -285,12 +293,12 @@ fn count_through_changes(bed: Bed, tolerance: u64) {
     rustix::fs::fremovexattr(&target, "user.large").unwrap();
     same("and without");
     drop((source, target));
-    let used = bed.settled_within(tolerance);
+    let used = bed.settled_within(bed.tolerance());
     mount.unmount();
     assert!(bed.path("work/strata-usage").exists());
     let mount = bed.mount();
     assert!(!bed.path("work/strata-usage").exists(), "it says what is so only while nobody changes it");
-    assert_eq!(bed.used(), used, "after a remount");
+    assert!(bed.used().0.abs_diff(used.0) <= bed.tolerance() && bed.used().1 == used.1, "after a remount");
     mount.unmount();
 }
 
@@ -322,10 +330,10 @@ fn a_file_without_a_name_counts_until_nobody_holds_it() {
         File::from(unnamed).write_all_at(&[1; 50_000], 0).unwrap();
     }
     drop(held);
-    assert_eq!(bed.settled(), bed.counted());
+    bed.check("at the end");
     mount.unmount();
     let mount = bed.mount();
-    assert_eq!(bed.used(), bed.counted());
+    bed.check("after a remount");
     mount.unmount();
 }
 
@@ -342,7 +350,7 @@ fn after_an_unclean_end_the_layer_is_counted() {
     mount.unmount();
     fs::remove_file(bed.path("work/strata-usage")).unwrap();
     let mount = bed.mount();
-    assert_eq!(bed.used(), bed.counted());
+    bed.check("after a remount");
     mount.unmount();
     // A mount without limits makes the kept sums wrong, so it takes them away.
     let unlimited = MountSpec { options: options(), ..bed.spec.clone() };
@@ -350,14 +358,14 @@ fn after_an_unclean_end_the_layer_is_counted() {
     fs::write(bed.path("mnt/more"), vec![1; 100_000]).unwrap();
     mounted.unmount();
     let mount = bed.mount();
-    assert_eq!(bed.used(), bed.counted());
+    bed.check("after a remount");
     mount.unmount();
     // As does another program that uses the folders.
     fs::write(bed.path("upper/behind"), vec![1; 50_000]).unwrap();
     fs::remove_dir(bed.path("work/work")).unwrap();
     fs::create_dir(bed.path("work/work")).unwrap();
     let mount = bed.mount();
-    assert_eq!(bed.used(), bed.counted());
+    bed.check("after a remount");
     mount.unmount();
 }
 
@@ -375,7 +383,7 @@ fn copy_up_and_attributes_respect_the_limit() {
     full(OpenOptions::new().append(true).open(at("large")).unwrap_err());
     assert_eq!(fs::metadata(at("large")).unwrap().len(), 10 << 20);
     assert!(!bed.path("upper/large").exists());
-    assert_eq!(bed.settled(), bed.counted(), "a refused copy leaves nothing");
+    bed.check("a refused copy leaves nothing");
     // Emptying it needs no copy.
     OpenOptions::new().write(true).truncate(true).open(at("large")).unwrap();
     let file = File::create(at("file")).unwrap();
@@ -392,7 +400,7 @@ fn copy_up_and_attributes_respect_the_limit() {
     assert_eq!(error, rustix::io::Errno::NOSPC);
     assert!(rustix::fs::fgetxattr(&file, "user.large", &mut [0_u8; 4000][..]).is_err());
     drop((file, filler));
-    assert_eq!(bed.settled(), bed.counted());
+    bed.check("at the end");
     mount.unmount();
 }
 
@@ -422,6 +430,34 @@ fn data_that_is_there_can_be_overwritten_whatever_the_filesystem_takes_later() {
     assert_eq!(error.kind(), ErrorKind::StorageFull, "a hole between");
     assert!(fs::read(bed.path("upper/scattered")).unwrap() == written, "a failed write changes nothing");
     drop((scattered, filler));
+    mount.unmount();
+}
+
+/// To say that one block of many has data now, a filesystem may need another block. That is not the writer's fault.
+#[test]
+fn what_was_allocated_can_be_written_in_any_order() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new(bytes(LIMIT));
+    let mount = bed.mount();
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(bed.path("mnt/file")).unwrap();
+    rustix::fs::fallocate(file.as_fd(), FallocateFlags::empty(), 0, 1600 * BLOCK).unwrap();
+    let filler = File::create(bed.path("mnt/filler")).unwrap();
+    fill(&filler, 4096);
+    let below = File::open(bed.path("upper/file")).unwrap();
+    let block = vec![5; usize::try_from(BLOCK).unwrap()];
+    for number in 0..800 {
+        file.write_all_at(&block, number * 2 * BLOCK).unwrap_or_else(|error| panic!("block {number}: {error}"));
+        if number % 100 == 0 {
+            below.sync_all().unwrap();
+        }
+    }
+    let error = file.write_at(&[1], 1600 * BLOCK).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StorageFull, "behind it");
+    assert!(bed.used().0 <= LIMIT + METADATA);
+    drop((file, filler));
+    bed.check("at the end");
     mount.unmount();
 }
 
@@ -464,8 +500,7 @@ fn many_writers_stay_within_the_limit_together() {
     });
     let (used, _) = bed.used();
     assert!(used <= LIMIT + 4 * BLOCK && used + 8 * BLOCK >= LIMIT, "{used} of {LIMIT}");
-    let (used, counted) = (bed.settled_within(8 * BLOCK), bed.counted());
-    assert!(used.0.abs_diff(counted.0) <= 8 * BLOCK && used.1 == counted.1, "{used:?} of {counted:?}");
+    bed.check("at the end");
     mount.unmount();
 }
 

@@ -356,7 +356,7 @@ struct Block {
     length: u64,
     /// The file's size.
     size: u64,
-    /// There was data in it, which nothing may take away.
+    /// It was the file's already: with data, which nothing may take away, or allocated ahead.
     held: bool,
 }
 
@@ -364,13 +364,15 @@ impl Block {
     fn look(file: &OwnedFd, offset: u64, length: u64) -> Result<Block> {
         let size = backing::stat(file.as_fd())?.size;
         let start = offset - offset % length;
-        let held = start < size
-            && match rustix::fs::seek(file, SeekFrom::Data(start)) {
-                Ok(data) => data < start.saturating_add(length),
-                Err(Errno::NXIO) => false,
-                // If it cannot be told, there may be.
-                Err(_) => true,
-            };
+        let has_data = || match rustix::fs::seek(file, SeekFrom::Data(start)) {
+            Ok(data) => data < start.saturating_add(length),
+            Err(Errno::NXIO) => false,
+            // If it cannot be told, there may be.
+            Err(_) => true,
+        };
+        // What such a block makes the file grow by when it is written is only what it takes to find it.
+        let allocated = || strata_sys::extents::is_allocated(file.as_fd(), start, length).unwrap_or(false);
+        let held = start < size && has_data() || allocated();
         Ok(Block { start, length, size, held })
     }
 
