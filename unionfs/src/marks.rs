@@ -37,6 +37,8 @@ pub(crate) struct Marks {
     pub(crate) origin: bool,
     /// The number under which it was shown before it was copied up.
     pub(crate) number: Option<Recorded>,
+    /// The capabilities that it had before its data was being copied, which takes them away.
+    pub(crate) capability: Option<Vec<u8>>,
 }
 
 /// A recorded inode number.
@@ -98,6 +100,7 @@ impl Namespace {
                 b"whiteout" => marks.whiteout = true,
                 b"origin" => marks.origin = true,
                 NULL_DEVICE => marks.null_device = true,
+                CAPABILITY => marks.capability = Some(value()?),
                 NUMBER => marks.number = Recorded::parse(&value()?),
                 _ => {}
             }
@@ -195,6 +198,8 @@ fn split(name: &[u8]) -> Option<(&'static [u8], &[u8])> {
 pub(crate) const NUMBER: &[u8] = b"strata.ino";
 /// The mark of an empty regular file that is shown as the character device 0:0.
 pub(crate) const NULL_DEVICE: &[u8] = b"strata.device";
+/// The mark with the capabilities of a file whose data is being copied.
+pub(crate) const CAPABILITY: &[u8] = b"strata.capability";
 const ESCAPE: &[u8] = b"overlay.";
 
 #[cfg(test)]

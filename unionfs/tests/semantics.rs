@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use strata_unionfs::{
     Access, Caller, Ino, Kind, Lower, Metacopy, MountSpec, New, Opened, Options, RenameMode, SetAttributes, SetGroupId,
@@ -578,6 +579,83 @@ fn a_move_that_fails_leaves_the_emptied_target_as_it_was() {
     let file = New::File { open: false };
     assert!(tree.create(target.ino, b"new", file, 0o644, 0, &ROOT_USER).is_ok());
     assert_eq!(names(&tree, after.ino), ["new"]);
+}
+
+/// All that a crash can leave of it before the move itself: nothing is seen of it, not even another inode number.
+#[test]
+fn a_move_over_an_emptied_directory_may_end_anywhere() {
+    for step in 0..3 {
+        let layers = Layers::new(&["src/a", "dst/f", "dst/g"]);
+        let tree = layers.tree();
+        let target = find(&tree, "dst");
+        tree.unlink(target.ino, b"f").unwrap();
+        tree.unlink(target.ino, b"g").unwrap();
+        // A file of the same layer, for the name of that.
+        tree.set_attributes(find(&tree, "src/a").ino, &attributes(0o600)).unwrap();
+        drop(tree);
+        let below = layers.at("upper/dst");
+        if step > 0 {
+            let mut number = mark(&layers.at("upper/src/a"), "strata.ino").unwrap();
+            number[..8].copy_from_slice(&target.ino.0.to_le_bytes());
+            set_mark(&below, "strata.ino", &number);
+            set_mark(&below, "opaque", b"y");
+        }
+        if step > 1 {
+            fs::remove_file(below.join("f")).unwrap();
+        }
+        let tree = layers.tree();
+        let found = find(&tree, "dst");
+        assert_eq!((found.ino, names(&tree, found.ino)), (target.ino, vec![]), "step {step}");
+        tree.rename(Ino::ROOT, b"src", Ino::ROOT, b"dst", RenameMode::Replace).unwrap();
+        assert_eq!(names(&tree, find(&tree, "dst").ino), ["a"], "step {step}");
+        assert_eq!(tree.lookup(Ino::ROOT, b"src").unwrap_err(), Errno::NOENT);
+    }
+}
+
+/// Writing takes capabilities away, and copying the data of a file that had only attributes writes.
+#[test]
+fn a_copy_of_data_that_was_cut_off_loses_no_capability() {
+    let layers = Layers::new(&["file"]);
+    let tree = layers.tree();
+    // Version 2: CAP_NET_RAW is permitted.
+    let capability = [&[1, 0, 0, 2, 0, 0x20, 0, 0][..], &[0; 12]].concat();
+    let name = b"security.capability";
+    let ino = find(&tree, "file").ino;
+    if tree.set_xattr(ino, name, &capability, XattrFlags::empty(), SetGroupId::Keep).is_err() {
+        println!("SKIPPED: needs the right to give capabilities");
+        return;
+    }
+    drop(tree);
+    let below = layers.at("upper/file");
+    assert!(mark(&below, "metacopy").is_some());
+    for opened in [false, true] {
+        set_mark(&below, "strata.capability", &capability);
+        rustix::fs::removexattr(&below, "security.capability").unwrap();
+        let tree = layers.tree();
+        let ino = find(&tree, "file").ino;
+        if opened {
+            let _ = tree.open_file(ino, WRITE).unwrap();
+            tree.release(ino);
+            assert_eq!((content(&tree, ino).as_str(), mark(&below, "metacopy")), ("file", None));
+        }
+        assert_eq!(tree.xattr(ino, name).unwrap(), capability, "opened: {opened}");
+        assert_eq!(mark(&below, "strata.capability"), None);
+    }
+}
+
+/// Returns a mark of a file in the upper.
+fn mark(path: &Path, name: &str) -> Option<Vec<u8>> {
+    ["trusted", "user"].into_iter().find_map(|prefix| {
+        let mut value = [0; 256];
+        let length = rustix::fs::getxattr(path, format!("{prefix}.overlay.{name}"), &mut value[..]).ok()?;
+        Some(value[..length].to_vec())
+    })
+}
+
+/// Sets a mark of a file in the upper, in the namespace that an ordinary mount of this user would take.
+fn set_mark(path: &Path, name: &str, value: &[u8]) {
+    let set = |prefix| rustix::fs::setxattr(path, format!("{prefix}.overlay.{name}"), value, XattrFlags::empty());
+    set("trusted").or_else(|_| set("user")).unwrap();
 }
 
 #[test]

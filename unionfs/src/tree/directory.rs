@@ -132,12 +132,11 @@ impl Tree {
             self.know_lower(dir, name, found)?;
         }
         let held = self.hold_data(found)?;
-        let over_lower = self.lower.contains(found.ino);
         let link = if found.kind == Kind::Directory { None } else { self.link_of(found.ino) };
         let make = || {
             let state =
                 State { merged: found.merged, opaque: found.opaque, impure: found.impure, link, ..State::default() };
-            Object::new(found.ino, found.kind, over_lower, state)
+            Object::new(found.ino, found.kind, self.lower.contains(found.ino), state)
         };
         let counted = self.objects.get_or_insert_counted(found.ino, make, |object| {
             self.count(object, dir, name, hold)?;

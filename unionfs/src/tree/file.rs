@@ -103,6 +103,11 @@ impl Tree {
         self.upper_object(ino).is_some()
     }
 
+    /// Returns whether the node's data is in the upper.
+    pub(crate) fn has_own_data(&self, ino: Ino) -> bool {
+        matches!(self.data_place(ino), DataPlace::Upper(_))
+    }
+
     /// Reads from a regular file; fewer bytes than asked only at its end.
     pub fn read(&self, ino: Ino, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let object = match self.data_place(ino) {
@@ -206,10 +211,20 @@ impl Tree {
 
     /// Waits until everything that was written is on the disk, unless the mount is not to wait for the disk.
     pub(crate) fn write_through_at_the_end(&self) -> Result<()> {
+        self.announce_end();
         // Whoever unmounts a folder and waits for us may switch the machine off then.
         // Fails only for names that are too long. It tells those who wait that this is the end.
         let _ = rustix::thread::set_name(crate::mounted::ENDING);
         self.write_through()
+    }
+
+    /// Tells whoever mounts the same upper next that there is only to be written out. It is known until the lock of the
+    /// upper is given back, which is when this process ends at the latest.
+    fn announce_end(&self) {
+        if let Some(ending) = self.upper.as_ref().filter(|upper| upper.is_writable()).and_then(UpperLayer::announce_end)
+        {
+            let _ = self.ending.set(ending);
+        }
     }
 
     /// Waits until everything is on the disk.

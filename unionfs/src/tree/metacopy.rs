@@ -17,8 +17,9 @@ use super::object::{Content, Object};
 use crate::Result;
 use crate::backing;
 use crate::capability;
-use crate::marks::Recorded;
+use crate::marks::{self, Marks, Recorded};
 use crate::node::{Kind, Stat};
+use crate::survive;
 use crate::upper::UpperLayer;
 
 impl Tree {
@@ -52,10 +53,19 @@ impl Tree {
             Wanted::Data(length) => length.min(before.size),
             Wanted::Attributes | Wanted::Everything => before.size,
         };
-        let capability = backing::xattr(file.as_fd(), capability::NAME)?;
+        // Writing takes it away: who ends halfway must find it.
+        let capability = match backing::xattr(file.as_fd(), capability::NAME)? {
+            Some(value) => {
+                self.note_capability(upper, object, file.as_fd(), &value)?;
+                Some(value)
+            }
+            None => self.marks.read(file.as_fd())?.capability,
+        };
         let restore_capability = || match &capability {
-            // Writing has taken it away.
-            Some(value) => backing::set_xattr(file.as_fd(), capability::NAME, value, XattrFlags::empty()),
+            Some(value) => {
+                backing::set_xattr(file.as_fd(), capability::NAME, value, XattrFlags::empty())?;
+                self.accounted(object, file.as_fd(), || upper.remove_mark(file.as_fd(), marks::CAPABILITY))
+            }
             None => Ok(()),
         };
         let bring = || {
@@ -67,9 +77,12 @@ impl Tree {
                     self.lower.copy_data(data, file.as_fd(), length.min(lower.size))
                 })?;
             }
+            survive::step();
             // With the mark still there this shows as much of the lower, which is right if we end here.
             rustix::fs::ftruncate(&file, length)?;
+            survive::step();
             restore_capability()?;
+            survive::step();
             if upper.is_durable() { rustix::fs::fdatasync(&file) } else { Ok(()) }
         };
         bring().inspect_err(|_| {
@@ -95,6 +108,23 @@ impl Tree {
         // The time of its last change has moved.
         self.outdated.add(object.ino);
         Ok(())
+    }
+
+    /// Notes a capability where nothing that is done to the file's data can take it away. What cannot be noted is lost
+    /// only if the machine or the server ends before it is given back.
+    fn note_capability(&self, upper: &UpperLayer, object: &Object, file: BorrowedFd<'_>, value: &[u8]) -> Result<()> {
+        match self.accounted(object, file, || upper.set_mark(file, marks::CAPABILITY, value)) {
+            Ok(()) | Err(Errno::NOSPC | Errno::OPNOTSUPP | Errno::RANGE | Errno::TOOBIG | Errno::PERM) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives a file its capabilities back that a copy of its data has taken away and not given back, because it did not
+    /// come to its end.
+    pub(super) fn recover_capability(&self, file: BorrowedFd<'_>, marks: &Marks) -> Result<()> {
+        let (Some(value), Ok(upper)) = (&marks.capability, self.writable_upper()) else { return Ok(()) };
+        backing::set_xattr(file, capability::NAME, value, XattrFlags::empty())?;
+        upper.remove_mark(file, marks::CAPABILITY)
     }
 
     /// Waits for a copy of the data that is being made, since that ends with the times and capabilities of when it began.

@@ -51,7 +51,7 @@ pub use xattr::SetGroupId;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::io::Errno;
 
@@ -93,6 +93,8 @@ pub struct Tree {
     outdated: Outdated,
     /// The upper's root; there is one if there is an upper.
     root_file: Option<Arc<OwnedFd>>,
+    /// Tells others that this is about to end, once it is. Given back after the upper.
+    ending: OnceLock<OwnedFd>,
     /// Guards the names in the upper and the places in the objects. No panic can leave them half changed.
     namespace: RwLock<()>,
 }
@@ -222,6 +224,7 @@ impl Tree {
 
             outdated: Outdated::default(),
             root_file,
+            ending: OnceLock::new(),
             namespace,
         })
     }
@@ -325,11 +328,22 @@ impl Tree {
 
     /// Finds a name and counts a reference. The caller holds `namespace`.
     fn lookup_in(&self, directory: &directory::Directory, name: &[u8]) -> Result<Stat> {
-        let found = self.name(directory, name)?.found.ok_or(Errno::NOENT)?;
-        if self.upper.is_some() && self.adopt(directory.ino, name, &found, Hold::Yes)?.is_some() {
-            return self.stat_of(found.ino).inspect_err(|_| self.forget(found.ino, 1));
+        for _ in 0..RACES {
+            let found = self.name(directory, name)?.found.ok_or(Errno::NOENT)?;
+            let adopted = if self.upper.is_some() {
+                self.adopt(directory.ino, name, &found, Hold::Yes).map(|object| object.is_some())
+            } else {
+                Ok(false)
+            };
+            match adopted {
+                Ok(true) => return self.stat_of(found.ino).inspect_err(|_| self.forget(found.ino, 1)),
+                Ok(false) => return self.hold(found.ino, directory.ino, name),
+                // The kernel forgot it after it was found and before it was held.
+                Err(Errno::STALE) => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.hold(found.ino, directory.ino, name)
+        Err(Errno::STALE)
     }
 
     /// Counts a reference to a node found as `name` in `dir`. The caller holds `namespace`.
@@ -411,3 +425,6 @@ impl Drop for Tree {
         self.keep_accounts();
     }
 }
+
+/// How often a node may be forgotten just when it was found.
+const RACES: usize = 100;

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 use super::accounting::Account;
 use super::listing::Listing;
 use super::record;
+use rustix::io::Errno;
+
 use crate::backing::Identity;
 use crate::lower::Place;
 use crate::node::{Ino, Kind};
@@ -292,17 +294,30 @@ impl Objects {
         Arc::clone(self.write(ino).entry(ino).or_insert_with(|| self.made(make())))
     }
 
-    /// The same, and calls `count` under the lock that `forget` takes, so that the object is not dropped in between.
-    pub(super) fn get_or_insert_counted<T, E>(
+    /// The same, and calls `count` under the lock that `forget` takes, so that the object is not dropped in between. If
+    /// that fails the object is dropped: with `STALE`, nobody holds it.
+    pub(super) fn get_or_insert_counted<T>(
         &self,
         ino: Ino,
         make: impl FnOnce() -> Object,
-        count: impl FnOnce(&Object) -> Result<T, E>,
-    ) -> Result<(Arc<Object>, T), E> {
+        count: impl FnOnce(&Object) -> crate::Result<T>,
+    ) -> crate::Result<(Arc<Object>, T)> {
         let mut shard = self.write(ino);
-        let object = shard.entry(ino).or_insert_with(|| self.made(make()));
-        let counted = count(object)?;
-        Ok((Arc::clone(object), counted))
+        let mut new = false;
+        let object = Arc::clone(shard.entry(ino).or_insert_with(|| {
+            new = true;
+            self.made(make())
+        }));
+        match count(&object) {
+            Ok(counted) => Ok((object, counted)),
+            Err(error) => {
+                if new || error == Errno::STALE {
+                    table::remove(&mut shard, &ino);
+                    object.leave();
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Puts a new object in, in place of what has its number.

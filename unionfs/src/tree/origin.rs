@@ -39,8 +39,11 @@ impl Tree {
         let taken = |ino: &Ino| self.belongs_to_another(*ino, &raw);
         let below =
             below.filter(|ino| *ino != Ino::ROOT && self.is_lower(*ino, Kind::Directory)).filter(|ino| !taken(ino));
+        // One that has become opaque under a number of the lower keeps that.
+        let noted = || marks.number.filter(|_| marks.opaque).and_then(|number| self.lower.known_number(number));
+        let number = below.or_else(|| noted().filter(|ino| *ino != Ino::ROOT && !taken(ino)));
         Ok(Found {
-            ino: below.unwrap_or_else(|| self.number(backing::identity(&raw))),
+            ino: number.unwrap_or_else(|| self.number(backing::identity(&raw))),
             kind: Kind::Directory,
             upper: Some((fd, raw)),
             merged: below.is_some(),
@@ -79,8 +82,13 @@ impl Tree {
             _ => None,
         };
         let came_from = came_from.filter(|ino| !self.belongs_to_another(*ino, &raw));
+        let ino = came_from.unwrap_or_else(|| self.number(backing::identity(&raw)));
+        if content != Content::Own && self.objects.get(ino).is_none() {
+            // Nobody copies its data now.
+            self.recover_capability(fd.as_fd(), marks)?;
+        }
         Ok(Found {
-            ino: came_from.unwrap_or_else(|| self.number(backing::identity(&raw))),
+            ino,
             kind,
             upper: Some((fd, raw)),
             merged: false,

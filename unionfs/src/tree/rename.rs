@@ -16,9 +16,10 @@ use super::intent::{Intent, Join, Move, Removed};
 use super::object::Object;
 use crate::Result;
 use crate::lower::Place;
+use crate::marks::Recorded;
 use crate::node::{Ino, Kind};
 use crate::survive;
-use crate::upper::UpperLayer;
+use crate::upper::{self, UpperLayer};
 
 /// What to do about the new name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,10 +124,10 @@ impl Tree {
             replaced.as_ref().map(|object| Removed { ino: object.ino, only_in_lower, link: object.state().link });
         intend(&moved_object, (&from, name), (&to, new_name), Aim::Replace { gone, whiteout })?;
         survive::step();
-        match replaced.as_ref().filter(|_| whiteouts_inside) {
-            Some(replaced) => self.swap_for(upper, (from_fd, name), (to_fd, new_name), whiteout, replaced)?,
-            None => move_name(upper, (from_fd, name), (to_fd, new_name), whiteout, blocked)?,
+        if let Some(replaced) = replaced.as_ref().filter(|_| whiteouts_inside) {
+            self.clear_whiteouts(upper, replaced)?;
         }
+        move_name(upper, (from_fd, name), (to_fd, new_name), whiteout, blocked)?;
         survive::step();
         if let Some(replaced) = &replaced {
             self.finish_removal(upper, new_dir, new_name, only_in_lower, replaced)?;
@@ -218,7 +219,7 @@ impl Tree {
         let object = self.prepare_removal(dir.ino, name, other)?;
         let mut whiteouts = false;
         if let (Kind::Directory, Some((file, _))) = (other.kind, &other.upper) {
-            crate::upper::for_each_name(file.as_fd(), &mut |_, _| {
+            upper::for_each_name(file.as_fd(), &mut |_, _| {
                 whiteouts = true;
                 Ok(())
             })?;
@@ -226,54 +227,26 @@ impl Tree {
         Ok((Some(object), whiteouts))
     }
 
-    /// Moves a directory over one with whiteouts in it: both are exchanged, then the old one is taken away from the old
-    /// name. It is opaque meanwhile, so that nothing shows through it there if this ends halfway. Where this fails all is
-    /// as it was.
-    fn swap_for(
-        &self,
-        upper: &UpperLayer,
-        (from, name): (BorrowedFd<'_>, &[u8]),
-        (to, new_name): (BorrowedFd<'_>, &[u8]),
-        whiteout: bool,
-        replaced: &Object,
-    ) -> Result<()> {
-        let file = self.upper_file(replaced)?;
-        let staged = if whiteout { Some(upper.stage_whiteout()?) } else { None };
-        let swap = || rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::EXCHANGE);
-        let undo = || {
-            self.show_through(upper, replaced, file.as_fd());
-            staged.iter().for_each(|staged| upper.discard(staged));
-        };
-        upper.set_opaque(file.as_fd()).inspect_err(|_| undo())?;
-        survive::step();
-        swap().inspect_err(|_| undo())?;
-        survive::step();
-        let (staged_old, cleared) = match &staged {
-            Some(staged) => {
-                (staged.clone(), rustix::fs::renameat_with(upper.staging(), staged, from, name, RenameFlags::EXCHANGE))
-            }
-            None => {
-                let old = upper.staging_name();
-                let cleared = rustix::fs::renameat(from, name, upper.staging(), &old);
-                (old, cleared)
-            }
-        };
-        cleared.inspect_err(|_| {
-            if swap().is_ok() {
-                undo();
-            }
-        })?;
-        survive::step();
-        // What is left of it goes at the next mount.
-        let _ = upper.discard_directory(&staged_old);
-        Ok(())
-    }
-
-    /// Takes back that a directory was made opaque for a move that did not come about.
-    pub(super) fn show_through(&self, upper: &UpperLayer, directory: &Object, file: BorrowedFd<'_>) {
+    /// Takes the whiteouts out of a directory that shows nothing, over which the filesystem would let nothing be moved.
+    ///
+    /// First it is made opaque, so that it shows nothing all the while. Should the move fail then, or all end here, it is
+    /// as empty as before, and its number is noted, which the lower's directory does not tell any more.
+    fn clear_whiteouts(&self, upper: &UpperLayer, directory: &Object) -> Result<()> {
+        let file = self.upper_file(directory)?;
+        self.account_before(directory, file.as_fd())?;
         if !directory.state().opaque {
-            let _ = upper.remove_mark(file, b"opaque");
+            if let Some(layer) = self.lower.layer_of(directory.ino) {
+                upper.record_number(file.as_fd(), Recorded { ino: directory.ino, layer, shared: false })?;
+            }
+            upper.set_opaque(file.as_fd())?;
+            survive::step();
+            let mut state = directory.state();
+            (state.opaque, state.merged) = (true, false);
         }
+        survive::step();
+        upper::empty_directory(file.as_fd())?;
+        self.account_directory(directory);
+        Ok(())
     }
 
     /// Marks a directory so that it shows at its new place what it shows now.

@@ -56,7 +56,7 @@ impl Tree {
             let settled = match Intent::decode(intent) {
                 Some(Intent::Rename(moved)) => match self.was_moved(&moved) {
                     Ok(true) => self.finish_past_move(&moved),
-                    _ => self.undo_past_move(&moved),
+                    _ => Ok(()),
                 },
                 Some(Intent::Join(join)) => self.settle_join(&join),
                 _ => Ok(()),
@@ -168,30 +168,10 @@ impl Tree {
         })
     }
 
-    /// Makes a directory that was to be replaced as it was, if nothing was moved over it.
-    fn undo_past_move(&self, moved: &Move) -> Result<()> {
-        let Some(replaced) = moved.replaced.and_then(|removed| self.upper_object(removed.ino)) else { return Ok(()) };
-        if replaced.kind == Kind::Directory {
-            self.show_through(self.writable_upper()?, &replaced, self.upper_file(&replaced)?.as_fd());
-        }
-        Ok(())
-    }
-
     /// Notes a move that was made. May be done more than once.
     pub(super) fn finish_past_move(&self, moved: &Move) -> Result<()> {
         let Move { from, to, moved: (ino, _), replaced, exchanged, whiteout } = moved;
         let upper = self.writable_upper()?;
-        let old = replaced.and_then(|removed| self.upper_object(removed.ino)).and_then(|object| object.state().upper);
-        if old.is_some() && self.upper_identity(from.0, &from.1)? == old {
-            // A directory that was exchanged with what has replaced it.
-            let (_, directory) = self.directory_for_change(from.0)?;
-            let dir = directory.upper.as_ref().ok_or(Errno::STALE)?;
-            if *whiteout {
-                upper.put_whiteout(dir.as_fd(), &from.1, upper::Replaced::Directory)?;
-            } else {
-                super::remove::remove_directory(upper, dir.as_fd(), &from.1)?;
-            }
-        }
         if *whiteout && self.upper_identity(from.0, &from.1)?.is_none() {
             // On filesystems that cannot do both at once.
             let (_, directory) = self.directory_for_change(from.0)?;

@@ -146,6 +146,21 @@ impl UpperLayer {
         self.lock.is_some()
     }
 
+    /// Tells whoever wants to serve the layer next that this is about to end and only writes out. `None` if it cannot be
+    /// told; dropping it takes that back.
+    pub(crate) fn announce_end(&self) -> Option<OwnedFd> {
+        let dir = backing::reopen(self.links.dir(), OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
+        // Others look by taking it for a moment.
+        for _ in 0..100 {
+            match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Some(dir),
+                Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(1)),
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
     /// Returns whether nothing was ever changed.
     pub(crate) fn is_empty(&self) -> Result<bool> {
         let mut empty = true;
@@ -369,21 +384,31 @@ pub(crate) fn lock_upper(upper: &Upper) -> Result<OwnedFd, UpperError> {
 
 fn lock_staging(upper: &Upper, staging: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
     let failed = |error: Errno| UpperError::Prepare { path: upper.work.join("work"), source: error.into() };
-    lock(staging).map_err(failed)?.ok_or_else(|| UpperError::InUse { work: upper.work.clone() })
+    lock(staging, &upper.work).map_err(failed)?.ok_or_else(|| UpperError::InUse { work: upper.work.clone() })
 }
 
-/// Locks the staging folder, waiting a moment for a server that is just ending; `None` if it does not end.
-fn lock(staging: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+/// Locks the staging folder, waiting a moment for a server that is just ending, and for as long as it takes for one that
+/// says so; `None` if it does not end.
+fn lock(staging: BorrowedFd<'_>, work: &Path) -> Result<Option<OwnedFd>> {
     let dir = rustix::fs::openat(staging, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let started = Instant::now();
+    let mut started = Instant::now();
     loop {
         match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(dir)),
             Err(Errno::WOULDBLOCK) if started.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            // Then its keeper ends as well, which holds the lock too.
+            Err(Errno::WOULDBLOCK) if is_ending(work) => started = Instant::now(),
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Returns whether the server of a layer has said that it is about to end.
+fn is_ending(work: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(dir) = rustix::fs::open(work.join(LINKS), flags, Mode::empty()) else { return false };
+    rustix::fs::flock(&dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }
 
 /// Makes a folder of ours if it is not there, and opens it. It gives no access lists to what is made in it.
@@ -401,7 +426,8 @@ fn prepare(work: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     Ok(dir)
 }
 
-fn empty_directory(dir: BorrowedFd<'_>) -> Result<()> {
+/// Removes all that is in a directory.
+pub(crate) fn empty_directory(dir: BorrowedFd<'_>) -> Result<()> {
     let mut names = Vec::new();
     for_each_name(dir, &mut |name, _| {
         names.push(name.to_vec());
@@ -448,7 +474,33 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
 
 /// How names are looked at: without following, without side effects.
 pub(crate) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// How long the server of the last mount may take to end.
+/// How long the server of the last mount may take to say that it ends.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Where the hard links of lower files are remembered, in the work folder.
 const LINKS: &str = "strata-links";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_writes_out_is_waited_for_and_who_serves_is_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let upper = Upper { dir: temp.path().join("upper"), work: temp.path().join("work") };
+        std::fs::create_dir(&upper.dir).unwrap();
+        std::fs::create_dir(&upper.work).unwrap();
+        let layer = UpperLayer::open(&upper, &Options::default(), Purpose::Serve, None).unwrap();
+        assert!(!is_ending(&upper.work));
+        let ending = layer.announce_end().unwrap();
+        assert!(is_ending(&upper.work));
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| lock_upper(&upper).unwrap());
+            std::thread::sleep(PATIENCE + Duration::from_millis(300));
+            drop((layer, ending));
+            next.join().unwrap();
+        });
+        assert!(started.elapsed() > PATIENCE);
+        assert!(!is_ending(&upper.work));
+    }
+}

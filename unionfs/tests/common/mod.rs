@@ -33,7 +33,7 @@ impl TestMount {
 
     fn end(&mut self) {
         if let Some(server) = self.server.take() {
-            unmount(&self.dir).unwrap();
+            unmount_soon(&self.dir);
             server.join().unwrap().unwrap();
         }
     }
@@ -47,6 +47,25 @@ impl Drop for TestMount {
             self.end();
         }
     }
+}
+
+/// Unmounts. Other tests of this process start programs, which have all its files open until they are executed: for that
+/// moment the mount may be in use.
+fn unmount_soon(dir: &Path) {
+    let started = std::time::Instant::now();
+    loop {
+        match unmount(dir) {
+            Err(error) if is_busy(&error) && started.elapsed().as_secs() < 10 => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            result => return result.unwrap(),
+        }
+    }
+}
+
+fn is_busy(error: &strata_unionfs::UnmountError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|source| source.kind() == std::io::ErrorKind::ResourceBusy)
 }
 
 /// Mounts, with the kernel's switch for FUSE over io_uring on if that is asked for.
