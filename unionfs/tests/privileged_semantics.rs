@@ -340,6 +340,37 @@ fn a_writer_beside_readers_of_a_program_gets_a_file_of_the_same_number() {
     });
 }
 
+/// The kernel asks for the file to be emptied before it looks whether that is allowed.
+#[test]
+fn a_running_program_is_not_emptied() {
+    fn prepare(lower: &Path) {
+        for name in ["lower", "changed"] {
+            fs::copy("/bin/sleep", lower.join(name)).unwrap();
+        }
+    }
+    each_mode(prepare, |root| {
+        fs::copy(root.join("lower"), root.join("upper")).unwrap();
+        fs::set_permissions(root.join("changed"), fs::Permissions::from_mode(0o700)).unwrap();
+        for name in ["lower", "changed", "upper"] {
+            let path = root.join(name);
+            let length = fs::metadata(&path).unwrap().len();
+            let mut running = Command::new(&path).arg("60").spawn().unwrap();
+            let empty = || rustix::fs::open(&path, OFlags::RDONLY | OFlags::TRUNC, Mode::empty());
+            assert_eq!(empty().unwrap_err(), Errno::TXTBSY, "{name}");
+            assert_eq!(fs::metadata(&path).unwrap().len(), length, "{name}");
+            running.kill().unwrap();
+            running.wait().unwrap();
+            // Nobody waits for the kernel to say that it is closed.
+            let mut tries = (0..500).map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                empty()
+            });
+            assert!(tries.any(|opened| opened.is_ok()), "{name}");
+            assert_eq!(fs::metadata(&path).unwrap().len(), 0, "{name}");
+        }
+    });
+}
+
 /// Whatever the mix, nobody gets an error and the bytes of a writer are what the next reader sees.
 #[test]
 fn many_open_the_same_files_at_once() {
@@ -369,6 +400,68 @@ fn many_open_the_same_files_at_once() {
         });
         for number in 0..12 {
             assert_eq!(fs::read(root.join(number.to_string())).unwrap().len(), 5004);
+        }
+    });
+}
+
+/// Programs are passed through: each first writer has to be sent away from readers, once and not twice, whoever opens,
+/// closes or replaces the file meanwhile.
+#[test]
+fn writers_beside_readers_of_programs_get_no_error() {
+    const THREADS: usize = 6;
+    fn files() -> usize {
+        std::env::var("STRATA_SPLIT_FILES").ok().and_then(|count| count.parse().ok()).unwrap_or(150)
+    }
+    fn prepare(lower: &Path) {
+        for number in 0..files() {
+            for name in [format!("{number}"), format!("other{number}")] {
+                fs::write(lower.join(name), [b"\x7fELF", vec![b'.'; 3000].as_slice()].concat()).unwrap();
+            }
+            fs::hard_link(lower.join(number.to_string()), lower.join(format!("link{number}"))).unwrap();
+        }
+    }
+    each_mode(prepare, |root| {
+        let together = std::sync::Barrier::new(THREADS);
+        // Whoever panics would leave the others waiting.
+        let failed = std::sync::Mutex::new(Vec::new());
+        let (together, failed) = (&together, &failed);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                scope.spawn(move || {
+                    for number in 0..files() {
+                        let path = root.join(number.to_string());
+                        let link = root.join(format!("link{number}"));
+                        together.wait();
+                        for round in 0..6 {
+                            let (write, path) = match (thread + number + round) % 6 {
+                                0 | 3 => (true, &path),
+                                1 => (true, &link),
+                                2 => (false, &link),
+                                _ => (false, &path),
+                            };
+                            let mut data = [0; 1];
+                            let opened = OpenOptions::new().read(true).write(write).open(path).and_then(|file| {
+                                if write {
+                                    file.write_all_at(b"w", 100 + thread as u64)?;
+                                }
+                                file.read_exact_at(&mut data, 3000)
+                            });
+                            if opened.is_err() || &data != b"." {
+                                failed.lock().unwrap().push(format!("{path:?}, write {write}: {opened:?}, {data:?}"));
+                            }
+                            if thread == 5 && round == number % 6 {
+                                let other = root.join(format!("other{number}"));
+                                let _reader = File::open(&other).unwrap();
+                                fs::rename(&other, root.join(number.to_string())).unwrap();
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(*failed.lock().unwrap(), Vec::<String>::new());
+        for number in 0..files() {
+            assert_eq!(fs::read(root.join(format!("link{number}"))).unwrap().len(), 3004);
         }
     });
 }

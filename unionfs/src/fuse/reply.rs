@@ -142,6 +142,12 @@ pub(super) fn dirent_kind(kind: Kind) -> u32 {
     type_bits(kind) >> 12
 }
 
+/// Returns where an entry that begins at `used` ends.
+pub(super) fn dirent_end(used: usize, with_attributes: bool, name: &[u8]) -> usize {
+    let attributes = if with_attributes { size_of::<EntryOut>() } else { 0 };
+    used + attributes + size_of::<wire::Dirent>() + name.len().next_multiple_of(8)
+}
+
 /// Appends one entry of a directory to `room` behind `used` bytes and returns the new end, or `None` if it is full.
 pub(super) fn put_dirent(
     room: &mut [u8],

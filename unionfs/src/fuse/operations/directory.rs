@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::Operations;
-use crate::fuse::reply::{Reply, dirent_kind, put_dirent};
+use crate::fuse::reply::{Reply, dirent_end, dirent_kind, put_dirent};
 use crate::fuse::wire::Dirent;
 use crate::node::Ino;
 
@@ -19,21 +19,23 @@ impl Operations {
                 name_length: u32::try_from(entry.name.len()).unwrap_or(u32::MAX),
                 kind: dirent_kind(entry.kind),
             };
+            // The kernel is not told of what does not fit.
+            if dirent_end(used, attributes, entry.name) > room.len() {
+                return ControlFlow::Break(());
+            }
             let known = match (&entry.stat, attributes) {
-                (Some(stat), true) => Some(self.entry(stat)),
+                (Some(stat), true) if dots => Some(self.entry(stat, stat.ino.0)),
+                (Some(stat), true) => Some(self.entry(stat, self.nodes.tell(stat.ino))),
                 (None, true) => return ControlFlow::Break(()),
                 (_, false) => None,
             };
-            let Some(end) = put_dirent(room, used, known.as_ref(), &dirent, entry.name) else {
-                return ControlFlow::Break(());
-            };
-            used = end;
-            if let Some(known) = known
-                && !dots
-            {
-                self.nodes.remember(known.node);
+            match put_dirent(room, used, known.as_ref(), &dirent, entry.name) {
+                Some(end) => {
+                    used = end;
+                    ControlFlow::Continue(())
+                }
+                None => ControlFlow::Break(()),
             }
-            ControlFlow::Continue(())
         });
         match result {
             // What has been told counts; the error comes again with the next request.

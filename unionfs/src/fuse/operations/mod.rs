@@ -3,7 +3,9 @@
 mod directory;
 mod nodes;
 mod open;
+mod sent_away;
 mod special;
+mod superseded;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -281,8 +283,12 @@ impl Operations {
         match self.tree.lookup(dir, name) {
             Err(Errno::NOENT) => Reply::Entry(absent()),
             result => {
-                if let Ok(stat) = &result {
-                    self.nodes.looked_up(stat.ino, caller.pid);
+                if let Ok(stat) = &result
+                    && self.nodes.sent_away.looks_up(caller.pid)
+                    && stat.kind == Kind::Regular
+                    && self.nodes.make_way(stat.ino)
+                {
+                    self.outdate_attributes(stat.ino.0);
                 }
                 self.known(result)
             }
@@ -318,18 +324,13 @@ impl Operations {
     /// Answers with a node that the kernel is to know.
     fn known(&self, result: Result<Stat>) -> Reply {
         match result {
-            Ok(stat) => {
-                let entry = self.entry(&stat);
-                self.nodes.remember(entry.node);
-                Reply::Entry(entry)
-            }
+            Ok(stat) => Reply::Entry(self.entry(&stat, self.nodes.tell(stat.ino))),
             Err(error) => Reply::Error(error),
         }
     }
 
-    /// Describes the node that stands for an inode number.
-    fn entry(&self, stat: &Stat) -> EntryOut {
-        let node = self.nodes.current(stat.ino);
+    /// Describes a node.
+    fn entry(&self, stat: &Stat, node: NodeNumber) -> EntryOut {
         EntryOut {
             node,
             generation: self.tree.generation(stat).into(),

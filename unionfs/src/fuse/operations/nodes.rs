@@ -6,17 +6,22 @@
 //! readers is rare: programs, and large files that are no database.
 //!
 //! A writer that meets readers of a passed-through lower file cannot share their node. The file is copied up, the node
-//! is *superseded* by a further one with the same inode number, and the writer's open is answered ESTALE, upon which the
-//! kernel looks the name up again. The old readers keep the old bytes.
+//! is *superseded* by a further one with the same inode number (`superseded.rs`), and the writer's open is answered
+//! ESTALE, upon which the kernel looks the name up again, once. The old readers keep the old bytes.
+//!
+//! Locks: a shard, then the table of superseding nodes or that of callers sent away.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::fuse::backing::Backing;
 use crate::node::Ino;
 use crate::survive::{Header, Keep, Known};
+
+use super::sent_away::SentAway;
+use super::superseded::{FIRST_ALIAS, Superseded};
 
 /// The number by which the kernel names a node. The same as the inode number, but for nodes that supersede another.
 pub(super) type NodeNumber = u64;
@@ -27,8 +32,8 @@ pub(super) struct Nodes {
     /// Where all of it is written for the next server.
     keep: Option<Arc<Keep>>,
     shards: [Mutex<HashMap<NodeNumber, Node>>; SHARDS],
-    aliases: RwLock<Aliases>,
-    any_alias: AtomicBool,
+    superseded: Superseded,
+    pub(super) sent_away: SentAway,
     idle: AtomicU64,
 }
 
@@ -36,6 +41,8 @@ pub(super) struct Nodes {
 #[derive(Debug, Default)]
 pub(super) struct Node {
     pub(super) opens: u64,
+    /// How many of these are of running programs, which nobody may change.
+    pub(super) executed: u64,
     pub(super) mode: Mode,
     pub(super) backing: Option<Arc<Backing>>,
     /// Its pages in the kernel may be older than the file.
@@ -46,8 +53,6 @@ pub(super) struct Node {
     pub(super) suits: Option<bool>,
     /// Stores through a mapping may change it without the kernel telling, so attributes must not be kept.
     pub(super) mapped: bool,
-    /// Set when a further node took over; holds the threads that have been told so.
-    pub(super) superseded: Option<HashSet<u32>>,
 }
 
 /// How the data of an open node is served.
@@ -62,32 +67,16 @@ pub(super) enum Mode {
     Upper,
 }
 
-#[derive(Debug, Default)]
-struct Aliases {
-    known: HashMap<NodeNumber, Alias>,
-    current: HashMap<Ino, NodeNumber>,
-    next: NodeNumber,
-}
-
-/// A node that superseded another.
-#[derive(Clone, Copy, Debug)]
-struct Alias {
-    ino: Ino,
-    /// How often the kernel was told about it.
-    references: u64,
-}
-
 impl Nodes {
     /// Makes an empty table; with `keep`, what is in it is written for the next server.
     pub(super) fn new(keep: Option<Arc<Keep>>) -> Nodes {
         // Numbers of an earlier server are not used again: the kernel may know one.
         let generation = keep.as_ref().map_or(0, |keep| keep.memory().read_header(Header::Generation));
-        let next = FIRST_ALIAS + (generation << 32);
         Nodes {
             keep,
             shards: std::array::from_fn(|_| Mutex::default()),
-            aliases: RwLock::new(Aliases { next, ..Aliases::default() }),
-            any_alias: AtomicBool::new(false),
+            superseded: Superseded::new(FIRST_ALIAS + (generation << 32)),
+            sent_away: SentAway::default(),
             idle: AtomicU64::new(0),
         }
     }
@@ -102,12 +91,7 @@ impl Nodes {
     pub(super) fn restore(&self, known: &Known, device: &Arc<OwnedFd>) {
         known.for_each(&mut |known| {
             if known.node >= FIRST_ALIAS {
-                let mut aliases = self.write_aliases();
-                let ino = Ino(known.ino);
-                aliases.known.insert(known.node, Alias { ino, references: known.lookups });
-                let current = aliases.current.entry(ino).or_default();
-                *current = known.node.max(*current);
-                self.any_alias.store(true, Ordering::Release);
+                self.superseded.restore(known.node, Ino(known.ino), known.lookups);
             }
             if known.state == 0 && known.backing == 0 && known.opens == 0 {
                 return;
@@ -138,30 +122,56 @@ impl Nodes {
 
     /// Returns the inode number of a node.
     pub(super) fn ino(&self, node: NodeNumber) -> Ino {
-        if node < FIRST_ALIAS {
-            return Ino(node);
-        }
-        self.read_aliases().known.get(&node).map_or(Ino(node), |alias| alias.ino)
+        self.superseded.ino(node)
     }
 
     /// Returns the node that stands for an inode number at present.
     pub(super) fn current(&self, ino: Ino) -> NodeNumber {
-        if !self.any_alias.load(Ordering::Acquire) {
-            return ino.0;
-        }
-        self.read_aliases().current.get(&ino).copied().unwrap_or(ino.0)
+        self.superseded.current(ino)
     }
 
-    /// Notes that the kernel is told about a node once more.
-    pub(super) fn remember(&self, node: NodeNumber) {
-        if node >= FIRST_ALIAS
-            && let Some(alias) = self.write_aliases().known.get_mut(&node)
-        {
-            alias.references += 1;
-        }
+    /// Returns whether another node stands for the node's inode number.
+    pub(super) fn is_superseded(&self, node: NodeNumber) -> bool {
+        node < FIRST_ALIAS && self.current(Ino(node)) != node
+    }
+
+    /// Returns whether a node has superseded another.
+    pub(super) fn supersedes(&self, node: NodeNumber) -> bool {
+        node >= FIRST_ALIAS
+    }
+
+    /// Returns the node that stands for an inode number at present, and notes that the kernel is told about it.
+    pub(super) fn tell(&self, ino: Ino) -> NodeNumber {
+        let node = self.superseded.tell(ino);
         if let Some(known) = self.known() {
             known.told(node);
         }
+        node
+    }
+
+    /// Lets a further node stand for the inode number of one that is open, if none does yet. The caller has its shard.
+    pub(super) fn supersede(&self, ino: Ino) {
+        if let Some(number) = self.superseded.add(ino)
+            && let Some(known) = self.known()
+        {
+            known.set(number, ino.0, 0, 0);
+        }
+    }
+
+    /// Prepares a node for a caller that has been sent away once: he must be able to open it, whoever opens it before him.
+    /// Returns whether it was superseded for that.
+    pub(super) fn make_way(&self, ino: Ino) -> bool {
+        if self.superseded.current(ino) != ino.0 {
+            return false;
+        }
+        self.with(ino.0, |node| {
+            node.suits = Some(false);
+            let readers = node.opens > 0 && node.mode == Mode::Lower;
+            if readers {
+                self.supersede(ino);
+            }
+            readers
+        })
     }
 
     /// Reads and changes the state of a node, which is made if there is none. All changes go through here and
@@ -190,30 +200,12 @@ impl Nodes {
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a further node stand for an inode number.
-    pub(super) fn supersede(&self, ino: Ino) {
-        let mut aliases = self.write_aliases();
-        let number = aliases.next;
-        aliases.next += 1;
-        aliases.known.insert(number, Alias { ino, references: 0 });
-        aliases.current.insert(ino, number);
-        if let Some(known) = self.known() {
-            known.set(number, ino.0, 0, 0);
-        }
-        self.any_alias.store(true, Ordering::Release);
-    }
-
-    /// Takes back the mark that a thread was told to look up again.
-    pub(super) fn looked_up(&self, ino: Ino, thread: u32) {
-        if !self.any_alias.load(Ordering::Acquire) {
-            return;
-        }
-        self.with_known(ino.0, |node| node.superseded.as_mut().map(|marks| marks.remove(&thread)));
-    }
-
     /// Returns whether the kernel may keep the attributes of a node.
     pub(super) fn attributes_stay(&self, node: NodeNumber) -> bool {
-        node < FIRST_ALIAS && self.lock(node).get(&node).is_none_or(|state| !state.mapped && state.superseded.is_none())
+        // What two nodes share is changed by one without the other.
+        self.current(Ino(node)) == node
+            && !self.supersedes(node)
+            && self.lock(node).get(&node).is_none_or(|state| !state.mapped)
     }
 
     /// Takes back `count` references of the kernel to a node.
@@ -234,27 +226,17 @@ impl Nodes {
         if removed.is_some_and(|node| node.backing.is_some()) {
             self.idle.fetch_sub(1, Ordering::Relaxed);
         }
-        if !self.any_alias.load(Ordering::Acquire) {
-            return;
-        }
-        // It stands for the number as long as somebody may hold the node that it superseded.
-        let ino = self.ino(node);
-        let held = node >= FIRST_ALIAS && self.lock(ino.0).contains_key(&ino.0);
-        let mut aliases = self.write_aliases();
-        let number = if node < FIRST_ALIAS { aliases.current.get(&ino).copied() } else { Some(node) };
-        let Some(number) = number else { return };
-        let Some(alias) = aliases.known.get_mut(&number) else { return };
-        if node >= FIRST_ALIAS {
-            alias.references = alias.references.saturating_sub(count);
-        }
-        let alias = *alias;
-        if alias.references == 0 && !held {
-            aliases.known.remove(&number);
-            if let Some(known) = self.known() {
+        self.superseded.forget(node, count);
+        // It stands for the number as long as the kernel knows it or somebody reads the old bytes. Under the lock that
+        // opening takes: nobody is sent to it when it goes.
+        if let Some(ino) = self.superseded.unused(node) {
+            let shard = self.lock(ino.0);
+            let readers = shard.get(&ino.0).is_some_and(|node| node.opens > 0 && node.mode == Mode::Lower);
+            if !readers
+                && let Some(number) = self.superseded.remove_unused(ino)
+                && let Some(known) = self.known()
+            {
                 known.set(number, 0, 0, 0);
-            }
-            if aliases.current.get(&alias.ino) == Some(&number) {
-                aliases.current.remove(&alias.ino);
             }
         }
     }
@@ -287,37 +269,25 @@ impl Node {
             Mode::Lower => 1,
             Mode::Upper => 2,
         };
-        let flags =
-            [self.stale_cache, self.mapped, self.superseded.is_some(), self.suits.is_some(), self.suits == Some(true)];
-        let state = flags.iter().fold(mode, |bits, flag| bits << 1 | u64::from(*flag));
+        let flags = [self.stale_cache, self.mapped, self.suits.is_some(), self.suits == Some(true)];
+        let state = flags.iter().fold(self.executed << 2 | mode, |bits, flag| bits << 1 | u64::from(*flag));
         (self.opens, state, self.backing.as_ref().map_or(0, |backing| u64::from(backing.number()) + 1))
     }
 
     fn of_bits(state: u64) -> Node {
-        let [stale_cache, mapped, superseded, known, suits] = std::array::from_fn(|place| state & (0x10 >> place) != 0);
+        let [stale_cache, mapped, known, suits] = std::array::from_fn(|place| state & (0x8 >> place) != 0);
         Node {
-            mode: match state >> 5 {
+            executed: state >> 6,
+            mode: match state >> 4 & 3 {
                 1 => Mode::Lower,
                 2 => Mode::Upper,
                 _ => Mode::Cached,
             },
             stale_cache,
             mapped,
-            superseded: superseded.then(HashSet::new),
             suits: known.then_some(suits),
             ..Node::default()
         }
-    }
-}
-
-impl Nodes {
-    fn read_aliases(&self) -> RwLockReadGuard<'_, Aliases> {
-        self.aliases.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Taken after a shard.
-    fn write_aliases(&self) -> RwLockWriteGuard<'_, Aliases> {
-        self.aliases.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -340,8 +310,6 @@ fn is_database(head: &[u8]) -> bool {
 pub(super) const HEAD: usize = 32;
 /// Lower files from here on are passed through.
 const LARGE: u64 = 1 << 20;
-/// Node numbers from here on supersede another node. Inode numbers stay below.
-const FIRST_ALIAS: NodeNumber = 1 << 62;
 /// Most backing files that are kept for nodes which may not be open any more.
 const MAX_BACKINGS: u64 = 4096;
 const SHARDS: usize = 16;
@@ -364,17 +332,44 @@ mod tests {
     #[test]
     fn a_superseding_node_shares_the_number_until_it_is_forgotten() {
         let nodes = Nodes::new(None);
-        assert_eq!(nodes.current(Ino(7)), 7);
+        assert_eq!(nodes.tell(Ino(7)), 7);
         nodes.supersede(Ino(7));
-        let node = nodes.current(Ino(7));
-        assert_ne!(node, 7);
+        let node = nodes.tell(Ino(7));
+        assert!(nodes.is_superseded(7) && nodes.supersedes(node));
         assert_eq!(nodes.ino(node), Ino(7));
-        assert!(!nodes.attributes_stay(node));
-        nodes.remember(node);
-        nodes.remember(node);
+        assert!(!nodes.attributes_stay(node) && !nodes.attributes_stay(7));
+        assert_eq!(nodes.tell(Ino(7)), node);
         nodes.forget(node, 1);
         assert_eq!(nodes.current(Ino(7)), node);
         nodes.forget(node, 1);
         assert_eq!(nodes.current(Ino(7)), 7);
+        assert!(nodes.attributes_stay(7));
+    }
+
+    #[test]
+    fn a_superseding_node_stays_while_the_old_bytes_are_read() {
+        let nodes = Nodes::new(None);
+        nodes.with(7, |node| (node.opens, node.mode) = (1, Mode::Lower));
+        nodes.supersede(Ino(7));
+        let node = nodes.tell(Ino(7));
+        // The kernel takes single references back, to either.
+        nodes.forget(node, 1);
+        nodes.forget(7, 1);
+        assert_eq!(nodes.tell(Ino(7)), node);
+        nodes.forget(node, 1);
+        nodes.with(7, |node| node.opens = 0);
+        nodes.forget(7, 1);
+        assert_eq!(nodes.current(Ino(7)), 7);
+    }
+
+    #[test]
+    fn who_was_sent_away_can_open_what_he_finds() {
+        let nodes = Nodes::new(None);
+        assert!(!nodes.make_way(Ino(8)));
+        assert_eq!(nodes.with(8, |node| node.suits), Some(false));
+        nodes.with(7, |node| (node.opens, node.mode) = (1, Mode::Lower));
+        assert!(nodes.make_way(Ino(7)));
+        assert!(!nodes.make_way(Ino(7)));
+        assert!(nodes.is_superseded(7));
     }
 }

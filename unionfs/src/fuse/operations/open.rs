@@ -1,7 +1,6 @@
 //! Opening and closing files: which mode a node gets.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,8 +24,8 @@ enum Answer {
     Passed(Arc<Backing>),
     /// Look the name up again.
     Again,
-    /// A reopen through a descriptor, which cannot be sent anywhere else.
-    Busy,
+    /// The data was copied up since it was looked for.
+    Moved,
 }
 
 impl Operations {
@@ -50,45 +49,71 @@ impl Operations {
             kill_privileges: kill,
         };
         let changes = access.write || access.truncate;
-        if let Some(answer) = self.superseded(node, changes, caller.pid) {
-            return match answer {
-                Answer::Passed(backing) => Reply::Opened(open(Opened::Lower, Answer::Passed(backing))),
-                Answer::Busy => Reply::Error(Errno::TXTBSY),
-                Answer::Again | Answer::Cached { .. } => Reply::Error(Errno::STALE),
-            };
+        if access.truncate && !access.write && self.nodes.with_known(node, |state| state.executed > 0) == Some(true) {
+            // The kernel refuses this too, but asks us first. Opens for writing do not come here.
+            return Reply::Error(Errno::TXTBSY);
         }
-        let opened = match self.tree.open_file(ino, access) {
-            Ok(opened) => opened,
-            Err(error) => return Reply::Error(error),
-        };
-        let answer = self.choose(node, ino, opened, changes, caller.pid, register);
-        match answer {
-            Answer::Cached { .. } => Reply::Opened(open(opened, answer)),
-            Answer::Passed(_) => {
-                if flags & libc::O_ACCMODE == libc::O_RDWR {
-                    self.note_mapped(node);
-                }
-                Reply::Opened(open(opened, answer))
+        // Opens with a descriptor, not a name, cannot be sent anywhere else.
+        let nameless = self.nodes.sent_away.comes_back(caller.pid, node);
+        if self.nodes.is_superseded(node) {
+            if !nameless {
+                return self.send_away(node, caller.pid);
             }
-            Answer::Again | Answer::Busy => {
-                if opened == Opened::Upper {
-                    self.tree.release(ino);
+            match self.join_old_readers(node, changes) {
+                Some(Ok(backing)) => return self.opened(node, Opened::Lower, Answer::Passed(backing), flags),
+                Some(Err(busy)) => return Reply::Error(busy),
+                None => {}
+            }
+        }
+        loop {
+            let opened = match self.tree.open_file(ino, access) {
+                Ok(opened) => opened,
+                Err(error) => return Reply::Error(error),
+            };
+            let answer = self.choose(node, ino, opened, changes, nameless, register);
+            match answer {
+                Answer::Cached { .. } => return self.opened(node, opened, answer, flags),
+                Answer::Passed(_) => {
+                    if flags & libc::O_ACCMODE == libc::O_RDWR {
+                        self.note_mapped(node);
+                    }
+                    return self.opened(node, opened, answer, flags);
                 }
-                self.outdate_attributes(node);
-                Reply::Error(Errno::STALE)
+                Answer::Moved => {}
+                Answer::Again => {
+                    if opened == Opened::Upper {
+                        self.tree.release(ino);
+                    }
+                    self.outdate_attributes(node);
+                    return self.send_away(node, caller.pid);
+                }
             }
         }
     }
 
+    fn opened(&self, node: NodeNumber, opened: Opened, answer: Answer, flags: i32) -> Reply {
+        let mut open = open(opened, answer);
+        if flags & FOR_EXECUTION != 0 {
+            self.nodes.with_known(node, |state| state.executed += 1);
+            open.handle |= EXECUTED;
+        }
+        Reply::Opened(open)
+    }
+
+    /// Has the kernel look the name up again.
+    fn send_away(&self, node: NodeNumber, thread: u32) -> Reply {
+        self.nodes.sent_away.add(thread, node);
+        Reply::Error(Errno::STALE)
+    }
+
     /// Answers CREATE for a file that was just made, open.
     pub(super) fn created(&self, stat: &Stat, flags: i32, register: &dyn Register) -> Reply {
-        let node = stat.ino.0;
-        self.nodes.remember(node);
-        let answer = self.choose(node, stat.ino, Opened::Upper, true, 0, register);
+        let node = self.nodes.tell(stat.ino);
+        let answer = self.choose(node, stat.ino, Opened::Upper, true, true, register);
         if flags & libc::O_ACCMODE == libc::O_RDWR && matches!(answer, Answer::Passed(_)) {
             self.note_mapped(node);
         }
-        Reply::Created(self.entry(stat), open(Opened::Upper, answer))
+        Reply::Created(self.entry(stat, node), open(Opened::Upper, answer))
     }
 
     /// Takes back an open that was not answered.
@@ -100,8 +125,13 @@ impl Operations {
 
     /// Serves RELEASE.
     pub(super) fn release(&self, node: NodeNumber, handle: u64) {
-        self.nodes.with_known(node, |state| state.opens = state.opens.saturating_sub(1));
-        if handle == IN_UPPER {
+        self.nodes.with_known(node, |state| {
+            state.opens = state.opens.saturating_sub(1);
+            // An open that is taken back does not say what it was for.
+            let executed = state.executed.saturating_sub(u64::from(handle & EXECUTED != 0));
+            state.executed = executed.min(state.opens);
+        });
+        if handle & IN_UPPER != 0 {
             self.tree.release(self.nodes.ino(node));
         }
     }
@@ -109,44 +139,35 @@ impl Operations {
     /// Lets new opens of a node whose file was changed by its name go to another node, if readers hold the old bytes.
     pub(super) fn outdate_lower_readers(&self, node: NodeNumber) {
         self.nodes.with_known(node, |state| {
-            if state.opens > 0 && state.mode == Mode::Lower && state.superseded.is_none() {
-                state.superseded = Some(HashSet::new());
+            if state.opens > 0 && state.mode == Mode::Lower {
                 self.nodes.supersede(self.nodes.ino(node));
             }
         });
     }
 
-    /// Decides about an open of a node that another has superseded; `None` if it is to be opened as usual.
-    fn superseded(&self, node: NodeNumber, changes: bool, thread: u32) -> Option<Answer> {
-        self.nodes.with_known(node, |state| {
-            let told = state.superseded.as_mut()?;
-            if state.opens == 0 {
-                // Nobody holds the old bytes any more.
-                state.superseded = None;
-                return None;
+    /// Opens a superseded node for who has a descriptor of it only: beside those who read the old bytes, if there are any.
+    fn join_old_readers(&self, node: NodeNumber, changes: bool) -> Option<Result<Arc<Backing>, Errno>> {
+        self.nodes.with_known(node, |state| match (state.mode, &state.backing) {
+            _ if state.opens == 0 => None,
+            (Mode::Lower, Some(backing)) if !changes => {
+                let backing = Arc::clone(backing);
+                state.opens += 1;
+                Some(Ok(backing))
             }
-            if told.insert(thread) {
-                return Some(Answer::Again);
-            }
-            // It was sent to look up the name and came back without: it has no name, only a descriptor.
-            match (&state.backing, changes) {
-                (Some(backing), false) => {
-                    state.opens += 1;
-                    Some(Answer::Passed(Arc::clone(backing)))
-                }
-                _ => Some(Answer::Busy),
-            }
+            (Mode::Lower, _) => Some(Err(Errno::TXTBSY)),
+            _ => None,
         })?
     }
 
-    /// Chooses how an opened file is served and counts the open.
+    /// Chooses how an opened file is served and counts the open. `nameless` says that the kernel cannot be sent to
+    /// another node.
     fn choose(
         &self,
         node: NodeNumber,
         ino: Ino,
         opened: Opened,
         changes: bool,
-        thread: u32,
+        nameless: bool,
         register: &dyn Register,
     ) -> Answer {
         if !self.passthrough.load(Ordering::Relaxed) {
@@ -162,14 +183,24 @@ impl Operations {
         }
         let mut old = None;
         let (answer, new) = self.nodes.with(node, |state| {
-            if state.opens > 0 {
-                return (self.join(state, ino, changes, thread), false);
+            // Superseded since the open began: who comes now must not join what a writer could not share.
+            if !nameless && self.nodes.is_superseded(node) {
+                return (Answer::Again, false);
             }
+            if state.opens > 0 {
+                return (self.join(state, ino, changes), false);
+            }
+            let sharable = self.nodes.supersedes(node) || self.nodes.is_superseded(node);
             let mode = match opened {
                 Opened::Upper => Mode::Upper,
+                Opened::Lower if sharable => Mode::Cached,
                 Opened::Lower if *state.suits.get_or_insert_with(|| self.suits(ino)) => Mode::Lower,
                 Opened::Lower => Mode::Cached,
             };
+            // Whoever copies it up comes here next: if that is not over by now, he will find this reader.
+            if mode == Mode::Lower && self.tree.has_own_data(ino) {
+                return (Answer::Moved, false);
+            }
             if mode == Mode::Cached && !changes && !state.stale_cache {
                 self.send_along(state, node, ino);
             }
@@ -220,12 +251,10 @@ impl Operations {
     }
 
     /// Opens a node that is open already, which has a mode.
-    fn join(&self, state: &mut Node, ino: Ino, changes: bool, thread: u32) -> Answer {
+    fn join(&self, state: &mut Node, ino: Ino, changes: bool) -> Answer {
         match (state.mode, &state.backing) {
             (Mode::Lower, _) if changes => {
-                if state.superseded.get_or_insert_default().insert(thread) {
-                    self.nodes.supersede(ino);
-                }
+                self.nodes.supersede(ino);
                 Answer::Again
             }
             (Mode::Lower | Mode::Upper, Some(backing)) => {
@@ -293,7 +322,7 @@ fn open(opened: Opened, answer: Answer) -> Open {
     let (keep, backing) = match answer {
         Answer::Cached { keep } => (keep, None),
         Answer::Passed(backing) => (false, Some(backing)),
-        Answer::Again | Answer::Busy => (false, None),
+        Answer::Again | Answer::Moved => (false, None),
     };
     Open { handle, flags: if keep { fopen::KEEP_CACHE | fopen::NOFLUSH } else { fopen::NOFLUSH }, backing }
 }
@@ -303,6 +332,10 @@ thread_local! {
     static CONTENT: RefCell<[u8; SMALL]> = const { RefCell::new([0; SMALL]) };
 }
 
+/// In handles of open files.
 const IN_UPPER: u64 = 1;
+const EXECUTED: u64 = 2;
+/// `__FMODE_EXEC`, which no program can set: the file is opened to be executed.
+const FOR_EXECUTION: i32 = 0x20;
 /// Largest file whose content comes with its opening.
 const SMALL: usize = 32 << 10;
