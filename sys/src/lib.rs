@@ -19,4 +19,5 @@ pub mod process;
 pub mod seccomp;
 pub mod seccomp_notify;
 pub mod shared;
+pub mod verity;
 pub mod writeback;
