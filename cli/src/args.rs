@@ -101,6 +101,7 @@ pub(crate) enum Verb {
     /// Manage the whole of this root
     #[command(subcommand)]
     System(SystemVerb),
+    Fsck(command::fsck::Fsck),
     Info(command::info::Info),
     Login(command::login::Login),
     Logout(command::login::Logout),
@@ -129,6 +130,7 @@ pub(crate) enum ImageVerb {
     Load(command::load::Load),
     Import(command::import::Import),
     Tag(command::tag::Tag),
+    Prune(command::prune::images::PruneImages),
     #[command(visible_alias = "remove")]
     Rm(command::rmi::Rmi),
 }
@@ -154,7 +156,7 @@ pub(crate) enum ContainerVerb {
     Ls(command::ps::Ps),
     Rename(command::rename::Rename),
     Update(command::update::UpdateVerb),
-    Prune(command::prune::PruneContainers),
+    Prune(command::prune::containers::PruneContainers),
     Inspect(command::inspect::InspectContainer),
     #[command(visible_alias = "remove")]
     Rm(command::rm::Rm),
@@ -174,6 +176,8 @@ pub(crate) enum RegistryVerb {
 /// What to do with all of it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SystemVerb {
+    Df(command::disk_usage::DiskUsage),
+    Prune(command::prune::system::PruneSystem),
     Recover(command::system::Recover),
 }
 

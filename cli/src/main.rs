@@ -116,7 +116,7 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Rmi(_)
         | Verb::Inspect(_)
         | Verb::Container(_)
-        | Verb::Image(ImageVerb::Rm(_))
+        | Verb::Image(ImageVerb::Rm(_) | ImageVerb::Prune(_))
         | Verb::Bench(_) => true,
         Verb::Images(_)
         | Verb::Pull(_)
@@ -134,6 +134,7 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Image(_)
         | Verb::Mount(_)
         | Verb::Umount(_)
+        | Verb::Fsck(_)
         | Verb::Info(_) => false,
     }
 }
@@ -161,7 +162,10 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::System(SystemVerb::Recover(verb)) => command::system::recover(context, verb, out),
         Verb::Rename(verb) | Verb::Container(ContainerVerb::Rename(verb)) => command::rename::run(context, verb),
         Verb::Update(verb) | Verb::Container(ContainerVerb::Update(verb)) => command::update::run(context, verb, out),
-        Verb::Container(ContainerVerb::Prune(verb)) => command::prune::run(context, verb, out),
+        Verb::Container(ContainerVerb::Prune(verb)) => command::prune::containers::run(context, verb, out),
+        Verb::Image(ImageVerb::Prune(verb)) => command::prune::images::run(context, verb, out),
+        Verb::System(SystemVerb::Prune(verb)) => command::prune::system::run(context, verb, out),
+        Verb::System(SystemVerb::Df(verb)) => command::disk_usage::run(context, verb, out),
         Verb::Ps(verb) | Verb::Container(ContainerVerb::Ls(verb)) => command::ps::run(context, verb, out),
         Verb::Rm(verb) | Verb::Container(ContainerVerb::Rm(verb)) => command::rm::run(context, verb, out),
         Verb::Cp(verb) | Verb::Container(ContainerVerb::Cp(verb)) => command::cp::run(context, verb),
@@ -188,6 +192,7 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Container(ContainerVerb::Inspect(verb)) => command::inspect::container(context, verb, out),
         Verb::Mount(verb) => command::mount::run(context, verb, out),
         Verb::Umount(verb) => command::umount::run(context, verb),
+        Verb::Fsck(verb) => command::fsck::run(context, verb, out),
         Verb::Info(verb) => command::info::run(context, verb, out),
         Verb::Bench(BenchVerb::Lookup(verb)) => command::bench::run(context, verb, out),
     }

@@ -97,11 +97,15 @@ fn unprivileged_help() {
         "container",
         "mount",
         "umount",
+        "fsck",
         "info",
         "bench",
     ] {
         check(&strata, &format!("help-{verb}"), &[verb, "--help"]);
     }
+    check(&strata, "help-system-df", &["system", "df", "--help"]);
+    check(&strata, "help-system-prune", &["system", "prune", "--help"]);
+    check(&strata, "help-image-prune", &["image", "prune", "--help"]);
     check(&strata, "help", &["--help"]);
     check(&strata, "help-short", &["-h"]);
     check(&strata, "help-bench-lookup", &["bench", "lookup", "--help"]);
@@ -171,6 +175,12 @@ fn unprivileged_image_tables() {
         ("tag-bad-name", &["tag", "second:2", "UPPER:x"]),
         ("rmi-by-id-needs-force", &["rmi", strata.ok(["images", "-q"]).unwrap().lines().next().unwrap()]),
         ("rmi-name", &["rmi", "second:2"]),
+        ("system-df-counts", &["system", "df", "--format", "{{.Type}}|{{.TotalCount}}|{{.Active}}"]),
+        ("fsck-whole", &["fsck"]),
+        ("fsck-bad-time", &["fsck", "--older-than", "soon"]),
+        ("system-prune-asks", &["system", "prune", "-a", "--volumes", "--filter", "label=a"]),
+        ("image-prune-none", &["image", "prune", "-f"]),
+        ("image-prune-bad-filter", &["image", "prune", "-f", "--filter", "color=red"]),
         ("rmi-last", &["rmi", busybox::REFERENCE]),
         ("images-none", &["images"]),
     ] {

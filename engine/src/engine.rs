@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use strata_imagestore::{ContainerUse, ImageId, OpenError, RemoveOptions, Removed, Stack, StackError, Store};
+use strata_imagestore::{
+    ContainerUse, ImageId, ImageSummary, OpenError, Pruned, RemoveOptions, Removed, Stack, StackError, Store, Unused,
+};
 use strata_unionfs::{ImageLayer, Lower};
 
 use crate::container::{Container, Containers, FindError, RecordError};
@@ -69,6 +71,20 @@ impl Engine {
 
     /// Removes an image's name, or the image, as `docker rmi` does.
     pub fn remove_image(&self, name: &str, force: bool) -> Result<Vec<Removed>, RemoveImageError> {
+        let options = RemoveOptions { force, containers: self.image_uses()? };
+        Ok(self.store.remove(name, &options)?)
+    }
+
+    /// Removes the images that no container uses and that fit, as `docker image prune` does.
+    pub fn prune_images(
+        &self,
+        unused: Unused,
+        fits: impl Fn(&ImageSummary) -> bool,
+    ) -> Result<Pruned, RemoveImageError> {
+        Ok(self.store.prune(unused, fits, &self.image_uses()?)?)
+    }
+
+    fn image_uses(&self) -> Result<Vec<ContainerUse>, RecordError> {
         let uses = self.containers()?.into_iter().filter_map(|container| {
             Some(ContainerUse {
                 container: container.config.id.to_string(),
@@ -76,8 +92,7 @@ impl Engine {
                 running: container.state.is_active(),
             })
         });
-        let options = RemoveOptions { force, containers: uses.collect() };
-        Ok(self.store.remove(name, &options)?)
+        Ok(uses.collect())
     }
 
     pub(crate) fn registry(&self) -> &Containers {

@@ -24,6 +24,7 @@ mod channel;
 mod commit;
 mod container;
 mod creation;
+mod disk_usage;
 mod disk_use;
 mod durable;
 mod engine;
@@ -57,6 +58,7 @@ pub use container::{
     Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, StartFailure, State, Tmpfs, UserNamespace,
 };
 pub use creation::{Creation, InvalidCreation};
+pub use disk_usage::{Usage, UsageError};
 pub use disk_use::ContainerSize;
 pub use engine::{Engine, EngineError, RemoveImageError};
 pub use error_text::error_chain;
@@ -79,10 +81,10 @@ pub use process::Process;
 pub use size::parse_size;
 pub use spec::SpecError;
 pub use strata_imagestore::{
-    Change, CommitOptions, CompressionFormat, Event as ProgressEvent, HistoryLine, ImageError, ImageId, ImageRef,
-    ImageSummary, Input, LoadOptions, Login, Platform, Progress, Proxies, PullOptions, Pulled, PushOptions, Pushed,
-    RegistryClient, RegistryError, RegistrySettings, Removed, Secret, Stored, Timestamp, Upload as ProgressUpload,
-    clean_path,
+    Change, CommitOptions, CompressionFormat, Depth, Event as ProgressEvent, Finding, FsckOptions, FsckReport,
+    HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input, Leftovers, LoadOptions, Login, Mend, Outcome,
+    Platform, Progress, Proxies, Pruned, PullOptions, Pulled, PushOptions, Pushed, RegistryClient, RegistryError,
+    RegistrySettings, Removed, Secret, Stored, Timestamp, Unused, Upload as ProgressUpload, clean_path,
 };
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
 pub use strata_unionfs::{Change as FileChange, ChangeKind, Force, RemountError, Upper};

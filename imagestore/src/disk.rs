@@ -44,6 +44,11 @@ pub(crate) fn create_new(path: &Path) -> Result<File, DiskError> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).on_disk("create", path)
 }
 
+/// Returns whether there is something of this name. That it cannot be looked at does not mean that it is not there.
+pub(crate) fn exists(path: &Path) -> Result<bool, DiskError> {
+    path.try_exists().on_disk("examine", path)
+}
+
 /// Opens a file or folder for reading; `None` if it does not exist.
 pub(crate) fn open_if_present(path: &Path) -> Result<Option<File>, DiskError> {
     match File::open(path) {

@@ -4,22 +4,22 @@
 //! folder and unlinked after the lock is released. There is no counter that could go wrong; a crash leaves layers that
 //! nothing needs, or a temporary folder, and both are removed later.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use strata_layer::{ChainId, DiffId, Digest};
 
 use crate::catalog::{Catalog, CatalogGuard};
-use crate::disk::{DiskError, Lock, OnDisk, Sharing, names_in, open_if_present, read_if_present};
+use crate::disk::{DiskError, Lock, OnDisk, Sharing, exists, names_in, open_if_present, read_if_present};
+use crate::fsck::empty_quarantine;
 use crate::layout::{CHAIN_LAYERS, Layout};
 use crate::lease::leased_stacks;
 use crate::registry::remove_abandoned;
 use crate::stack::chain_of;
 use crate::store::{Store, StoreError};
+use crate::usage::disk_space;
 use crate::work::{WorkDir, pinned_layers, remove_leftovers};
 
 /// What a collection removed.
@@ -35,21 +35,47 @@ pub struct Collected {
     pub bytes: u64,
 }
 
+/// What a collection removes of what may still be of use to somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// Interrupted downloads, which a pull could continue, that nobody has touched for a day.
+    Old,
+    /// All interrupted downloads, and the damaged files that a check has put aside.
+    All,
+}
+
 impl Store {
     /// Removes everything that nothing needs, and what killed processes left.
     pub fn gc(&self) -> Result<Collected, StoreError> {
-        self.check_writable()?;
-        self.with_reserve(StoreError::is_full, || self.collect())
+        self.gc_with(Leftovers::Old)
     }
 
-    fn collect(&self) -> Result<Collected, StoreError> {
+    /// Collects, and chooses what else is given up. Downloads that go on just now always stay.
+    pub fn gc_with(&self, leftovers: Leftovers) -> Result<Collected, StoreError> {
+        self.check_writable()?;
+        self.with_reserve(StoreError::is_full, || self.collect(leftovers))
+    }
+
+    fn collect(&self, leftovers: Leftovers) -> Result<Collected, StoreError> {
         remove_leftovers(&self.layout)?;
-        remove_abandoned(&self.layout, ABANDONED)?;
+        let age = match leftovers {
+            Leftovers::Old => ABANDONED,
+            Leftovers::All => Duration::ZERO,
+        };
+        let blobs = if exists(&self.layout.downloads())? { self.layers_by_blob()? } else { HashMap::new() };
+        // A pull that was killed when its image was there already has left what it downloaded.
+        let is_stored = |blob| blobs.contains_key(&blob) || self.has_layer(DiffId(blob)).unwrap_or(false);
+        let mut bytes = remove_abandoned(&self.layout, age, is_stored)?;
+        if leftovers == Leftovers::All {
+            bytes += empty_quarantine(&self.layout)?;
+        }
         let guard = CatalogGuard::lock(&self.layout)?;
         let catalog = guard.read()?;
         let sweep = sweep_locked(&self.layout, &catalog)?;
         drop(guard);
-        Ok(sweep.finish())
+        let mut collected = sweep.finish();
+        collected.bytes += bytes;
+        Ok(collected)
     }
 }
 
@@ -145,7 +171,7 @@ impl Sweep {
 }
 
 /// Returns the layers of a chain that somebody holds, and `None` if nobody does.
-fn held_stack(path: &Path) -> Result<Option<Vec<DiffId>>, StoreError> {
+pub(crate) fn held_stack(path: &Path) -> Result<Option<Vec<DiffId>>, StoreError> {
     let Some(folder) = open_if_present(path)? else { return Ok(None) };
     if Lock::attempt(folder, Sharing::Exclusive, path)?.is_some() {
         return Ok(None);
@@ -154,21 +180,6 @@ fn held_stack(path: &Path) -> Result<Option<Vec<DiffId>>, StoreError> {
     let list = String::from_utf8_lossy(&list);
     let layers: Result<Vec<DiffId>, _> = list.lines().map(str::parse).collect();
     layers.map(Some).map_err(|_| StoreError::Lease { name: path.to_string_lossy().into_owned() })
-}
-
-/// Returns the disk space that a file or a folder of files takes.
-pub(crate) fn disk_space(path: &Path) -> Result<u64, DiskError> {
-    let metadata = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        result => result.on_disk("examine", path)?,
-    };
-    let mut bytes = metadata.blocks() * 512;
-    if metadata.is_dir() {
-        for name in names_in(path)? {
-            bytes += disk_space(&path.join(name))?;
-        }
-    }
-    Ok(bytes)
 }
 
 /// After how long an interrupted download is not expected to be continued.

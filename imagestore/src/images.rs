@@ -212,8 +212,7 @@ impl Store {
         if let Some(index) = open_index(&folder.join(crate::layout::INDEX))? {
             return Ok(index.total_size());
         }
-        let tar = folder.join(TAR);
-        if tar.exists() { self.tar_size(layer) } else { Ok(0) }
+        if self.has_layer(layer)? { self.tar_size(layer) } else { Ok(0) }
     }
 
     /// Returns the size of a layer's tar.

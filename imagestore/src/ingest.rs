@@ -19,6 +19,7 @@ use strata_sys::writeback::start_writeback;
 use crate::decompress::{Bounded, Compression, Decompressor, read_start};
 use crate::disk::{DiskError, OnDisk, create_new, make_folder};
 use crate::layout::{BLOB, INDEX, TAR};
+use crate::store::Store;
 
 /// A layer in a temporary folder: its tar and its index.
 #[derive(Clone, Debug)]
@@ -96,6 +97,7 @@ pub(crate) fn ingest_layer(
         let path = folder.join(BLOB);
         create_new(&path)?.write_all(format!("{blob}\n").as_bytes()).on_disk("write", &path)?;
     }
+    Store::enable_verity(&folder)?;
     Ok(NewLayer {
         folder,
         diff_id: ingested.diff_id,

@@ -80,6 +80,10 @@ impl Layout {
         self.root.join("downloads")
     }
 
+    pub(crate) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
     pub(crate) fn work(&self) -> PathBuf {
         self.root.join("tmp")
     }
@@ -101,3 +105,7 @@ pub(crate) const COMPRESSED: &str = "compressed";
 pub(crate) const FORMS: &str = "forms";
 /// The name of the file that tells which compressed blob a layer came from.
 pub(crate) const BLOB: &str = "blob";
+/// The name of the file with the digest that the kernel verifies a layer's tar against.
+pub(crate) const VERITY: &str = "verity";
+/// The name of the empty file whose time is that of the last whole check of a layer.
+pub(crate) const CHECKED: &str = "checked";

@@ -12,8 +12,8 @@ use strata_layer::{DiffId, Digest};
 
 use crate::catalog::{CatalogError, CatalogGuard, ImageRecord};
 use crate::disk::{
-    DiskError, OnDisk, create_new, make_folder, names_in, read_if_present, rename_unless_present, sync_file_system,
-    sync_folder,
+    DiskError, OnDisk, create_new, exists, make_folder, names_in, read_if_present, rename_unless_present,
+    sync_file_system, sync_folder,
 };
 use crate::gc::sweep_locked;
 use crate::image_id::ImageId;
@@ -108,14 +108,19 @@ impl Store {
             let now = Timestamp::now();
             let mut replaced = Vec::with_capacity(images.len());
             for image in images {
-                if let Some(layer) = image.layers.iter().find(|layer| !self.has_layer(**layer)) {
-                    return Err(PublishError::LayerGone { layer: *layer });
+                for layer in &image.layers {
+                    if !self.has_layer(*layer)? {
+                        return Err(PublishError::LayerGone { layer: *layer });
+                    }
                 }
                 self.place_blob(work, image.id().0)?;
                 // An image that is present keeps its manifest: that may be the one it was pulled with. Pulled again, it has
                 // the one of the registry that it came from last.
                 let present = catalog.images.get(&image.id());
-                let keeps = present.is_some_and(|record| self.layout.blob(record.manifest).exists());
+                let keeps = match present {
+                    Some(record) => exists(&self.layout.blob(record.manifest))?,
+                    None => false,
+                };
                 if !keeps || image.replaces_manifest {
                     let manifest = Digest::of(&image.manifest);
                     self.place_blob(work, manifest)?;
@@ -144,7 +149,7 @@ impl Store {
     /// Moves a layer from the temporary folder to its place, unless it is there already.
     fn place_layer(&self, work: &WorkDir, layer: DiffId, folder: &Path) -> Result<(), DiskError> {
         let place = self.layout.layer(layer);
-        if !self.has_layer(layer) && place.exists() {
+        if !self.has_layer(layer)? && exists(&place)? {
             // What is left of a layer that has lost its tar is worth nothing.
             let aside = work.path().join(format!("lost-{}", layer.0.hex()));
             fs::rename(&place, &aside).on_disk("rename", &place)?;
@@ -153,8 +158,8 @@ impl Store {
     }
 
     /// Returns whether a layer is in the store.
-    fn has_layer(&self, layer: DiffId) -> bool {
-        self.layout.layer(layer).join(TAR).exists()
+    pub(crate) fn has_layer(&self, layer: DiffId) -> Result<bool, DiskError> {
+        exists(&self.layout.layer(layer).join(TAR))
     }
 
     /// Moves a merged index to its place. It is a cache, so what is there already is as good.
@@ -164,13 +169,13 @@ impl Store {
             return Ok(());
         }
         let index = place.join(INDEX);
-        if index.exists() { Ok(()) } else { fs::rename(stack.folder.join(INDEX), &index).on_disk("rename", &index) }
+        if exists(&index)? { Ok(()) } else { fs::rename(stack.folder.join(INDEX), &index).on_disk("rename", &index) }
     }
 
     /// Moves a document from the temporary folder to its place, unless another image has moved it already.
     fn place_blob(&self, work: &WorkDir, digest: Digest) -> Result<(), DiskError> {
         let (from, to) = (work.path().join(BLOBS).join(digest.hex()), self.layout.blob(digest));
-        if from.exists() { fs::rename(&from, &to).on_disk("rename", &to) } else { Ok(()) }
+        if exists(&from)? { fs::rename(&from, &to).on_disk("rename", &to) } else { Ok(()) }
     }
 
     /// Returns the layers that came compressed, by the digest of the blob.
@@ -192,7 +197,12 @@ impl Store {
     /// Returns those of `layers` that are in the store, and makes them stay while `work` exists.
     pub(crate) fn pin_present(&self, work: &WorkDir, layers: &[DiffId]) -> Result<Vec<DiffId>, StoreError> {
         let _shared = CatalogGuard::share(&self.layout)?;
-        let present: Vec<DiffId> = layers.iter().copied().filter(|id| self.has_layer(*id)).collect();
+        let mut present = Vec::new();
+        for layer in layers {
+            if self.has_layer(*layer)? {
+                present.push(*layer);
+            }
+        }
         if !present.is_empty() {
             work.pin_locked(&present)?;
         }

@@ -60,17 +60,20 @@ impl Store {
         let guard = CatalogGuard::lock(&self.layout).map_err(StoreError::from)?;
         let mut catalog = guard.read().map_err(StoreError::from)?;
         let removed = remove_from(&mut catalog, name_or_id, options)?;
-        guard.write(&catalog).map_err(StoreError::from)?;
-        // The image is gone by now, whatever happens to its files: they can be collected later.
-        let swept = sweep_locked(&self.layout, &catalog).or_else(|error| {
+        self.write_shorter(guard, &catalog)?;
+        Ok(removed)
+    }
+
+    /// Writes a catalog that has lost images, and frees what only they needed. Returns how many bytes that were.
+    pub(crate) fn write_shorter(&self, guard: CatalogGuard<'_>, catalog: &Catalog) -> Result<u64, StoreError> {
+        guard.write(catalog)?;
+        // The images are gone by now, whatever happens to their files: they can be collected later.
+        let swept = sweep_locked(&self.layout, catalog).or_else(|error| {
             let more = error.is_full() && reserve::give_up(&self.layout);
-            if more { sweep_locked(&self.layout, &catalog) } else { Err(error) }
+            if more { sweep_locked(&self.layout, catalog) } else { Err(error) }
         });
         drop(guard);
-        if let Ok(sweep) = swept {
-            sweep.finish();
-        }
-        Ok(removed)
+        Ok(swept.map_or(0, |sweep| sweep.finish().bytes))
     }
 }
 
@@ -132,7 +135,7 @@ fn remove_from(catalog: &mut Catalog, text: &str, options: &RemoveOptions) -> Re
 }
 
 /// Returns the stacks of `layers` that no image in the catalog has, the highest first.
-fn freed_chains(catalog: &Catalog, layers: &[DiffId]) -> Vec<ChainId> {
+pub(crate) fn freed_chains(catalog: &Catalog, layers: &[DiffId]) -> Vec<ChainId> {
     let shared = |other: &Vec<DiffId>| layers.iter().zip(other).take_while(|(a, b)| a == b).count();
     let kept = catalog.images.values().map(|record| shared(&record.layers)).max().unwrap_or(0);
     let mut chains: Vec<ChainId> = Vec::new();

@@ -13,8 +13,8 @@ use strata_layer::{ChainId, DiffId, Digest, index, merge};
 
 use crate::catalog::CatalogGuard;
 use crate::disk::{
-    DiskError, Lock, OnDisk, Sharing, create_new, make_folder, open_if_present, read_if_present, rename_unless_present,
-    sync_folder, write_durably,
+    DiskError, Lock, OnDisk, Sharing, create_new, exists, make_folder, open_if_present, read_if_present,
+    rename_unless_present, sync_folder, write_durably,
 };
 use crate::image_id::ImageId;
 use crate::layout::{BUILD_LOCK, CHAIN_LAYERS, INDEX, OBJECTS, TAR};
@@ -140,7 +140,7 @@ impl Store {
                     return Err(StackError::DamagedLayer { layer, found: None });
                 }
             }
-            if !paths.index.exists() {
+            if !exists(&paths.index)? {
                 self.layer_index(layer)?;
             }
         }
@@ -168,20 +168,27 @@ impl Store {
         if let Some(index) = open_sound(&paths.index)? {
             return Ok(index);
         }
-        let ingested = self.read_layer_again(layer)?;
+        let ingested = self.read_layer_again(layer, &mut |_| ())?;
         self.replace_file(&paths.index, &ingested.index)?;
         open_index(&paths.index)?.ok_or(StackError::IndexNotReadable { layer })
     }
 
-    /// Reads a layer's whole tar, checks its digest and makes its index.
-    pub(crate) fn read_layer_again(&self, layer: DiffId) -> Result<IngestedLayer, StackError> {
+    /// Reads a layer's whole tar, checks its digest and makes its index. `advanced` is told how far it is.
+    pub(crate) fn read_layer_again(
+        &self,
+        layer: DiffId,
+        advanced: &mut dyn FnMut(u64),
+    ) -> Result<IngestedLayer, StackError> {
         let path = self.layer_paths(layer).tar;
         let mut file = open_if_present(&path)?.ok_or(StackError::NoSuchLayer { layer })?;
         let damaged = |found| StackError::DamagedLayer { layer, found };
         let mut ingest = LayerIngest::new(Limits::default());
         let mut buffer = vec![0; 1 << 20];
+        let mut done = 0;
         loop {
             let count = file.read(&mut buffer).on_disk("read", &path)?;
+            done += count as u64;
+            advanced(done);
             if count == 0 {
                 break;
             }
@@ -201,7 +208,7 @@ impl Store {
     }
 
     /// Writes a file aside and puts it in its place.
-    fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         self.check_writable()?;
         let work = WorkDir::create(&self.layout)?;
         let aside = work.path().join("file");
@@ -223,7 +230,7 @@ pub(crate) fn make_chain_folder(folder: &Path, layers: &[DiffId]) -> Result<(), 
     create_new(&path)?.write_all(list_of(layers).as_bytes()).on_disk("write", &path)
 }
 
-fn list_of(layers: &[DiffId]) -> String {
+pub(crate) fn list_of(layers: &[DiffId]) -> String {
     layers.iter().map(|layer| format!("{layer}\n")).collect()
 }
 
@@ -237,7 +244,7 @@ fn open_merged(path: &Path, layers: &[DiffId]) -> Result<Option<index::Index>, D
 }
 
 /// Opens an index and checks all of it; `None` if it is absent or not right.
-fn open_sound(path: &Path) -> Result<Option<index::Index>, DiskError> {
+pub(crate) fn open_sound(path: &Path) -> Result<Option<index::Index>, DiskError> {
     Ok(open_index(path)?.filter(|index| index.verify().is_ok()))
 }
 

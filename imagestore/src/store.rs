@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use crate::catalog::{Catalog, CatalogError};
-use crate::disk::{DiskError, OnDisk, make_folder, names_in};
+use crate::disk::{DiskError, OnDisk, exists, make_folder, names_in};
 use crate::format::{Access, FormatError, establish};
 use crate::layout::Layout;
 use crate::{reserve, work};
@@ -28,7 +28,7 @@ impl Store {
         DirBuilder::new().recursive(true).mode(0o700).create(root).on_disk("create", root)?;
         let mode = fs::metadata(root).on_disk("examine", root)?.permissions().mode();
         // A folder that somebody else has filled keeps its mode; what is made in it is private by itself.
-        let is_ours = layout.format().exists() || names_in(root)?.is_empty();
+        let is_ours = exists(&layout.format())? || names_in(root)?.is_empty();
         if mode & 0o077 != 0 && is_ours {
             fs::set_permissions(root, fs::Permissions::from_mode(0o700)).on_disk("restrict", root)?;
         }

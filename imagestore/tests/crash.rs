@@ -1,6 +1,7 @@
 //! Kills, and many processes at once.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod faults;
 mod support;
 
 use std::fs;

@@ -93,7 +93,7 @@ fn privileged_full_disk_leaves_the_store_as_it_was() {
                 }
                 Ok(_) => {
                     loaded += 1;
-                    assert!(store.verify().unwrap().is_empty());
+                    assert!(verify(&store).is_empty());
                     disk.empty();
                     store.remove("new:1", &RemoveOptions::default()).unwrap();
                 }

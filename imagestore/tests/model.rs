@@ -213,7 +213,7 @@ proptest! {
         model.leases.clear();
         apply(&mut store, &mut model, &Step::Collect);
         compare(&store, &model, &Step::Collect);
-        let findings = store.verify().unwrap();
+        let findings = verify(&store);
         prop_assert!(findings.is_empty(), "{findings:?}");
         for id in model.images.keys() {
             merged_paths(&store, id);

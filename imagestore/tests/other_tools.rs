@@ -75,7 +75,7 @@ fn load_both(path: &Path) -> Vec<(String, ImageId)> {
         for image in &loaded {
             assert_eq!(merged_paths(&store, &image.id), PATHS);
         }
-        assert!(store.verify().unwrap().is_empty());
+        assert!(verify(&store).is_empty());
         results.push(loaded.iter().map(|image| (image.to_string(), image.id)).collect::<Vec<_>>());
     }
     assert!(results.iter().all(|result| *result == results[0]));

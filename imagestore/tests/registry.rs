@@ -1,6 +1,7 @@
 //! Pulling and pushing, against a registry of our own that does as it should, or as it should not.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod fsck;
 mod support;
 
 use std::time::{Duration, Instant};

@@ -16,6 +16,7 @@ pub mod oracle;
 pub mod plain_user;
 pub mod processes;
 pub mod random;
+pub mod recorder;
 pub mod step;
 pub mod strata;
 pub mod tier;

@@ -153,7 +153,7 @@ fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestam
     let fields = [
         ("Containers", "N/A".to_owned()),
         ("CreatedAt", image.created.map_or_else(|| "N/A".to_owned(), human::moment)),
-        ("CreatedSince", image.created.map_or_else(|| "N/A".to_owned(), |created| human::age(created, now))),
+        ("CreatedSince", created_since(image, now)),
         ("Digest", digest_of(image, name)),
         ("ID", if whole { image.id.to_string() } else { image.id.short() }),
         ("Repository", name.map_or_else(|| NONE.to_owned(), |name| name.familiar_repository().into_owned())),
@@ -164,4 +164,9 @@ fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestam
         ("VirtualSize", size),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect()
+}
+
+/// How long ago an image was made.
+pub(super) fn created_since(image: &ImageSummary, now: Timestamp) -> String {
+    image.created.map_or_else(|| "N/A".to_owned(), |created| human::age(created, now))
 }

@@ -96,7 +96,8 @@ pub(crate) fn run(context: &Context, ps: &Ps, out: &mut impl Write) -> Outcome {
     Ok(0)
 }
 
-fn row(container: &Container, whole: bool, now: Timestamp) -> Map<String, Value> {
+/// The fields of a container's line.
+pub(super) fn row(container: &Container, whole: bool, now: Timestamp) -> Map<String, Value> {
     let config = &container.config;
     let command = config.command.join(" ");
     let command = if whole { command } else { human::ellipsis(&command, 20) };

@@ -13,6 +13,9 @@ pub(crate) struct Rmi {
     /// Remove even if stopped containers or several names use it
     #[arg(short, long)]
     force: bool,
+    /// Accepted for compatibility: there are no untagged parents to keep
+    #[arg(long)]
+    no_prune: bool,
     /// The images, by name, id or the beginning of an id
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,

@@ -587,6 +587,10 @@ impl Locked {
         }
         let removing = containers.folder.join(format!("{REMOVING}{}", config.id));
         fs::rename(folder, &removing).map_err(access(folder))?;
+        if !config.auto_remove {
+            // Else it may come back with the next power cut. One that goes with its process is of an earlier boot then.
+            durable::sync_directory(&containers.folder).map_err(access(&containers.folder))?;
+        }
         remove_container_tree(&removing)
     }
 }

@@ -22,6 +22,7 @@ use crate::disk::{DiskError, Lock, OnDisk, Sharing, make_folder, names_in, open_
 use crate::layout::Layout;
 use crate::progress::{Event, Progress};
 use crate::store::StoreError;
+use crate::usage::disk_space;
 
 /// A blob that is being downloaded.
 #[derive(Debug)]
@@ -395,26 +396,33 @@ fn lock_folder(folder: &Path) -> Result<Lock, DiskError> {
     }
 }
 
-/// Removes downloads that were given up: unlocked, and untouched for some time.
-pub(crate) fn remove_abandoned(layout: &Layout, age: Duration) -> Result<(), DiskError> {
+/// Removes downloads that nobody will continue: unlocked, and untouched for some time or of what the store has by now.
+/// Returns how many bytes they took.
+pub(crate) fn remove_abandoned(
+    layout: &Layout,
+    age: Duration,
+    is_stored: impl Fn(Digest) -> bool,
+) -> Result<u64, DiskError> {
+    let mut bytes = 0;
     if open_if_present(&layout.downloads())?.is_none() {
-        return Ok(());
+        return Ok(bytes);
     }
     for name in names_in(&layout.downloads())? {
-        let folder = layout.downloads().join(name);
+        let folder = layout.downloads().join(&name);
         let Some(file) = open_if_present(&folder)? else { continue };
         let modified = file.metadata().and_then(|metadata| metadata.modified()).on_disk("examine", &folder)?;
-        if modified.elapsed().unwrap_or_default() < age {
+        if modified.elapsed().unwrap_or_default() < age && !Digest::from_hex(&name).is_ok_and(&is_stored) {
             continue;
         }
-        if Lock::attempt(file, Sharing::Exclusive, &folder)?.is_some() {
+        if let Some(_lock) = Lock::attempt(file, Sharing::Exclusive, &folder)? {
+            let space = disk_space(&folder)?;
             match fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).on_disk("remove", &folder),
-                _ => {}
+                _ => bytes += space,
             }
         }
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Makes the remotes that have a repository's blobs, from the endpoint that had its manifest on.
@@ -464,7 +472,7 @@ mod tests {
         assert!(!download.resumed);
         let mut file = download.open_part(0).unwrap();
         download.append(0, &mut file, b"abcd").unwrap();
-        remove_abandoned(&layout, Duration::ZERO).unwrap();
+        remove_abandoned(&layout, Duration::ZERO, |_| false).unwrap();
         drop((download, file));
         let download = Arc::new(Download::open(&layout, digest, 10).unwrap());
         assert!(download.resumed);
@@ -473,9 +481,10 @@ mod tests {
         download.reader().read_exact(&mut start).unwrap();
         assert_eq!(&start, b"abcd");
         drop(download);
-        remove_abandoned(&layout, Duration::from_secs(60)).unwrap();
+        remove_abandoned(&layout, Duration::from_secs(60), |_| false).unwrap();
         assert!(layout.downloads().join(digest.hex()).exists());
-        remove_abandoned(&layout, Duration::ZERO).unwrap();
+        // What is in the store needs no download.
+        remove_abandoned(&layout, Duration::from_secs(60), |blob| blob == digest).unwrap();
         assert!(!layout.downloads().join(digest.hex()).exists());
     }
 }

@@ -33,6 +33,7 @@ pub use client::RegistryClient;
 pub use credentials::{Login, Secret, Stored};
 pub(crate) use download::remove_abandoned;
 pub use error::RegistryError;
+pub(crate) use pull::FetchedAgain;
 pub use pull::{PullOptions, Pulled};
 pub use push::{PushOptions, Pushed};
 pub use search::FoundRepository;

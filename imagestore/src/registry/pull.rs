@@ -50,6 +50,13 @@ pub struct Pulled {
     pub up_to_date: bool,
 }
 
+/// What was fetched again of an image.
+pub(crate) struct FetchedAgain {
+    pub(crate) config: Vec<u8>,
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) layers: BTreeMap<DiffId, NewLayer>,
+}
+
 /// What was found out about an image before any layer is fetched.
 struct Found<'c> {
     remote: Remote<'c>,
@@ -87,6 +94,47 @@ impl Store {
             }
             result => result.map_err(|failed| failed.error),
         }
+    }
+
+    /// Fetches of an image what is damaged, from where it was pulled.
+    ///
+    /// `reference` is the name by the digest that the registry knows it by; `platform` the machine that it is for.
+    pub(crate) fn fetch_again(
+        &self,
+        client: &RegistryClient,
+        (reference, image): (&ImageRef, ImageId),
+        platform: Option<Platform>,
+        damaged: &BTreeSet<DiffId>,
+        work: &WorkDir,
+        progress: &dyn Progress,
+    ) -> Result<FetchedAgain, RegistryError> {
+        let options = PullOptions { platform, ..PullOptions::default() };
+        let endpoints = client.endpoints(reference.host(), true);
+        let found = client.first_of(&endpoints, |endpoint| {
+            let scopes = vec![format!("repository:{}:pull", reference.path())];
+            let remote = Remote { client, endpoint: endpoint.clone(), scopes, login: None };
+            client.patiently(progress, "manifest", || self.find(&remote, reference, &options, progress))
+        });
+        let found = found.map_err(|error| explain(error, reference))?;
+        if Digest::of(&found.config) != image.0 {
+            let (what, found) = (format!("the configuration of {}", reference.familiar()), Digest::of(&found.config));
+            return Err(RegistryError::Digest { what, expected: image.0, found });
+        }
+        let mut jobs = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut wanted: Vec<_> = found.layers.iter().zip(&found.diff_ids).collect();
+        // In the order of their digests, as whoever pulls takes them.
+        wanted.sort_by_key(|(layer, _)| layer.digest);
+        for (layer, diff_id) in wanted {
+            if damaged.contains(diff_id) && seen.insert(*diff_id) {
+                let download = Download::open(&self.layout, layer.digest, layer.size).map_err(StoreError::from)?;
+                jobs.push(Job { download: Arc::new(download), diff_id: *diff_id });
+            }
+        }
+        let layers = take_layers(&jobs, &endpoints, &found, reference, work, &options, progress)
+            .map_err(|failed| failed.error)?;
+        jobs.iter().for_each(|job| job.download.discard());
+        Ok(FetchedAgain { config: found.config, manifest: found.manifest.bytes, layers })
     }
 
     /// Fetches the documents of an image.

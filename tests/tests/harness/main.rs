@@ -5,6 +5,7 @@ mod conformance;
 mod copying;
 mod debian_image;
 mod debian_work;
+mod disk_usage;
 mod exit_codes;
 mod folders;
 mod interrupted;
@@ -13,6 +14,7 @@ mod lifecycle;
 mod mounts;
 mod oracles;
 mod podman;
+mod power_cut;
 mod registry;
 
 use std::process::ExitCode;
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     copying::register(&mut suite);
     debian_image::register(&mut suite);
     debian_work::register(&mut suite);
+    disk_usage::register(&mut suite);
     exit_codes::register(&mut suite);
     folders::register(&mut suite);
     interrupted::register(&mut suite);
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     mounts::register(&mut suite);
     oracles::register(&mut suite);
     podman::register(&mut suite);
+    power_cut::register(&mut suite);
     registry::register(&mut suite);
     suite.run()
 }

@@ -19,13 +19,13 @@ pub(crate) fn register(suite: &mut Suite) {
 }
 
 /// A `registry serve` that ends with this.
-struct Serving {
+pub(crate) struct Serving {
     child: Child,
     address: String,
 }
 
 impl Serving {
-    fn start(strata: &Strata, faults: &[&str]) -> Result<Serving> {
+    pub(crate) fn start(strata: &Strata, faults: &[&str]) -> Result<Serving> {
         let mut arguments = vec!["registry", "serve", "--folder", "registry", "--address", "127.0.0.1:0"];
         arguments.extend(faults.iter().flat_map(|fault| ["--fault", *fault]));
         let mut child = strata.command(arguments).stderr(Stdio::piped()).spawn()?;
@@ -47,7 +47,7 @@ impl Drop for Serving {
 }
 
 /// Pushes the busybox image and forgets it; returns its name in the registry.
-fn pushed(strata: &Strata, serving: &Serving) -> Result<String> {
+pub(crate) fn pushed(strata: &Strata, serving: &Serving) -> Result<String> {
     strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
     let name = format!("{}/team/busybox:1", serving.address);
     strata.ok(["tag", busybox::REFERENCE, &name])?;
