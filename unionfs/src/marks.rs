@@ -37,6 +37,10 @@ pub(crate) struct Marks {
     pub(crate) origin: bool,
     /// The number under which it was shown before it was copied up.
     pub(crate) number: Option<Recorded>,
+    /// A root below which there are copies of files with several names.
+    pub(crate) shares: bool,
+    /// How many names further down lead to this copy.
+    pub(crate) left: Option<u32>,
     /// The capabilities that it had before its data was being copied, which takes them away.
     pub(crate) capability: Option<Vec<u8>>,
 }
@@ -98,8 +102,10 @@ impl Namespace {
                 b"redirect" => marks.redirect = Some(value()?).filter(|target| is_usable_redirect(target)),
                 b"metacopy" => marks.metacopy = true,
                 b"whiteout" => marks.whiteout = true,
-                b"origin" => marks.origin = true,
+                ORIGIN => marks.origin = true,
                 NULL_DEVICE => marks.null_device = true,
+                SHARES => marks.shares = true,
+                LEFT => marks.left = value()?.try_into().ok().map(u32::from_le_bytes),
                 CAPABILITY => marks.capability = Some(value()?),
                 NUMBER => marks.number = Recorded::parse(&value()?),
                 _ => {}
@@ -161,6 +167,18 @@ impl Recorded {
     }
 }
 
+/// Puts a file handle into the form that overlayfs knows (`struct ovl_fb`): version, magic, length, flags, type of the
+/// handle, UUID of the filesystem, handle.
+pub(crate) fn origin(uuid: &[u8; 16], kind: i32, handle: &[u8]) -> Option<Vec<u8>> {
+    const VERSION: u8 = 0;
+    const MAGIC: u8 = 0xfb;
+    const HEADER: usize = 21;
+    let flags = u8::from(cfg!(target_endian = "big"));
+    let length = u8::try_from(HEADER + handle.len()).ok()?;
+    let header = [VERSION, MAGIC, length, flags, u8::try_from(kind).ok()?];
+    Some([&header, &uuid[..], handle].concat())
+}
+
 /// Returns the name under which a layer stores what users call `name`.
 ///
 /// Both namespaces are escaped, whichever the mount believes: else what a user wrote as an ordinary attribute would mean
@@ -196,6 +214,12 @@ fn split(name: &[u8]) -> Option<(&'static [u8], &[u8])> {
 
 /// The mark with the inode number.
 pub(crate) const NUMBER: &[u8] = b"strata.ino";
+/// The mark of an upper's root: some of what was copied had several names.
+pub(crate) const SHARES: &[u8] = b"strata.shares";
+/// The mark of such a copy with the number of names that are not in this layer.
+pub(crate) const LEFT: &[u8] = b"strata.left";
+/// The mark with overlayfs's name for the lower file.
+pub(crate) const ORIGIN: &[u8] = b"origin";
 /// The mark of an empty regular file that is shown as the character device 0:0.
 pub(crate) const NULL_DEVICE: &[u8] = b"strata.device";
 /// The mark with the capabilities of a file whose data is being copied.
@@ -226,6 +250,15 @@ mod tests {
         for bad in ["", "/", ".", "..", "a/b", "/a/../b", "/a//b", "/a/", "//a", "/a\0b", "/.", "a/"] {
             assert!(!is_usable_redirect(bad.as_bytes()), "{bad}");
         }
+    }
+
+    #[test]
+    fn origins_are_as_overlayfs_writes_them() {
+        let uuid = *b"sixteen bytes of";
+        let origin = origin(&uuid, 1, &[9; 8]).unwrap();
+        assert_eq!(origin[..5], [0, 0xfb, 29, u8::from(cfg!(target_endian = "big")), 1]);
+        assert_eq!((&origin[5..21], &origin[21..]), (&uuid[..], &[9; 8][..]));
+        assert_eq!(super::origin(&uuid, 1000, &[9; 8]), None);
     }
 
     #[test]

@@ -293,6 +293,38 @@ fn uppers_with_user_marks_mount_in_both_in_a_user_namespace() {
     assert!(status.success());
 }
 
+#[test]
+fn inode_numbers_stay_when_overlayfs_mounts_what_we_copied_up() {
+    if !privileged() {
+        return;
+    }
+    for marks in [Marks::Trusted, Marks::User] {
+        let stack = Stack::new(marks);
+        let before = stack.mounted(Driver::Kernel, numbers);
+        let ours = stack.mounted(Driver::Ours, |root| {
+            let ours = numbers(root);
+            shell(root, "chmod 600 dir/a dir/big; echo more >> dir/b; echo more >> tree/sub/x; chown -h 3:4 dir/link");
+            shell(root, "mv dir/c dir/c2; mv dir/d tree/sub/d; chmod 600 dir/fifo");
+            ours
+        });
+        let after = stack.mounted(Driver::Kernel, numbers);
+        let number = |numbers: &BTreeMap<PathBuf, u64>, name: &str| numbers.get(&stack.mnt().join(name)).copied();
+        let moved = [("dir/c", "dir/c2"), ("dir/d", "tree/sub/d")];
+        let stayed = ["dir/a", "dir/b", "tree/sub/x", "dir/big", "dir/link", "dir/fifo"].map(|name| (name, name));
+        // With the other marks overlayfs believes only in filesystems that have a UUID.
+        for (name, moved) in moved.into_iter().chain(stayed).filter(|_| marks == Marks::Trusted) {
+            assert!(number(&before, name).is_some(), "{name}");
+            assert_eq!(number(&after, moved), number(&before, name), "{name}");
+        }
+        // And what overlayfs copies up keeps its number here.
+        stack.mounted(Driver::Kernel, |root| shell(root, "echo more >> dir/e; chmod 600 dir/f"));
+        let again = stack.mounted(Driver::Ours, numbers);
+        for name in ["dir/a", "dir/b", "dir/e", "dir/f", "tree/sub/x"] {
+            assert_eq!(number(&again, name), number(&ours, name), "{name} with {marks:?}");
+        }
+    }
+}
+
 /// A tree of large files changes its owner at the cost of its names.
 #[test]
 fn changing_attributes_copies_no_data() {

@@ -403,6 +403,68 @@ fn numbers_stay_while_uppers_become_lowers() {
 }
 
 /// Numbers that were recorded over other lowers are not believed: they may be anybody's here.
+/// Names of one file are names of one file, wherever the stack has its copy.
+#[test]
+fn links_stay_together_while_uppers_become_lowers() {
+    for keeps_work in [true, false] {
+        let mut layers = Layers::new(&["dir/a", "dir/other"]);
+        for name in ["b", "dir/c", "d"] {
+            fs::hard_link(layers.at("lower/dir/a"), layers.at("lower").join(name)).unwrap();
+        }
+        let names = ["dir/a", "b", "dir/c", "d"];
+        let tree = layers.tree();
+        let number = find(&tree, "b").ino;
+        write(&tree, number, "FIRST");
+        let check = |tree: &Tree, names: &[&str], text: &str, when: &str| {
+            for name in names {
+                let found = find(tree, name);
+                let seen = (found.ino, found.nlink as usize, content(tree, found.ino));
+                assert_eq!(seen, (number, names.len(), text.to_owned()), "{name} {when}, work kept: {keeps_work}");
+            }
+        };
+        check(&tree, &names, "FIRST", "changed");
+        drop(tree);
+        let rotate = |layers: &mut Layers, round: u32| {
+            let old = layers.at(&format!("old{round}"));
+            fs::rename(layers.at("upper"), &old).unwrap();
+            layers.lowers.insert(0, old);
+            if keeps_work {
+                fs::rename(layers.at("work"), layers.at(&format!("work{round}"))).unwrap();
+            } else {
+                fs::remove_dir_all(layers.at("work")).unwrap();
+            }
+            for dir in ["upper", "work"] {
+                fs::create_dir(layers.at(dir)).unwrap();
+            }
+        };
+        rotate(&mut layers, 0);
+        for listed in [false, true] {
+            let tree = layers.tree();
+            if listed {
+                // What is listed is found in another way.
+                tree.read_dir(find(&tree, "dir").ino, 0, false, &mut |_| ControlFlow::Continue(())).unwrap();
+            }
+            check(&tree, &names, "FIRST", "rotated");
+        }
+        let tree = layers.tree();
+        write(&tree, find(&tree, "dir/c").ino, "SECOND");
+        tree.unlink(find(&tree, "dir").ino, b"a").unwrap();
+        check(&tree, &names[1..], "SECOND", "changed again");
+        drop(tree);
+        check(&layers.tree(), &names[1..], "SECOND", "mounted again");
+        rotate(&mut layers, 1);
+        let tree = layers.tree();
+        check(&tree, &names[1..], "SECOND", "rotated again");
+        tree.set_attributes(find(&tree, "d").ino, &attributes(0o600)).unwrap();
+        tree.rename(Ino::ROOT, b"d", Ino::ROOT, b"e", RenameMode::Replace).unwrap();
+        check(&tree, &["b", "dir/c", "e"], "SECOND", "moved");
+        drop(tree);
+        rotate(&mut layers, 2);
+        check(&layers.tree(), &["b", "dir/c", "e"], "SECOND", "rotated once more");
+        assert_eq!(find(&layers.tree(), "dir/other").nlink, 1);
+    }
+}
+
 #[test]
 fn numbers_of_other_lowers_mean_nothing() {
     let layers = Layers::new(&["a", "b", "c"]);

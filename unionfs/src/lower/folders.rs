@@ -6,6 +6,7 @@
 //! of two that claim one number, the second gets another.
 
 mod kept;
+mod linked;
 mod search;
 
 use std::collections::hash_map::Entry;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use rustix::fs::{Dir, OFlags};
+use rustix::fs::{AtFlags, Dir, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -27,13 +28,14 @@ use crate::backing::{self, Identity, RawStat};
 use crate::beneath::{Crossing, open_beneath};
 use crate::by_name::{self, Special};
 use crate::handles::Handles;
-use crate::marks::{LayerId, Namespace};
+use crate::marks::{self, LayerId, Marks, Namespace};
 use crate::node::{Ino, Kind, Stat};
 use crate::override_stat::Override;
 use crate::survive::{Keep, RecordId};
 use crate::table;
 use crate::tree::Usage;
 use kept::{Kept, Restored};
+use linked::Copied;
 use search::Found;
 
 /// A stack of read-only folders.
@@ -66,12 +68,28 @@ struct Layer {
     /// It is behind a read-only mount of our own, so that nothing can write into it whatever happens.
     sealed: bool,
     id: LayerId,
+    /// The UUID of its filesystem, or zeros, once somebody asked.
+    uuid: OnceLock<[u8; 16]>,
+    /// It has copies of files with several names.
+    shares: bool,
+    /// Those, by the number of the file, once somebody asked.
+    copies: OnceLock<HashMap<Ino, Copied>>,
     /// Its root may hold what was copied up.
     impure: bool,
     kept_beside: Override,
 }
 
 impl Layer {
+    /// Returns the UUID of the layer's filesystem, zeros if it has none.
+    fn uuid(&self) -> [u8; 16] {
+        *self.uuid.get_or_init(|| {
+            let root = backing::reopen(self.root.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY).map_err(io::Error::from);
+            let uuid = root.and_then(|root| strata_sys::filesystem_uuid::filesystem_uuid(root.as_fd()));
+            // As overlayfs has it.
+            uuid.unwrap_or_default()
+        })
+    }
+
     /// Without a mount of our own, other filesystems may be mounted on the layer's folders.
     fn crossing(&self) -> Crossing {
         if self.sealed { Crossing::Allowed } else { Crossing::Refused }
@@ -231,6 +249,22 @@ impl FolderLower {
         let is_free = |number: &Ino| nodes.get(number).is_none_or(|node| node.identity == identity);
         let own = self.number(identity);
         [number, own, Ino(own.0 ^ OTHER)].into_iter().find(is_free).unwrap_or(number)
+    }
+
+    /// Returns by what the kernel's overlayfs finds a node again in the folder that it is seen in, if that has such things.
+    pub(crate) fn origin(&self, ino: Ino) -> Option<Vec<u8>> {
+        let node = self.node(ino).ok()?;
+        let source = node.sources.first()?;
+        let uuid = self.layer(source.layer).ok()?.uuid();
+        let file = self.open_source(source, OFlags::PATH).ok()?;
+        let handle = strata_sys::file_handle::name_to_handle_at(file.as_fd(), c"", AtFlags::EMPTY_PATH).ok()?;
+        marks::origin(&uuid, handle.kind(), handle.bytes())
+    }
+
+    /// Returns whether a node is the copy of a file that has names further down too.
+    pub(crate) fn is_joined(&self, ino: Ino) -> bool {
+        let first = self.node(ino).ok().and_then(|node| node.sources.first().map(|source| source.layer));
+        first.is_some_and(|layer| self.copied(ino, layer).is_some())
     }
 
     /// Returns the layer that a node's number is from.
@@ -542,6 +576,9 @@ impl FolderLower {
         let source = node.sources.iter().find(|source| source.layer == child.layer).ok_or(Errno::STALE)?;
         let directory = self.directory(dir, source)?;
         let raw = self.layer(child.layer)?.stat_at(&directory, &child.name)?;
+        if child.kind != Kind::Directory && raw.nlink > 1 && self.may_be_copied(child.layer) {
+            return self.search(dir, node, &child.name, child.layer);
+        }
         let identity = backing::identity(&raw);
         let stat = backing::to_stat(&raw, self.free_number(self.number(identity), identity))?;
         let stat = Stat { kind: child.kind, ..stat };
@@ -680,9 +717,9 @@ fn open_root(path: &Path, marks: Namespace, trusting: bool) -> Result<Layer> {
     let sealed = private.is_some();
     let root = private.unwrap_or(plain);
     let kept_beside = Override::of_lower(root.as_fd(), trusting)?;
-    let impure = marks.read(root.as_fd())?.impure;
+    let Marks { impure, shares, .. } = marks.read(root.as_fd())?;
     let id = LayerId::of_folder(&backing::stat(root.as_fd())?);
-    Ok(Layer { root, sealed, id, impure, kept_beside })
+    Ok(Layer { root, sealed, id, uuid: OnceLock::new(), shares, copies: OnceLock::new(), impure, kept_beside })
 }
 
 fn child_named<'a>(children: &'a [Child], name: &[u8]) -> Option<&'a Child> {

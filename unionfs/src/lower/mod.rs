@@ -93,6 +93,22 @@ impl LowerTree {
         }
     }
 
+    /// Returns by what the kernel's overlayfs finds a node in its folder again, without the name.
+    pub(crate) fn origin(&self, ino: Ino) -> Option<Vec<u8>> {
+        match self {
+            LowerTree::Image(_) => None,
+            LowerTree::Folders(lower) => lower.origin(ino),
+        }
+    }
+
+    /// Returns whether a node is the copy of a file that has names further down too, which the kernel would not know.
+    pub(crate) fn is_joined(&self, ino: Ino) -> bool {
+        match self {
+            LowerTree::Image(_) => false,
+            LowerTree::Folders(lower) => lower.is_joined(ino),
+        }
+    }
+
     /// Returns the number that was recorded, if it is one of these layers.
     pub(crate) fn known_number(&self, recorded: Recorded) -> Option<Ino> {
         let known = match self {

@@ -220,6 +220,12 @@ impl Tree {
         if object.kind != Kind::Directory {
             let layer = self.lower.layer_of(object.ino).ok_or(Errno::STALE)?;
             upper.record_number(fd, Recorded { ino: object.ino, layer, shared: stat.nlink > 1 })?;
+            // As overlayfs: of several names only one would lead to the copy there.
+            if stat.nlink == 1
+                && let Some(origin) = self.lower.origin(object.ino)
+            {
+                upper.record_origin(fd, &origin)?;
+            }
         }
         backing::restore_times(fd, stat.atime, stat.mtime)?;
         Ok(file)
@@ -235,7 +241,7 @@ impl Tree {
             // Deleted, but held: it has no name here either. Others that nobody has looked at yet must lead to it.
             if let Some(link) = link.filter(|link| link.covered < link.all) {
                 upper.links().add_copy(object.ino, staged.file.as_fd())?;
-                upper.links().set(object.ino, Link { copied: true, ..link })?;
+                upper.set_link(object.ino, Link { copied: true, ..link })?;
                 object.state().link = Some(Link { copied: true, ..link });
             }
             rustix::fs::unlinkat(upper.staging(), &staged.name, AtFlags::empty())?;
@@ -248,7 +254,7 @@ impl Tree {
             let linked = upper
                 .links()
                 .add_copy(object.ino, staged.file.as_fd())
-                .and_then(|()| upper.links().set(object.ino, Link { copied: true, covered: link.covered + 1, ..link }));
+                .and_then(|()| upper.set_link(object.ino, Link { copied: true, covered: link.covered + 1, ..link }));
             linked.inspect_err(|_| upper.discard(&staged.name))?;
         }
         let before = backing::stat(parent_fd.as_fd())?;

@@ -25,7 +25,8 @@ use crate::upper::UpperLayer;
 impl Tree {
     /// Makes a staged file one without data, if there is data that could be left in the lower and a way to say so.
     pub(super) fn leaves_data(&self, upper: &UpperLayer, file: &OwnedFd, stat: &Stat) -> Result<bool> {
-        if !self.habits.metacopy || stat.size == 0 {
+        // Under its other names the kernel's overlayfs would find the data of the old file.
+        if !self.habits.metacopy || stat.size == 0 || stat.nlink > 1 && self.lower.is_joined(stat.ino) {
             return Ok(false);
         }
         match upper.set_mark(file.as_fd(), METACOPY, b"") {

@@ -110,7 +110,7 @@ impl Tree {
             if only_in_lower {
                 link.covered = (link.covered + 1).min(link.all);
                 object.state().link = Some(link);
-                upper.links().set(object.ino, link)?;
+                upper.set_link(object.ino, link)?;
             }
             if self.stat_of(object.ino)?.nlink == 0 {
                 object.state().link = Some(crate::upper::Link { copied: false, ..link });

@@ -196,7 +196,7 @@ impl Tree {
         if let Some(mut link) = link {
             link.covered = (link.covered + 1).min(link.all);
             object.state().link = Some(link);
-            upper.links().set(object.ino, link)?;
+            upper.set_link(object.ino, link)?;
         }
         Ok((object, None))
     }

@@ -75,7 +75,7 @@ impl Tree {
         let covered = if joined { (join.link.covered + 1).min(join.link.all) } else { join.link.covered };
         let link = Link { covered, ..join.link };
         object.state().link = Some(link);
-        upper.links().set(object.ino, link)
+        upper.set_link(object.ino, link)
     }
 
     /// Gives objects without a name their files back.

@@ -12,7 +12,7 @@ pub(crate) use owners::Owners;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags};
@@ -25,6 +25,7 @@ use crate::beneath::{Crossing, open_beneath};
 use crate::by_name;
 use crate::idmap::Ids;
 use crate::marks::{self, Namespace, Recorded};
+use crate::node::Ino;
 use crate::override_stat::Override;
 use crate::spec::{Options, Upper};
 
@@ -41,6 +42,8 @@ pub(crate) struct UpperLayer {
     by_name: bool,
     device: u64,
     next_name: AtomicU64,
+    /// The root is marked to have copies of files with several names.
+    shares: AtomicBool,
     /// Whether data is written through before a copy-up becomes visible.
     durable: bool,
     /// The staging folder, locked: whoever has it is the one who changes the layer. The folder above is for users of
@@ -120,6 +123,7 @@ impl UpperLayer {
                 by_name,
                 device,
                 next_name,
+                shares: AtomicBool::new(false),
                 durable,
                 lock: None,
             });
@@ -138,7 +142,19 @@ impl UpperLayer {
         }
         let links = Links::open(links).map_err(failed(&links_path))?;
         let marks = Namespace::choose(options.userxattr, staging.as_fd());
-        Ok(UpperLayer { root, staging, links, marks, owners, by_name, device, next_name, durable, lock: Some(lock) })
+        Ok(UpperLayer {
+            root,
+            staging,
+            links,
+            marks,
+            owners,
+            by_name,
+            device,
+            next_name,
+            shares: AtomicBool::new(false),
+            durable,
+            lock: Some(lock),
+        })
     }
 
     /// Returns whether it was opened to be changed.
@@ -320,10 +336,37 @@ impl UpperLayer {
         }
     }
 
+    /// Notes for the kernel's overlayfs where a file was copied from; it shows the number of that.
+    pub(crate) fn record_origin(&self, fd: BorrowedFd<'_>, origin: &[u8]) -> Result<()> {
+        self.hint(fd, marks::ORIGIN, origin)
+    }
+
+    /// Remembers how many names of a lower file are covered: for this layer, and in the copy for when it is a lower.
+    pub(crate) fn set_link(&self, ino: Ino, link: Link) -> Result<()> {
+        self.links.set(ino, link)?;
+        if link.copied
+            && let Ok(copy) = rustix::fs::openat(self.links.dir(), Links::name(ino), LOOK, Mode::empty())
+        {
+            self.hint(copy.as_fd(), marks::LEFT, &link.all.saturating_sub(link.covered).to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Sets a mark that can be done without.
+    fn hint(&self, fd: BorrowedFd<'_>, mark: &[u8], value: &[u8]) -> Result<()> {
+        match self.set_mark(fd, mark, value) {
+            Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC | Errno::RANGE | Errno::TOOBIG) => Ok(()),
+            result => result,
+        }
+    }
+
     /// Records the number under which the object was shown before it was copied up.
     ///
     /// Where there are no xattrs (symbolic links in the `user.` namespace) the number will be another after a remount.
     pub(crate) fn record_number(&self, fd: BorrowedFd<'_>, number: Recorded) -> Result<()> {
+        if number.shared && !self.shares.swap(true, Ordering::Relaxed) {
+            self.hint(self.root(), marks::SHARES, b"y")?;
+        }
         match self.set_mark(fd, marks::NUMBER, &number.to_bytes()) {
             Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
             result => result,

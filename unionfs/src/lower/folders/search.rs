@@ -45,6 +45,8 @@ struct Search<'a> {
     over: bool,
     parts: Vec<Part>,
     complete: bool,
+    /// It is a copy in this folder that is looked for.
+    joining: bool,
 }
 
 /// What a name leads to in one folder.
@@ -70,7 +72,7 @@ impl FolderLower {
     /// Looks for `name` in the folders of the directory `dir`, of which those above `first` are known not to have it.
     pub(super) fn search(&self, dir: Ino, node: &Node, name: &[u8], first: u16) -> Result<Option<Found>> {
         let goal = Goal::Child(name.to_vec());
-        let mut search = Search { lower: self, goal, over: false, parts: Vec::new(), complete: false };
+        let mut search = Search::new(self, goal);
         let mut next = 0;
         for source in node.sources.iter().filter(|source| source.layer >= first) {
             if search.over || matches!(search.goal, Goal::Path(_)) {
@@ -79,17 +81,34 @@ impl FolderLower {
             search.look_in(source, self.directory(dir, source)?.as_fd())?;
             next = source.layer + 1;
         }
-        for layer in next..self.layer_count() {
-            if search.over || matches!(search.goal, Goal::Child(_)) {
-                break;
-            }
-            search.walk(layer)?;
-        }
+        search.walk_from(next)?;
+        search.finish()
+    }
+
+    /// Looks at the copy that the folder `layer` has of a file.
+    fn search_copy(&self, layer: u16, path: &[u8]) -> Result<Option<Found>> {
+        let mut search = Search { joining: true, ..Search::new(self, Goal::Path(components(path))) };
+        search.walk_from(layer)?;
         search.finish()
     }
 }
 
 impl Search<'_> {
+    fn new(lower: &FolderLower, goal: Goal) -> Search<'_> {
+        Search { lower, goal, over: false, parts: Vec::new(), complete: false, joining: false }
+    }
+
+    /// Walks down a path in each of the folders that are left.
+    fn walk_from(&mut self, first: u16) -> Result<()> {
+        for layer in first..self.lower.layer_count() {
+            if self.over || matches!(self.goal, Goal::Child(_)) {
+                break;
+            }
+            self.walk(layer)?;
+        }
+        Ok(())
+    }
+
     /// Looks at a name in one folder of the searched directory.
     fn look_in(&mut self, parent: &Source, dir: BorrowedFd<'_>) -> Result<()> {
         let Goal::Child(name) = &mut self.goal else { return Ok(()) };
@@ -193,7 +212,9 @@ impl Search<'_> {
         let metacopy = kind == Kind::Regular && marks.metacopy;
         if !metacopy || self.parts.is_empty() {
             // As listings have it, which look at nothing else in a directory that is not impure.
-            let known = |number: &Recorded| parent.impure && !number.shared && self.lower.has_layer(number.layer);
+            let joins = self.lower.layer(layer)?.shares;
+            let believed = |number: &Recorded| !number.shared || joins;
+            let known = |number: &Recorded| parent.impure && believed(number) && self.lower.has_layer(number.layer);
             let number = marks.number.filter(known);
             self.parts.push(Part { raw, kind, source, number, impure: parent.impure });
         }
@@ -211,7 +232,20 @@ impl Search<'_> {
             None if first.impure => self.lower.number(backing::identity(&last.raw)),
             None => self.lower.number(identity),
         };
+        let shared = first.raw.nlink > 1 || first.number.is_some_and(|number| number.shared);
+        let copy = (shared && first.kind != Kind::Directory).then(|| self.lower.copied(number, first.source.layer));
+        if let Some((layer, copied)) = copy.flatten().filter(|(layer, _)| *layer < first.source.layer && !self.joining)
+            && let Some(found) = self.lower.search_copy(layer, &copied.path)?
+        {
+            return Ok(Some(found));
+        }
         let mut stat = backing::to_stat(&first.raw, self.lower.free_number(number, identity))?;
+        if let Some((layer, copied)) = copy.flatten()
+            && layer == first.source.layer
+        {
+            // Its names and those further down.
+            stat.nlink = copied.links();
+        }
         stat.kind = first.kind;
         if first.kind == Kind::Directory && self.parts.len() > 1 {
             // A directory that several layers have has no true link count.
