@@ -68,9 +68,8 @@ impl Kept {
         match bytes.split_first()? {
             (&DEVICES, rest) => {
                 *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
-                Some(Restored::Devices(
-                    rest.as_chunks::<8>().0.iter().map(|device| u64::from_le_bytes(*device)).collect(),
-                ))
+                let mut reader = Reader(rest);
+                Some(Restored::Devices(std::iter::from_fn(|| reader.number()).collect()))
             }
             (&NODE, rest) => {
                 let node = node(&mut Reader(rest))?;
@@ -112,8 +111,17 @@ fn node(reader: &mut Reader<'_>) -> Option<Node> {
 struct Writer(Vec<u8>);
 
 impl Writer {
+    /// Most numbers are small, and there is a record for each node: seven bits in a byte, the lowest first, and the eighth
+    /// says whether there are more.
     fn numbers(&mut self, numbers: &[u64]) {
-        self.0.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        for number in numbers {
+            let mut rest = *number;
+            while rest > 0x7f {
+                self.0.push(rest.to_le_bytes()[0] | 0x80);
+                rest >>= 7;
+            }
+            self.0.push(rest.to_le_bytes()[0]);
+        }
     }
 
     fn text(&mut self, text: &[u8]) {
@@ -144,9 +152,11 @@ struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
     fn number(&mut self) -> Option<u64> {
-        let (number, rest) = self.0.split_first_chunk::<8>()?;
+        let length = self.0.iter().position(|byte| byte & 0x80 == 0)? + 1;
+        let (bytes, rest) = self.0.split_at(length);
         self.0 = rest;
-        Some(u64::from_le_bytes(*number))
+        let seven_more = |number: u64, byte: &u8| number << 7 | u64::from(byte & 0x7f);
+        (length <= 10).then(|| bytes.iter().rev().fold(0, seven_more))
     }
 
     fn small(&mut self) -> Option<u32> {
@@ -233,13 +243,13 @@ mod tests {
             record: OnceLock::new(),
         };
         kept.write_node(&made, &made.places.lock().unwrap());
-        kept.write_devices(&[4, 5]);
+        kept.write_devices(&[4, u64::MAX, 0x80]);
         let (mut nodes, mut devices) = (Vec::new(), Vec::new());
         keep.memory().for_each_record(&mut |record, bytes| match kept.decode(record, bytes).unwrap() {
             Restored::Node(node) => nodes.push(*node),
             Restored::Devices(found) => devices = found,
         });
         assert_eq!(format!("{:?}", nodes[0]), format!("{made:?}"));
-        assert_eq!((nodes.len(), devices), (1, vec![4, 5]));
+        assert_eq!((nodes.len(), devices), (1, vec![4, u64::MAX, 0x80]));
     }
 }
