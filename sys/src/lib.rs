@@ -9,6 +9,7 @@ pub mod filesystem_uuid;
 pub mod fork;
 pub mod fuse;
 pub mod fuse_ring;
+pub mod heap;
 mod io_uring;
 pub mod landlock;
 pub mod map;

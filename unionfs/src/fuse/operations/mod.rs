@@ -10,7 +10,7 @@ mod superseded;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -42,6 +42,8 @@ pub(crate) struct Operations {
     journal: Option<Journal>,
     counts: Arc<Counts>,
     slow: Slow,
+    /// Nodes that the kernel has forgotten since memory was last given back.
+    forgotten: AtomicU64,
 }
 
 /// What came of a request.
@@ -80,6 +82,7 @@ impl Operations {
             journal,
             counts: Arc::default(),
             slow: Slow::new(),
+            forgotten: AtomicU64::new(0),
         }
     }
 
@@ -298,6 +301,21 @@ impl Operations {
     fn forget(&self, node: NodeNumber, count: u64) {
         self.tree.forget(self.nodes.ino(node), count);
         self.nodes.forget(node, count);
+        self.give_memory_back();
+    }
+
+    /// Gives memory back to the system once many nodes have been forgotten and few are left. The C library would keep
+    /// what lies between others.
+    fn give_memory_back(&self) {
+        let forgotten = self.forgotten.fetch_add(1, Ordering::Relaxed) + 1;
+        if !forgotten.is_multiple_of(LOOK_EVERY) {
+            return;
+        }
+        let left = self.tree.lower_count() + self.tree.object_count();
+        if (left as u64) < forgotten / 4 {
+            self.forgotten.store(0, Ordering::Relaxed);
+            self.slow.run(strata_sys::heap::trim);
+        }
     }
 
     fn make(&self, dir: Ino, name: &[u8], new: New<'_>, mode: u32, umask: u32, caller: &Caller) -> Reply {
@@ -408,3 +426,6 @@ fn rename_mode(flags: u32) -> Option<RenameMode> {
         _ => None,
     }
 }
+
+/// After so many forgotten nodes it is looked how many are left.
+const LOOK_EVERY: u64 = 16_384;
