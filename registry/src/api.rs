@@ -47,7 +47,12 @@ pub(crate) fn answer(shared: &Shared, head: &Head, body: &mut Body<'_>, faults: 
             _ => {}
         }
     }
-    let response = route(shared, head, body, faults);
+    let mut response = route(shared, head, body, faults);
+    if let Some(Misbehaviour::Answer(status)) = faults.iter().find(|fault| matches!(fault, Misbehaviour::Answer(_)))
+        && (200..300).contains(&response.status)
+    {
+        response.status = *status;
+    }
     response.with("Docker-Distribution-API-Version", "registry/2.0")
 }
 

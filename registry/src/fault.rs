@@ -55,6 +55,12 @@ pub enum Misbehaviour {
     ExpireTokens,
     /// Accepts a part of an upload and throws it away.
     LoseUpload,
+    /// Closes the connection after so many bytes of what is uploaded; those stay.
+    CutUpload(u64),
+    /// Does what is asked and answers a success with this status.
+    Answer(u16),
+    /// Writes a manifest anew, so that it means the same and has another digest.
+    Reserialize,
     /// Does not mount blobs of other repositories, but begins an upload.
     RefuseMount,
 }
@@ -151,6 +157,9 @@ fn parse_misbehaviour(name: &str, value: &str) -> Option<Misbehaviour> {
         "redirect-loop" => Misbehaviour::RedirectLoop,
         "expire-tokens" => Misbehaviour::ExpireTokens,
         "lose-upload" => Misbehaviour::LoseUpload,
+        "cut-upload" => Misbehaviour::CutUpload(number()?),
+        "answer" => Misbehaviour::Answer(value.parse().ok()?),
+        "reserialize" => Misbehaviour::Reserialize,
         "refuse-mount" => Misbehaviour::RefuseMount,
         _ => return None,
     })

@@ -21,6 +21,8 @@
 mod access;
 mod api;
 mod blobs;
+#[cfg(test)]
+mod conformance;
 mod fault;
 mod http;
 mod lists;

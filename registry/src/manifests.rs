@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 
 use crate::api::Call;
 use crate::blobs::invalid_digest;
+use crate::fault::Misbehaviour;
 use crate::http::Body;
 use crate::name::{Algorithm, BlobDigest, is_tag};
 use crate::response::{Content, Response};
+use crate::storage::StoredManifest;
 
 /// Answers with a manifest.
 pub(crate) fn get(call: &Call<'_>, reference: &str) -> Response {
@@ -25,6 +27,15 @@ pub(crate) fn get(call: &Call<'_>, reference: &str) -> Response {
     match found {
         Err(error) => Response::internal(&error),
         Ok(None) => unknown(),
+        Ok(Some((digest, StoredManifest { bytes, media_type })))
+            if call.faults.contains(&Misbehaviour::Reserialize) =>
+        {
+            let document: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            let bytes = serde_json::to_vec_pretty(&document).unwrap_or(bytes);
+            Response { content: Content::Bytes(bytes), ..Response::new(200) }
+                .with("Content-Type", media_type)
+                .with("Docker-Content-Digest", digest.to_string())
+        }
         Ok(Some((digest, manifest))) => Response { content: Content::Bytes(manifest.bytes), ..Response::new(200) }
             .with("Content-Type", manifest.media_type)
             .with("Docker-Content-Digest", digest.to_string()),

@@ -268,8 +268,13 @@ fn serve_requests(connection: &mut Connection, shared: &Shared) -> io::Result<()
         let (response, in_step) = {
             let mut body = Body::new(connection, &head)?;
             let response = api::answer(shared, &head, &mut body, &faults);
-            (response, body.drain())
+            let cut = faults.iter().any(|fault| matches!(fault, Misbehaviour::CutUpload(_)));
+            (response, !cut && body.drain())
         };
+        if faults.iter().any(|fault| matches!(fault, Misbehaviour::CutUpload(_))) {
+            shared.note(&head, 0, 0);
+            return Ok(());
+        }
         let delivery = delivery(&faults, response.content.length());
         let status = response.status;
         let response = if in_step && !head.is_last() { response } else { response.with("Connection", "close") };

@@ -1,6 +1,6 @@
 //! Uploading blobs: at once, as a stream, in chunks, continued after a cut; or by mounting what is there.
 
-use std::io;
+use std::io::{self, Read};
 
 use crate::access::Action;
 use crate::api::Call;
@@ -93,7 +93,11 @@ fn take(call: &Call<'_>, id: &str, body: &mut Body<'_>) -> Result<u64, Response>
         let lost = io::copy(body, &mut io::sink()).unwrap_or(0);
         return Ok(length + lost);
     }
-    match storage.append(id, length, body) {
+    let cut = call.faults.iter().find_map(|fault| match fault {
+        Misbehaviour::CutUpload(after) => Some(*after),
+        _ => None,
+    });
+    match storage.append(id, length, &mut body.take(cut.unwrap_or(u64::MAX))) {
         Err(error) => Err(Response::internal(&error)),
         Ok(None) => Err(progress(call, 416, id, length)),
         Ok(Some(length)) => Ok(length),
