@@ -44,6 +44,10 @@ bench *ARGS:
 figures *ARGS: dist
     cargo run --release --package strata-benches --bin figures -- {{ARGS}}
 
+# Images to and from a registry and archives, beside podman, docker and skopeo; to benches/results/ as well
+bench-images *ARGS: dist
+    cargo run --release --package strata-benches --bin figures -- images {{ARGS}}
+
 # The file system beside overlayfs, fuse-overlayfs and a plain folder; figures and a picture to benches/results/
 bench-fs *ARGS: dist
     cargo run --release --package strata-benches --bin bench-fs -- {{ARGS}}

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fs;
+pub mod images;
 pub mod load;
 pub mod machine;
 pub mod measure;

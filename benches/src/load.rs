@@ -79,11 +79,8 @@ fn by_docker(work: &Path, archive: &Path, rounds: usize) -> Result<Vec<Cost>> {
     let mut costs = Vec::new();
     for _ in 0..rounds {
         let daemon = Dockerd::start(&work.join("load-docker"))?;
-        let before = daemon.cpu()?;
-        let mut cost = measure::time(daemon.client().arg("load").arg("-q").arg("-i").arg(archive))?;
-        cost.cpu += daemon.cpu()?.saturating_sub(before);
-        cost.peak = measure::peak_of(daemon.child.id())?;
-        costs.push(cost);
+        let archive = archive.to_string_lossy();
+        costs.push(daemon.time(&["load", "-q", "-i", &archive])?);
         daemon.stop()?;
         settle();
     }
@@ -140,6 +137,15 @@ impl Dockerd {
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(daemon)
+    }
+
+    /// Measures a command of the client, with what the daemon does for it.
+    pub fn time(&self, arguments: &[&str]) -> Result<Cost> {
+        let before = self.cpu()?;
+        let mut cost = measure::time(self.client().args(arguments))?;
+        cost.cpu += self.cpu()?.saturating_sub(before);
+        cost.peak = measure::peak_of(self.child.id())?;
+        Ok(cost)
     }
 
     /// A client of this daemon.

@@ -1,6 +1,6 @@
 //! Takes every published figure in one run and writes the text to `benches/results/`.
 //!
-//! `figures [load] [walk] [run] [--rounds N] [--no-file]`; the binary under test is `$STRATA_BIN`, else what
+//! `figures [load] [walk] [run] [images] [--rounds N] [--no-file]`; the binary under test is `$STRATA_BIN`, else what
 //! `cargo dist` made.
 
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use strata_benches::report::Report;
-use strata_benches::{binary, load, machine, measure, run, walk};
+use strata_benches::{binary, images, load, machine, measure, run, walk};
 
 #[expect(clippy::print_stderr, reason = "a command")]
 fn main() -> ExitCode {
@@ -36,8 +36,8 @@ fn figures() -> Result<ExitCode> {
                 rounds = arguments.next().and_then(|text| text.to_str()?.parse().ok()).context("a number of rounds")?
             }
             "--no-file" => to_file = false,
-            name @ ("load" | "walk" | "run") => wanted.push(name.to_owned()),
-            other => bail!("{other}: not one of load, walk, run, --rounds N, --no-file"),
+            name @ ("load" | "walk" | "run" | "images") => wanted.push(name.to_owned()),
+            other => bail!("{other}: not one of load, walk, run, images, --rounds N, --no-file"),
         }
     }
     if !rustix::process::geteuid().is_root() {
@@ -58,6 +58,9 @@ fn figures() -> Result<ExitCode> {
     }
     if is_wanted("run") {
         run::figures(&strata, work.path(), rounds * 4, &mut report)?;
+    }
+    if is_wanted("images") {
+        images::figures(&strata, work.path(), rounds.min(3), &mut report)?;
     }
     if to_file {
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results"));
