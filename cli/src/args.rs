@@ -115,6 +115,13 @@ pub(crate) enum Verb {
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchVerb),
+    /// Fetch what layers of the store lack; started by other commands
+    #[command(hide = true)]
+    Fetch {
+        /// Do it rather than start another process for it
+        #[arg(long)]
+        stay: bool,
+    },
 }
 
 /// What to do with images.

@@ -126,6 +126,7 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Manifest(_)
         | Verb::Logout(_)
         | Verb::Registry(_)
+        | Verb::Fetch { .. }
         | Verb::Save(_)
         | Verb::Load(_)
         | Verb::Import(_)
@@ -179,6 +180,7 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Manifest(ManifestVerb::Inspect(verb)) => command::manifest::inspect(verb, out),
         Verb::Login(verb) => command::login::login(verb, out),
         Verb::Logout(verb) => command::login::logout(verb, out),
+        Verb::Fetch { stay } => command::fetch::run(context, *stay),
         Verb::Registry(RegistryVerb::Serve(verb)) => command::registry::serve(verb),
         Verb::Registry(RegistryVerb::Htpasswd(verb)) => command::registry::htpasswd(verb, out),
         Verb::Save(verb) | Verb::Image(ImageVerb::Save(verb)) => command::save::run(context, verb),

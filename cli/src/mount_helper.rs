@@ -64,7 +64,15 @@ pub(crate) fn mount_helper(context: &Context, arguments: Vec<OsString>) -> Outco
     let name = source.to_str().context("the name of an image or container is text")?;
     // mount(8) says `rw` when nobody asked: an image is written only with an upper of its own.
     let options = MountOptions { writable: false, ..options };
-    command::mount::named(context, name, &options, directory, &mut std::io::sink())
+    let engine = context.engine()?;
+    let wanted = command::pull::Wanted {
+        policy: command::pull::Policy::Missing,
+        platform: None,
+        lazy: command::pull::Lazy::Auto,
+        quiet: false,
+    };
+    command::mount::ensure(&engine, name, &wanted)?;
+    command::mount::named(&engine, name, &options, directory, &mut std::io::sink())
 }
 
 /// Unmounts as umount(8)'s helper.

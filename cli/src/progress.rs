@@ -117,7 +117,11 @@ impl State {
                 self.layers[number].done = true;
                 Some(number)
             }
-            ProgressEvent::Present { .. } | ProgressEvent::Pulling { .. } | ProgressEvent::Retrying { .. } => None,
+            ProgressEvent::Present { .. }
+            | ProgressEvent::Pulling { .. }
+            | ProgressEvent::Early { .. }
+            | ProgressEvent::NotEarly { .. }
+            | ProgressEvent::Retrying { .. } => None,
         }
     }
 

@@ -221,7 +221,7 @@ fn privileged_container_tables() {
         ("push-missing", &["push", "127.0.0.1:1/no/such:1"]),
         ("run-no-source", &["run", "--rm", "--mount", "type=bind,src=/no/such,dst=/x", busybox::REFERENCE, "true"]),
         ("commit", &["commit", "-m", "a message", "first", "made:1"]),
-        ("mount-missing", &["mount", "nosuch", "/mnt"]),
+        ("mount-missing", &["mount", "--pull", "never", "nosuch", "/mnt"]),
         ("rm", &["rm", "first"]),
         ("rm-missing", &["rm", "first"]),
         ("rm-force-missing", &["rm", "-f", "first"]),

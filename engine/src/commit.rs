@@ -1,12 +1,12 @@
 //! What a container changed: listed, as an image, and its whole tree as a tar.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use strata_imagestore::{
-    Change, CommitLayerError, CommitOptions, ContainerConfig, ImageError, ImageId, ImageRef, StackError,
+    Change, CommitLayerError, CommitOptions, ContainerConfig, ImageError, ImageId, ImageRef, Stack, StackError,
 };
 use strata_layer::tar_writer::{TarWriteError, TarWriter};
-use strata_unionfs::{Change as FileChange, MountSpec, Options, Upper, WalkError};
+use strata_unionfs::{Change as FileChange, Difference, MountSpec, Options, Upper, WalkError};
 
 use crate::container::{Config, Container, FindError};
 use crate::engine::{Engine, image_id, lower_of};
@@ -30,6 +30,12 @@ pub enum ChangesError {
     /// It was not found.
     #[error(transparent)]
     Find(#[from] FindError),
+    /// Neither a container nor an image is called so.
+    #[error("No such image or container: {0}")]
+    NotFound(String),
+    /// An image cannot be found.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// Its layers cannot be used.
     #[error(transparent)]
     Stack(#[from] StackError),
@@ -61,6 +67,41 @@ impl Engine {
         let container = self.container(name)?;
         let stack = self.stack_of(&container)?;
         Ok(strata_unionfs::changes(&observed(&container, &stack))?)
+    }
+
+    /// Compares two images or containers, the first with the second; without a second, a container with its image.
+    pub fn compare(
+        &self,
+        before: &str,
+        after: Option<&str>,
+        tell: &mut dyn FnMut(Difference) -> io::Result<()>,
+    ) -> Result<(), ChangesError> {
+        let Some(after) = after else {
+            let container = self.container(before)?;
+            let stack = self.stack_of(&container)?;
+            return Ok(strata_unionfs::compare(&shown(&stack), &observed(&container, &stack), tell)?);
+        };
+        let ((before, _before), (after, _after)) = (self.tree_of(before)?, self.tree_of(after)?);
+        Ok(strata_unionfs::compare(&before, &after, tell)?)
+    }
+
+    /// Finds a container or an image and what its tree is made of, which stays as long as the stack is held.
+    fn tree_of(&self, name: &str) -> Result<(MountSpec, Stack), ChangesError> {
+        match self.container(name) {
+            Ok(container) => {
+                let stack = self.stack_of(&container)?;
+                Ok((observed(&container, &stack), stack))
+            }
+            Err(error) if error.is_not_found() => {
+                let image = match self.images().resolve(name) {
+                    Err(error) if error.is_not_found() => return Err(ChangesError::NotFound(name.to_owned())),
+                    result => result?,
+                };
+                let stack = self.images().stack(&image)?;
+                Ok((shown(&stack), stack))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes an image of a container's image and one more layer with exactly its changes.
@@ -99,8 +140,13 @@ impl Engine {
     }
 }
 
+/// The tree of an image.
+fn shown(stack: &Stack) -> MountSpec {
+    MountSpec { lower: lower_of(stack), upper: None, options: Options { read_only: true, ..Options::default() } }
+}
+
 /// The container's tree, only looked at. It may be mounted and in use meanwhile.
-fn observed(container: &Container, stack: &strata_imagestore::Stack) -> MountSpec {
+fn observed(container: &Container, stack: &Stack) -> MountSpec {
     MountSpec {
         lower: lower_of(stack),
         upper: Some(Upper { dir: container.upper(), work: container.work() }),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use strata_imagestore::{
     ContainerUse, ImageId, ImageSummary, OpenError, Pruned, RemoveOptions, Removed, Stack, StackError, Store, Unused,
 };
-use strata_unionfs::{ImageLayer, Lower};
+use strata_unionfs::{Absent, ImageLayer, Lower};
 
 use crate::container::{Container, Containers, FindError, RecordError};
 
@@ -39,6 +39,7 @@ pub enum RemoveImageError {
 impl Engine {
     /// Opens the engine of a root folder, which is made if it does not exist.
     pub fn open(root: &Path) -> Result<Engine, EngineError> {
+        crate::fetcher::provide_layers();
         let error = |source| EngineError { root: root.to_owned(), source };
         let absolute = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
         let store = Store::open(&absolute).map_err(error)?;
@@ -136,6 +137,7 @@ pub(crate) fn lower_of(stack: &Stack) -> Lower {
         tar: layer.tar.clone(),
         index: layer.index.clone(),
         objects: layer.objects.clone(),
+        absent: layer.lazy_in.clone().map(|store| Absent { store, layer: layer.diff_id.0.to_string() }),
     });
     Lower::Image { index: stack.index.clone(), layers: layers.collect() }
 }

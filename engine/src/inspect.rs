@@ -1,7 +1,7 @@
 //! What `inspect` shows, in Docker's fields.
 
 use serde_json::{Value, json};
-use strata_imagestore::{Image, ImageError};
+use strata_imagestore::{Image, ImageError, LayerDetails, LazyProgress};
 
 use crate::container::{Config, Container, FindError, Mount, Network, State};
 use crate::engine::Engine;
@@ -31,7 +31,20 @@ impl Engine {
     /// Everything about an image.
     pub fn inspect_image(&self, name: &str) -> Result<Value, InspectError> {
         let image = self.images().image(&self.images().resolve(name)?)?;
-        Ok(image_json(&image))
+        let mut value = image_json(&image);
+        if let Some(lazy) = self.images().lazy_progress(&image.layers).map_err(ImageError::from)? {
+            value["State"] = state_of(Some(&lazy));
+        }
+        Ok(value)
+    }
+
+    /// Everything about an image and each of its layers.
+    pub fn inspect_image_with_layers(&self, name: &str) -> Result<Value, InspectError> {
+        let image = self.images().image(&self.images().resolve(name)?)?;
+        let layers = self.images().layers(&image)?;
+        let mut value = self.inspect_image(name)?;
+        value["Layers"] = layers.iter().map(layer_json).collect();
+        Ok(value)
     }
 
     /// Everything about a container; with `size`, also what its files take.
@@ -89,6 +102,33 @@ fn image_json(image: &Image) -> Value {
         value["Variant"] = json!(variant);
     }
     value
+}
+
+/// Whether something is here or how much of it, and what failed.
+fn state_of(lazy: Option<&LazyProgress>) -> Value {
+    match lazy {
+        None => json!({ "Status": "whole" }),
+        Some(LazyProgress { here, size, failure }) => json!({
+            "Status": "fetching", "Fetched": here, "Size": size, "Failure": failure.clone().unwrap_or_default(),
+        }),
+    }
+}
+
+fn layer_json(layer: &LayerDetails) -> Value {
+    json!({
+        "DiffID": layer.diff_id.to_string(),
+        "Digest": layer.descriptor.digest.to_string(),
+        "MediaType": layer.descriptor.media_type,
+        "CompressedSize": layer.descriptor.size,
+        "TarSize": layer.tar_size,
+        "Size": layer.size,
+        "Entries": layer.entries,
+        "Created": layer.created.map(|created| created.to_string()),
+        "CreatedBy": layer.created_by,
+        "Comment": layer.comment,
+        "State": state_of(layer.lazy.as_ref()),
+        "SharedBy": layer.shared_by.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
 }
 
 fn container_config_json(image: &Image) -> Value {

@@ -29,6 +29,7 @@ mod disk_use;
 mod durable;
 mod engine;
 mod error_text;
+mod fetcher;
 mod filesystem;
 mod filesystem_features;
 mod info;
@@ -62,6 +63,7 @@ pub use disk_usage::{Usage, UsageError};
 pub use disk_use::ContainerSize;
 pub use engine::{Engine, EngineError, RemoveImageError};
 pub use error_text::error_chain;
+pub use fetcher::{CompleteError, FetchProcessError, fetch, start_fetching};
 pub use filesystem::{
     FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, serve as serve_filesystem,
 };
@@ -82,9 +84,12 @@ pub use size::parse_size;
 pub use spec::SpecError;
 pub use strata_imagestore::{
     Change, CommitOptions, CompressionFormat, Depth, Event as ProgressEvent, Finding, FsckOptions, FsckReport,
-    HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input, Leftovers, LoadOptions, Login, Mend, Outcome,
-    Platform, Progress, Proxies, Pruned, PullOptions, Pulled, PushOptions, Pushed, RegistryClient, RegistryError,
-    RegistrySettings, Removed, Secret, Stored, Timestamp, Unused, Upload as ProgressUpload, clean_path,
+    HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input, LazyProgress, Leftovers, LoadOptions, Login, Mend,
+    Outcome, Platform, Progress, Proxies, Pruned, PullOptions, Pulled, PushOptions, Pushed, RegistryClient,
+    RegistryError, RegistrySettings, Removed, Secret, Start, Stored, Timestamp, Unused, Upload as ProgressUpload,
+    clean_path,
 };
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
-pub use strata_unionfs::{Change as FileChange, ChangeKind, Force, RemountError, Upper};
+pub use strata_unionfs::{
+    Aspect, Change as FileChange, ChangeKind, Difference, Force, Kind as FileKind, RemountError, Side, Upper,
+};

@@ -6,7 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use flate2::GzBuilder;
@@ -44,32 +44,24 @@ pub(crate) struct Compressing {
 impl Compressing {
     /// Begins to compress a source.
     pub(crate) fn new(source: impl Read + Send + 'static, format: CompressionFormat) -> io::Result<Compressing> {
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let (ordered, pieces) = sync_channel(threads * 2);
-        let (jobs, queue) = sync_channel::<Job>(threads);
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..threads {
-            let queue = Arc::clone(&queue);
-            thread::Builder::new().name("compress".to_owned()).spawn(move || {
-                loop {
-                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    // No more is coming, or nobody wants it.
-                    let Ok(Job { piece, done }) = job else { return };
-                    let _ = done.send(compress(&piece, format));
-                }
-            })?;
-        }
-        thread::Builder::new().name("compress".to_owned()).spawn(move || feed(source, &ordered, &jobs))?;
+        // What is ready waits to be taken, or else the memory of large layers that are sent slowly would have no end.
+        let (ordered, pieces) = sync_channel(READY);
+        thread::Builder::new().name("compress".to_owned()).spawn(move || feed(source, &ordered, format))?;
         Ok(Compressing { pieces, piece: Vec::new(), position: 0 })
+    }
+
+    /// Returns the next piece that is compressed by itself; `None` at the end.
+    pub(crate) fn next_piece(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Ok(next) = self.pieces.recv() else { return Ok(None) };
+        next.recv().map_err(|_| io::Error::other("a thread that compresses has ended"))?.map(Some)
     }
 }
 
 impl Read for Compressing {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.position == self.piece.len() {
-            let Ok(next) = self.pieces.recv() else { return Ok(0) };
-            self.piece = next.recv().map_err(|_| io::Error::other("a thread that compresses has ended"))??;
-            self.position = 0;
+            let Some(next) = self.next_piece()? else { return Ok(0) };
+            (self.piece, self.position) = (next, 0);
         }
         let rest = &self.piece[self.position..];
         let count = rest.len().min(buffer.len());
@@ -82,11 +74,36 @@ impl Read for Compressing {
 /// A piece to compress, and where to send it.
 struct Job {
     piece: Vec<u8>,
+    format: CompressionFormat,
     done: SyncSender<io::Result<Vec<u8>>>,
 }
 
+/// Returns where jobs go: to threads that all sources share, as there is one per processor to do them.
+fn workers() -> &'static SyncSender<Job> {
+    static WORKERS: OnceLock<SyncSender<Job>> = OnceLock::new();
+    WORKERS.get_or_init(|| {
+        let (jobs, queue) = sync_channel::<Job>(1);
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS) {
+            let queue = Arc::clone(&queue);
+            let work = move || {
+                loop {
+                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    // The sender is never dropped.
+                    let Ok(Job { piece, format, done }) = job else { return };
+                    // Whoever has lost interest is no reason to end.
+                    let _ = done.send(compress(&piece, format));
+                }
+            };
+            // With fewer threads it takes longer; without any, whoever waits is told.
+            let _ = thread::Builder::new().name("compress".to_owned()).spawn(work);
+        }
+        jobs
+    })
+}
+
 /// Cuts the source into pieces, until it ends or nobody reads any more.
-fn feed(mut source: impl Read, ordered: &SyncSender<Receiver<io::Result<Vec<u8>>>>, jobs: &SyncSender<Job>) {
+fn feed(mut source: impl Read, ordered: &SyncSender<Receiver<io::Result<Vec<u8>>>>, format: CompressionFormat) {
     let mut is_first = true;
     loop {
         let mut piece = Vec::with_capacity(PIECE);
@@ -104,7 +121,7 @@ fn feed(mut source: impl Read, ordered: &SyncSender<Receiver<io::Result<Vec<u8>>
         }
         is_first = false;
         let is_last = piece.len() < PIECE;
-        if ordered.send(result).is_err() || jobs.send(Job { piece, done }).is_err() || is_last {
+        if ordered.send(result).is_err() || workers().send(Job { piece, format, done }).is_err() || is_last {
             return;
         }
     }
@@ -131,7 +148,9 @@ fn compress(piece: &[u8], format: CompressionFormat) -> io::Result<Vec<u8>> {
 }
 
 /// Large enough that little is lost at the edges, small enough for the memory of several layers at once.
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
+/// How many pieces of a source wait to be taken.
+const READY: usize = 2;
 const MAX_THREADS: usize = 8;
 const GZIP_LEVEL: u32 = 6;
 const ZSTD_LEVEL: i32 = 3;

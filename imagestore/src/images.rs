@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use strata_layer::{ChainId, DiffId, Digest};
 
 use crate::catalog::{Catalog, ImageRecord};
-use crate::disk::{OnDisk, read_if_present};
+use crate::disk::{OnDisk, exists, read_if_present};
 use crate::image_id::ImageId;
 use crate::layout::TAR;
+use crate::lazy::LazyProgress;
 use crate::model::{ConfigError, ImageConfig};
 use crate::reference::{ImageRef, InvalidReference};
 use crate::stack::{chain_of, open_index};
@@ -31,6 +32,8 @@ pub struct ImageSummary {
     pub labels: BTreeMap<String, String>,
     /// Whether its configuration cannot be read, so that the image cannot be used and the above is not known.
     pub damaged: bool,
+    /// How much of it is here; `None` if it is whole.
+    pub lazy: Option<LazyProgress>,
 }
 
 /// Everything about one image.
@@ -104,6 +107,7 @@ impl Store {
                 size: self.layer_sizes(&record)?.iter().sum(),
                 labels: config.config.labels.unwrap_or_default(),
                 damaged,
+                lazy: self.lazy_progress(&record.layers)?,
             });
         }
         list.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.names.cmp(&b.names)));
@@ -207,12 +211,12 @@ impl Store {
     }
 
     /// Returns the bytes of the files in a layer; where its index is missing, the size of its tar comes near.
-    fn layer_size(&self, layer: DiffId) -> Result<u64, StoreError> {
+    pub(crate) fn layer_size(&self, layer: DiffId) -> Result<u64, StoreError> {
         let folder = self.layout.layer(layer);
         if let Some(index) = open_index(&folder.join(crate::layout::INDEX))? {
             return Ok(index.total_size());
         }
-        if self.has_layer(layer)? { self.tar_size(layer) } else { Ok(0) }
+        if exists(&folder.join(TAR))? { self.tar_size(layer) } else { Ok(0) }
     }
 
     /// Returns the size of a layer's tar.
@@ -279,7 +283,7 @@ fn find_by_prefix(catalog: &Catalog, text: &str) -> Result<Option<ImageId>, Imag
     }
 }
 
-fn created(text: Option<&str>) -> Option<Timestamp> {
+pub(crate) fn created(text: Option<&str>) -> Option<Timestamp> {
     text.and_then(|text| text.parse().ok())
 }
 

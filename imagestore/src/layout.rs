@@ -91,6 +91,8 @@ impl Layout {
 
 /// The name of a layer's tar within the layer's folder.
 pub(crate) const TAR: &str = "tar";
+/// The name of the folder of the process that fetches what layers lack.
+pub(crate) const FETCHER: &str = "fetcher";
 /// The name of the mapped index within the folder of a layer or of a chain.
 pub(crate) const INDEX: &str = "index";
 /// The name of a layer's object table.

@@ -35,7 +35,9 @@ mod gc;
 mod image_id;
 mod images;
 mod ingest;
+mod layer_details;
 mod layout;
+mod lazy;
 mod lease;
 mod load;
 pub mod model;
@@ -66,6 +68,8 @@ pub use gc::{Collected, Leftovers};
 pub use image_id::ImageId;
 pub use images::{HistoryLine, Image, ImageError, ImageSummary};
 pub use ingest::IngestError;
+pub use layer_details::LayerDetails;
+pub use lazy::{FetchError, Fetcher, LazyLayer, LazyProgress, MapError, StartFetcher};
 pub use load::{Input, LoadError, LoadOptions, Loaded};
 pub use model::{ContainerConfig, HistoryEntry, ImageConfig, Platform};
 pub use progress::{Event, Progress, Upload};
@@ -74,7 +78,7 @@ pub use publish::PublishError;
 pub use reference::{ImageRef, InvalidReference};
 pub use registry::{
     FoundRepository, InvalidUrl, Login, Proxies, PullOptions, Pulled, PushOptions, Pushed, RegistryClient,
-    RegistryError, Secret, Settings as RegistrySettings, Stored, Timeouts,
+    RegistryError, Secret, Settings as RegistrySettings, Start, Stored, Timeouts,
 };
 pub use remove::{ContainerUse, Reason, RemoveError, RemoveOptions, Removed};
 pub use save::SaveError;

@@ -53,6 +53,18 @@ pub enum Event<'a> {
         /// How it came there.
         how: Upload<'a>,
     },
+    /// The layer can be used before it is here: what is in it is known.
+    Early {
+        /// The layer.
+        layer: &'a str,
+    },
+    /// The layer has a table of contents that is of no use.
+    NotEarly {
+        /// The layer.
+        layer: &'a str,
+        /// What is wrong with it.
+        reason: &'a str,
+    },
     /// The layer is in the store already and is not read.
     Present {
         /// The layer.

@@ -18,6 +18,7 @@ use crate::disk::{
 };
 use crate::image_id::ImageId;
 use crate::layout::{BUILD_LOCK, CHAIN_LAYERS, INDEX, OBJECTS, TAR};
+use crate::lazy::{FolderAccess, LAZY, LazyFolder, LazyProgress, is_lazy};
 use crate::lease;
 use crate::store::{Store, StoreError};
 use crate::work::WorkDir;
@@ -46,6 +47,8 @@ pub struct LayerPaths {
     pub index: PathBuf,
     /// Its object table, which the first user of passthrough makes.
     pub objects: PathBuf,
+    /// The root of the store, if the layer may not be whole and is to be opened as a [`LazyLayer`](crate::LazyLayer).
+    pub lazy_in: Option<PathBuf>,
 }
 
 /// Keeps a stack and its layers in the store: a shared lock on the stack's folder.
@@ -67,6 +70,9 @@ impl Hold {
 impl Store {
     /// Returns the layers of an image with everything that a mount needs, made where it was missing.
     pub fn stack(&self, image: &ImageId) -> Result<Stack, StackError> {
+        if let Some(record) = self.catalog().map_err(StoreError::from)?.images.get(image) {
+            crate::lazy::settle(self, &record.layers);
+        }
         let (layers, hold) = {
             let _shared = CatalogGuard::share(&self.layout).map_err(StoreError::from)?;
             let catalog = self.catalog().map_err(StoreError::from)?;
@@ -78,6 +84,7 @@ impl Store {
 
     /// Returns the layers that a lease keeps, as [`Store::stack`] does for an image.
     pub fn leased_stack(&self, name: &str) -> Result<Stack, StackError> {
+        crate::lazy::settle(self, &lease::layers_of(&self.layout, name)?.unwrap_or_default());
         let (layers, hold) = {
             let _shared = CatalogGuard::share(&self.layout).map_err(StoreError::from)?;
             let layers = lease::layers_of(&self.layout, name)?;
@@ -132,6 +139,10 @@ impl Store {
         let layers: Vec<LayerPaths> = layers.iter().map(|layer| self.layer_paths(*layer)).collect();
         for (paths, expected) in layers.iter().zip((0..).map_while(|number| merged.layer(number))) {
             let layer = paths.diff_id;
+            if paths.lazy_in.is_some() {
+                // What there is of it is told by its map.
+                continue;
+            }
             match fs::metadata(&paths.tar) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(StackError::NoSuchLayer { layer }),
                 result if result.as_ref().is_ok_and(|tar| tar.len() == expected.tar_size) => {}
@@ -152,6 +163,31 @@ impl Store {
         let references: Vec<&index::Index> = indexes.iter().collect();
         let bytes = merge::merge(&references).map_err(|source| StackError::Merge { source })?;
         Ok(self.replace_file(path, &bytes)?)
+    }
+
+    /// Returns those of the layers whose tar is not here.
+    pub fn absent_layers(&self, layers: &[DiffId]) -> Vec<DiffId> {
+        let absent = |layer: &&DiffId| {
+            let folder = self.layout.layer(**layer);
+            is_lazy(&folder).unwrap_or(false) && !folder.join(TAR).exists()
+        };
+        layers.iter().filter(absent).copied().collect()
+    }
+
+    /// Returns how much of the layers that are not whole is here; `None` if all are whole.
+    pub fn lazy_progress(&self, layers: &[DiffId]) -> Result<Option<LazyProgress>, StoreError> {
+        let mut sum: Option<LazyProgress> = None;
+        for layer in self.absent_layers(layers) {
+            // Whole by now, if it cannot be opened.
+            let folder = self.layout.layer(layer).join(LAZY);
+            let Some(folder) = LazyFolder::open(&folder, FolderAccess::Read)? else { continue };
+            let progress = folder.progress()?;
+            let sum = sum.get_or_insert_default();
+            sum.here += progress.here;
+            sum.size += progress.size;
+            sum.failure = sum.failure.take().or(progress.failure);
+        }
+        Ok(sum)
     }
 
     /// Returns the index of a layer, checked as a whole, and made again from the tar if it is missing or not right.
@@ -204,7 +240,14 @@ impl Store {
 
     pub(crate) fn layer_paths(&self, layer: DiffId) -> LayerPaths {
         let folder = self.layout.layer(layer);
-        LayerPaths { diff_id: layer, tar: folder.join(TAR), index: folder.join(INDEX), objects: folder.join(OBJECTS) }
+        LayerPaths {
+            diff_id: layer,
+            tar: folder.join(TAR),
+            index: folder.join(INDEX),
+            objects: folder.join(OBJECTS),
+            // What cannot be looked at is found out when it is opened.
+            lazy_in: is_lazy(&folder).unwrap_or(false).then(|| self.layout.root().to_owned()),
+        }
     }
 
     /// Writes a file aside and puts it in its place.

@@ -275,7 +275,7 @@ fn skopeo_and_the_registry() {
     {
         let name = format!("{address}/by/strata:{tag}");
         store.tag("test/x:1", &name.parse().unwrap()).unwrap();
-        let options = strata_imagestore::PushOptions { format: Some(format) };
+        let options = strata_imagestore::PushOptions { format: Some(format), with_index: false };
         store
             .push(&client(), &name.parse().unwrap(), &options, &())
             .unwrap_or_else(|error| panic!("{}", chain(&error)));

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod fsck;
+#[path = "support/lazy_blobs.rs"]
+mod lazy_blobs;
+#[path = "registry_lazy/mod.rs"]
+mod registry_lazy;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -64,8 +68,12 @@ impl Scene {
     }
 
     fn push_as(&self, format: CompressionFormat) -> strata_imagestore::Pushed {
-        let pushed =
-            self.source.push(&self.client(), &self.name("team/app:1"), &PushOptions { format: Some(format) }, &());
+        let pushed = self.source.push(
+            &self.client(),
+            &self.name("team/app:1"),
+            &PushOptions { format: Some(format), ..PushOptions::default() },
+            &(),
+        );
         let pushed = pushed.unwrap_or_else(|error| panic!("{}", chain(&error)));
         self.server.exchanges();
         pushed
@@ -155,7 +163,10 @@ fn what_was_pulled_keeps_its_digest_when_it_is_pushed() {
         store.tag(&scene.name("team/app:1").to_string(), &target).unwrap();
         let format = CompressionFormat::Zstd;
         assert_eq!(
-            store.push(&client, &target, &PushOptions { format: Some(format) }, &()).unwrap().digest,
+            store
+                .push(&client, &target, &PushOptions { format: Some(format), ..PushOptions::default() }, &())
+                .unwrap()
+                .digest,
             first.digest
         );
     }
@@ -172,6 +183,50 @@ fn a_cut_download_goes_on_at_the_byte() {
     let sent: u64 = scene.blob_requests().iter().map(|exchange| exchange.sent).sum();
     assert!(sent < size + size / 20, "{sent} of {size}");
     check_whole(&store);
+}
+
+#[test]
+fn a_cut_upload_goes_on_at_the_byte() {
+    let layers = [large_layer("data", 6 << 20), layer(&[("srv/app", "app")])];
+    for format in [CompressionFormat::Gzip, CompressionFormat::None] {
+        let whole = Scene::new(&layers).push_as(format);
+        let scene = Scene::new(&layers);
+        scene.misbehave("PATCH /v2/*/blobs/uploads/* times=8 cut-upload=800000");
+        let pushed = scene.push_as(format);
+        assert_eq!(pushed.digest, whole.digest);
+        let store = scene.store("other");
+        scene.pull(&store).unwrap();
+        check_whole(&store);
+    }
+}
+
+#[test]
+fn an_upload_that_is_forgotten_begins_again() {
+    let scene = Scene::new(&sample_layers());
+    scene.misbehave("PATCH /v2/*/blobs/uploads/* times=1 cut-upload=100");
+    scene.misbehave("GET /v2/*/blobs/uploads/* times=1 status=404");
+    // The answer to the end of an upload is lost.
+    scene.misbehave("PUT /v2/*/blobs/uploads/* times=1 cut-upload=1000000");
+    scene.push();
+    scene.pull(&scene.store("other")).unwrap();
+}
+
+#[test]
+fn what_registries_answer_otherwise_is_understood() {
+    let scene = Scene::new(&sample_layers());
+    scene.misbehave("PATCH /v2/*/blobs/uploads/* answer=201");
+    scene.misbehave("PUT /v2/*/blobs/uploads/* answer=204");
+    scene.misbehave("HEAD /v2/*/blobs/* without=content-length");
+    scene.misbehave("POST /v2/*/blobs/uploads/ header=OCI-Chunk-Min-Length:1048576");
+    scene.push();
+    let store = scene.store("other");
+    scene.pull(&store).unwrap();
+    // A proxy that writes manifests anew changes their digest, and then it is not what was asked for.
+    let scene = Scene::new(&sample_layers());
+    scene.push();
+    scene.misbehave("GET /v2/*/manifests/* reserialize");
+    let error = chain(&scene.pull(&scene.store("other")).unwrap_err());
+    assert!(error.contains("digest"), "{error}");
 }
 
 #[test]

@@ -16,7 +16,8 @@ use crate::{DiffId, Digest};
 /// A layer on its way in.
 #[derive(Debug)]
 pub struct LayerIngest {
-    sha: Sha256,
+    /// `None` while only an outline is made.
+    sha: Option<Sha256>,
     parser: Parser,
     builder: Builder,
     limits: Limits,
@@ -40,8 +41,14 @@ pub struct IngestedLayer {
 impl LayerIngest {
     /// Starts a layer.
     pub fn new(limits: Limits) -> LayerIngest {
+        LayerIngest { sha: Some(Sha256::new()), ..LayerIngest::outline(limits) }
+    }
+
+    /// Starts the outline of a layer whose data is elsewhere: the bytes of its files may be pushed as zeros, or entries
+    /// described without a tar. To be ended by [`finish_outline`](Self::finish_outline).
+    pub fn outline(limits: Limits) -> LayerIngest {
         LayerIngest {
-            sha: Sha256::new(),
+            sha: None,
             parser: Parser::new(limits.clone()),
             builder: Builder::new(),
             limits,
@@ -52,7 +59,9 @@ impl LayerIngest {
 
     /// Takes in the next bytes of the tar. After an error the layer is given up.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
-        self.sha.update(bytes);
+        if let Some(sha) = &mut self.sha {
+            sha.update(bytes);
+        }
         let mut rest = bytes;
         while let Some(event) = self.parser.next_event(&mut rest)? {
             if let Event::Entry(entry) = event {
@@ -63,12 +72,32 @@ impl LayerIngest {
     }
 
     /// Ends the layer. An archive may end without its two blocks of zeros, but not inside an entry.
+    ///
+    /// # Panics
+    /// For an outline, which knows no digest.
     pub fn finish(self) -> Result<IngestedLayer, LayerError> {
         self.parser.finish()?;
-        let diff_id = DiffId(Digest::from_bytes(self.sha.finalize().into()));
+        let sha = self.sha.expect("an outline is ended by finish_outline");
+        let diff_id = DiffId(Digest::from_bytes(sha.finalize().into()));
         let tar_size = self.parser.offset();
         let index = self.builder.finish(Layer { diff_id, tar_size })?;
         Ok(IngestedLayer { diff_id, tar_size, index, entries: self.entries })
+    }
+
+    /// Ends an outline, and returns the index that the layer has if the tar is what was said of it.
+    pub fn finish_outline(self, layer: Layer) -> Result<Vec<u8>, LayerError> {
+        self.parser.finish()?;
+        Ok(self.builder.finish(layer)?)
+    }
+
+    /// Returns how many bytes of the tar were pushed.
+    pub fn tar_size(&self) -> u64 {
+        self.parser.offset()
+    }
+
+    /// Takes in an entry that somebody else has read, with `data` as it lies where the layer's bytes are found.
+    pub fn describe(&mut self, entry: Entry) -> Result<(), LayerError> {
+        self.add(entry)
     }
 
     fn add(&mut self, entry: Entry) -> Result<(), LayerError> {

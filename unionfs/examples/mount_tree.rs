@@ -57,7 +57,12 @@ fn image(tars: &[PathBuf], store: &Path) -> Result<Lower, Box<dyn Error>> {
         let index = store.join(format!("{number}.index"));
         fs::write(&index, &bytes)?;
         indexes.push(Index::from_bytes(bytes)?);
-        layers.push(ImageLayer { tar: tar.clone(), index, objects: store.join(format!("{number}.objects")) });
+        layers.push(ImageLayer {
+            tar: tar.clone(),
+            index,
+            objects: store.join(format!("{number}.objects")),
+            absent: None,
+        });
     }
     let index = store.join("merged.index");
     fs::write(&index, strata_layer::merge::merge(&indexes.iter().collect::<Vec<_>>())?)?;

@@ -22,6 +22,7 @@ mod node;
 pub mod objects;
 mod override_stat;
 mod quota;
+mod source;
 mod spec;
 mod survive;
 mod table;
@@ -39,6 +40,7 @@ pub use mount::{
 pub use mounted::{Force, RemountError, Server, remount, server_of, unmount_with};
 pub use node::{Device, Ino, Kind, Stat, Timestamp};
 pub use quota::{LayerUsage, USAGE_FILE};
+pub use source::{Absent, LayerSource, OpenLayerSource, set_layer_sources};
 pub use spec::{
     ImageLayer, Limits, Lower, Metacopy, MountSpec, Options, Passthrough, Transport, Upper, UserXattr, XattrPermissions,
 };
@@ -48,7 +50,9 @@ pub use tree::{
     Tree, Usage,
 };
 pub use upper::UpperError;
-pub use walk::{Change, ChangeKind, WalkError, changes, write_changes, write_merged};
+pub use walk::{
+    Aspect, Change, ChangeKind, Difference, Side, WalkError, changes, compare, write_changes, write_merged,
+};
 
 /// The answer of a filesystem operation: a value, or the errno that the caller sees.
 pub type Result<T, E = rustix::io::Errno> = std::result::Result<T, E>;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::idmap::IdMap;
+use crate::source::Absent;
 
 /// Everything that one union mount is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct ImageLayer {
     pub index: PathBuf,
     /// Where its EROFS object table is, or is to be written on first use.
     pub objects: PathBuf,
+    /// How to find what stands in for a tar that may not be whole.
+    #[serde(default)]
+    pub absent: Option<Absent>,
 }
 
 /// The writable layer, in overlayfs's on-disk form.

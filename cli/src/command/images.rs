@@ -37,7 +37,7 @@ pub(crate) struct Images {
     reference: Option<String>,
 }
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     Column { field: "Containers", header: "CONTAINERS" },
     Column { field: "CreatedAt", header: "CREATED AT" },
     Column { field: "CreatedSince", header: "CREATED" },
@@ -46,6 +46,7 @@ const COLUMNS: [Column; 11] = [
     Column { field: "Repository", header: "REPOSITORY" },
     Column { field: "SharedSize", header: "SHARED SIZE" },
     Column { field: "Size", header: "SIZE" },
+    Column { field: "State", header: "STATE" },
     Column { field: "Tag", header: "TAG" },
     Column { field: "UniqueSize", header: "UNIQUE SIZE" },
     Column { field: "VirtualSize", header: "VIRTUAL SIZE" },
@@ -88,11 +89,15 @@ pub(crate) fn run(context: &Context, images: &Images, out: &mut impl Write) -> O
         }
         return Ok(0);
     }
-    let shown: &[&str] = match images.digests {
-        true => &["Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"],
-        false => &["Repository", "Tag", "ID", "CreatedSince", "Size"],
+    let mut shown: Vec<&str> = match images.digests {
+        true => vec!["Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"],
+        false => vec!["Repository", "Tag", "ID", "CreatedSince", "Size"],
     };
-    List { columns: &COLUMNS, shown, rows }.write(images.format.as_deref().unwrap_or(&Format::Table), out)?;
+    // Docker has no such column, and there is nothing to say about images that are here.
+    if all.iter().any(|image| image.lazy.is_some()) {
+        shown.push("State");
+    }
+    List { columns: &COLUMNS, shown: &shown, rows }.write(images.format.as_deref().unwrap_or(&Format::Table), out)?;
     Ok(0)
 }
 
@@ -147,6 +152,18 @@ fn fits_reference(name: &ImageRef, pattern: &str) -> bool {
         && tag.is_none_or(|tag| fits(tag, name.tag().unwrap_or("<none>")))
 }
 
+/// Whether an image is here, or how much of it.
+fn state(image: &ImageSummary) -> String {
+    match &image.lazy {
+        None => "whole".to_owned(),
+        Some(lazy) => {
+            let percent = lazy.here.saturating_mul(100) / lazy.size.max(1);
+            let failing = if lazy.failure.is_some() { ", failing" } else { "" };
+            format!("fetching {percent}%{failing}")
+        }
+    }
+}
+
 fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestamp) -> Map<String, Value> {
     const NONE: &str = "<none>";
     let size = human::size(image.size);
@@ -159,6 +176,7 @@ fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestam
         ("Repository", name.map_or_else(|| NONE.to_owned(), |name| name.familiar_repository().into_owned())),
         ("SharedSize", "N/A".to_owned()),
         ("Size", size.clone()),
+        ("State", state(image)),
         ("Tag", name.and_then(ImageRef::tag).unwrap_or(NONE).to_owned()),
         ("UniqueSize", "N/A".to_owned()),
         ("VirtualSize", size),

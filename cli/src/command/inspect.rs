@@ -25,6 +25,9 @@ pub(crate) struct Inspect {
 /// Show everything about images
 #[derive(Debug, Args)]
 pub(crate) struct InspectImage {
+    /// Add each layer: what it was in the registry, what is here of it, which step made it, which images share it
+    #[arg(long)]
+    layers: bool,
     #[command(flatten)]
     what: What,
 }
@@ -90,7 +93,11 @@ pub(crate) fn run(context: &Context, inspect: &Inspect, out: &mut impl Write) ->
 
 /// Inspects images.
 pub(crate) fn image(context: &Context, inspect: &InspectImage, out: &mut impl Write) -> Outcome {
-    show(context, &inspect.what, false, Engine::inspect_image, out)
+    let find = match inspect.layers {
+        true => Engine::inspect_image_with_layers,
+        false => Engine::inspect_image,
+    };
+    show(context, &inspect.what, false, find, out)
 }
 
 /// Inspects containers.

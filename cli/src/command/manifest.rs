@@ -17,6 +17,12 @@ pub(crate) struct Inspect {
     /// Show the media type and the digest too
     #[arg(short, long)]
     verbose: bool,
+    /// List what refers to it instead: signatures, indexes and other artifacts
+    #[arg(long)]
+    referrers: bool,
+    /// List only this kind of artifact
+    #[arg(long, value_name = "TYPE", requires = "referrers")]
+    artifact_type: Option<String>,
     /// The image
     #[arg(value_name = "NAME[:TAG|@DIGEST]")]
     name: String,
@@ -25,6 +31,11 @@ pub(crate) struct Inspect {
 /// Fetches a manifest and prints it.
 pub(crate) fn inspect(inspect: &Inspect, out: &mut impl Write) -> Outcome {
     let reference: ImageRef = inspect.name.parse()?;
+    if inspect.referrers {
+        let found = registries::client()?.referrers(&reference, inspect.artifact_type.as_deref(), &())?;
+        writeln!(out, "{}", super::inspect::pretty(&serde_json::to_value(found)?)?)?;
+        return Ok(0);
+    }
     let (media_type, digest, bytes) = registries::client()?.manifest(&reference, &())?;
     if inspect.verbose {
         let document: serde_json::Value = serde_json::from_slice(&bytes)?;

@@ -10,6 +10,7 @@ pub(crate) mod diff;
 pub(crate) mod disk_usage;
 pub(crate) mod exec;
 pub(crate) mod export;
+pub(crate) mod fetch;
 mod filter;
 pub(crate) mod fsck;
 pub(crate) mod history;

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use strata_engine::{MountError, MountOptions, Upper, Writable};
+use strata_engine::{Engine, MountError, MountOptions, Platform, Upper, Writable};
 
+use super::pull::{self, Lazy, Policy, Wanted};
 use super::{Context, Outcome};
 use crate::failure::Failure;
 
@@ -18,12 +19,13 @@ use crate::failure::Failure;
     override_usage = "strata mount [OPTIONS] IMAGE|CONTAINER DIR\n       \
                       strata mount --lower A:B [--upper U --work W] DIR",
     after_long_help = "\
-The mount stays until 'strata umount DIR'. With --rw and no --upper, the changes to an image are kept in a new \
+An image that is not here is pulled. The mount stays until 'strata umount DIR'. With --rw and no --upper, the changes to an image are kept in a new \
 container, whose id is printed: 'strata diff', 'commit', 'mount' and 'rm' work on it.
 
 Examples:
   strata mount debian:12 /mnt
   strata mount --rw debian:12 /mnt
+  strata mount --pull always registry.example:5000/team/app:2 /mnt
   strata mount --lower /srv/b:/srv/a --upper /srv/changes --work /srv/work /mnt"
 )]
 pub(crate) struct Mount {
@@ -42,6 +44,18 @@ pub(crate) struct Mount {
     /// Limit what the writable layer may hold
     #[arg(long, value_name = "BYTES")]
     size: Option<String>,
+    /// When to pull the image
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull: Policy,
+    /// Whether an image that says what is in it may be used before it is here
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    lazy: Lazy,
+    /// Choose the image for this platform when it is pulled, as os/architecture[/variant]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Do not say what is pulled
+    #[arg(short, long)]
+    quiet: bool,
     /// Set mount options, as for overlayfs
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<OsString>,
@@ -77,15 +91,28 @@ pub(crate) fn run(context: &Context, mount: &Mount, out: &mut impl Write) -> Out
         (true, [name, directory]) => {
             let name = name.to_str().context("the name of an image or container is text")?;
             options.writable |= mount.rw;
-            named(context, name, &options, directory, out)
+            let engine = context.engine()?;
+            let wanted =
+                Wanted { policy: mount.pull, platform: mount.platform.as_ref(), lazy: mount.lazy, quiet: mount.quiet };
+            ensure(&engine, name, &wanted)?;
+            named(&engine, name, &options, directory, out)
         }
         (true, _) => Err(usage("an image or container and a place to mount on are needed")),
     }
 }
 
+/// Pulls an image as far as the policy allows, unless a container is called so.
+pub(crate) fn ensure(engine: &Engine, name: &str, wanted: &Wanted<'_>) -> Result<(), Failure> {
+    match engine.container(name) {
+        Err(error) if error.is_not_found() => pull::ensure_image(engine, name, wanted),
+        // What is wrong with a container, mounting it tells.
+        _ => Ok(()),
+    }
+}
+
 /// Mounts an image or a container.
 pub(crate) fn named(
-    context: &Context,
+    engine: &Engine,
     name: &str,
     mount: &MountOptions,
     directory: &std::path::Path,
@@ -97,7 +124,7 @@ pub(crate) fn named(
         (None, None) => Writable::No,
         _ => return Err(usage("upperdir and workdir belong together")),
     };
-    let made = context.engine()?.mount(name, writable, &mount.options, directory).map_err(explain)?;
+    let made = engine.mount(name, writable, &mount.options, directory).map_err(explain)?;
     if let Some((id, container)) = made.container {
         writeln!(out, "{id}")?;
         eprintln!("strata: changes are kept in container {container}");

@@ -6,12 +6,15 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use strata_engine::{Engine, ImageRef, Platform, Progress, ProgressEvent, PullOptions, Pulled, RegistryClient};
+use strata_engine::{
+    Engine, ImageId, ImageRef, LazyProgress, Platform, Progress, ProgressEvent, PullOptions, Pulled, RegistryClient,
+    Start,
+};
 
 use super::container_options::ContainerOptions;
 use super::{Context, Outcome};
 use crate::failure::Failure;
-use crate::output::human::printable;
+use crate::output::human::{printable, size};
 use crate::progress::Bars;
 use crate::registries;
 
@@ -49,6 +52,40 @@ pub(crate) enum Policy {
     Never,
 }
 
+/// Whether an image may be used before it is here: if it says what is in it, not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Lazy {
+    #[default]
+    Auto,
+    Never,
+}
+
+/// What to do about an image that something else is to be done with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) policy: Policy,
+    pub(crate) platform: Option<&'a Platform>,
+    pub(crate) lazy: Lazy,
+    pub(crate) quiet: bool,
+}
+
+/// Waits until an image is whole.
+pub(crate) fn complete(engine: &Engine, image: &ImageId) -> Result<(), Failure> {
+    let shown = std::io::stderr().is_terminal();
+    let mut last = String::new();
+    engine.complete(image, &mut |progress: &LazyProgress| {
+        let text = format!("{} of {}", size(progress.here), size(progress.size));
+        if shown && text != last {
+            eprint!("\r\x1b[Kwaiting for the rest of the image: {text}");
+            last = text;
+        }
+    })?;
+    if !last.is_empty() {
+        eprint!("\r\x1b[K");
+    }
+    Ok(())
+}
+
 /// Pulls an image, or all of a repository.
 pub(crate) fn run(context: &Context, pull: &Pull, out: &mut impl Write) -> Outcome {
     let reference: ImageRef = pull.name.parse()?;
@@ -70,7 +107,12 @@ pub(crate) fn run(context: &Context, pull: &Pull, out: &mut impl Write) -> Outco
         out.flush()?;
     }
     for reference in &references {
-        let pulled = fetch(&engine, &client, reference, pull.platform.as_ref(), Shown::of(pull.quiet))?;
+        let options = PullOptions { platform: pull.platform.clone(), ..PullOptions::default() };
+        let pulled = fetch(&engine, &client, reference, &options, Shown::of(pull.quiet))?;
+        if pulled.early {
+            // It was begun to be used before it was here.
+            complete(&engine, &pulled.id)?;
+        }
         if !pull.quiet {
             summarise(&pulled, out)?;
         }
@@ -84,8 +126,15 @@ pub(crate) fn run(context: &Context, pull: &Pull, out: &mut impl Write) -> Outco
 
 /// Makes sure that an image which a container is to be made of is here, as far as the policy allows.
 pub(crate) fn ensure(engine: &Engine, options: &ContainerOptions) -> Result<(), Failure> {
-    let (policy, quiet) = (options.pull, options.quiet);
     let Some(image) = options.image_and_command.first() else { return Ok(()) };
+    let wanted =
+        Wanted { policy: options.pull, platform: options.platform.as_ref(), lazy: options.lazy, quiet: options.quiet };
+    ensure_image(engine, image, &wanted)
+}
+
+/// Makes sure that an image is here, as far as the policy allows. What is said goes to standard error.
+pub(crate) fn ensure_image(engine: &Engine, image: &str, wanted: &Wanted<'_>) -> Result<(), Failure> {
+    let Wanted { policy, platform, lazy, quiet } = *wanted;
     let missing = match engine.images().resolve(image) {
         Ok(_) => false,
         Err(error) if error.is_not_found() => true,
@@ -102,7 +151,17 @@ pub(crate) fn ensure(engine: &Engine, options: &ContainerOptions) -> Result<(), 
     }
     let client = registries::client().map_err(Failure::of_engine)?;
     let shown = if quiet { Shown::Nothing } else { Shown::OnStandardError };
-    let pulled = fetch(engine, &client, &reference, options.platform.as_ref(), shown).map_err(Failure::of_engine)?;
+    let start = match lazy {
+        Lazy::Auto => Start::Early,
+        Lazy::Never => Start::Whole,
+    };
+    let options = PullOptions { platform: platform.cloned(), start, ..PullOptions::default() };
+    let pulled = fetch(engine, &client, &reference, &options, shown).map_err(Failure::of_engine)?;
+    match lazy {
+        Lazy::Never if pulled.early => complete(engine, &pulled.id)?,
+        Lazy::Auto if pulled.early => engine.start_fetcher().map_err(Failure::of_engine)?,
+        _ => {}
+    }
     if !quiet {
         let mut text = Vec::new();
         summarise(&pulled, &mut text)?;
@@ -124,12 +183,11 @@ fn fetch(
     engine: &Engine,
     client: &RegistryClient,
     reference: &ImageRef,
-    platform: Option<&Platform>,
+    options: &PullOptions,
     shown: Shown,
 ) -> Result<Pulled, strata_engine::RegistryError> {
-    let options = PullOptions { platform: platform.cloned(), ..PullOptions::default() };
     let progress = Lines::new(shown);
-    engine.images().pull(client, reference, &options, &progress)
+    engine.images().pull(client, reference, options, &progress)
 }
 
 /// Where what happens is shown.
@@ -185,6 +243,7 @@ impl Progress for Lines {
                 eprintln!("strata: {}; trying again in {seconds:.1} s", printable(reason));
             }
             event if self.bars.is_some() => self.bars.iter().for_each(|bars| bars.report(event)),
+            ProgressEvent::Early { layer } => self.line(&format!("{}: Fetched when it is read", short(layer))),
             ProgressEvent::Waiting { layer } => self.line(&format!("{}: Pulling fs layer", short(layer))),
             ProgressEvent::Finished { layer } => {
                 let mut complete = self.complete.lock().unwrap_or_else(PoisonError::into_inner);

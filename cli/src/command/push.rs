@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use strata_engine::{CompressionFormat, ImageRef, Progress, ProgressEvent, ProgressUpload, PushOptions};
 
-use super::{Context, Outcome};
+use super::{Context, Outcome, pull};
 use crate::output::human::printable;
 use crate::progress::Bars;
 use crate::registries;
@@ -28,6 +28,9 @@ pub(crate) struct Push {
     /// Push all layers in this form, and not as they came
     #[arg(long, value_name = "FORMAT")]
     compression_format: Option<Format>,
+    /// Put an index of the layers beside the image: strata runs it before it is pulled then
+    #[arg(long)]
+    with_index: bool,
     /// Print nothing but the name
     #[arg(short, long)]
     quiet: bool,
@@ -76,8 +79,15 @@ pub(crate) fn run(context: &Context, push: &Push, out: &mut impl Write) -> Outco
         Format::None => CompressionFormat::None,
     });
     for reference in &references {
+        let image = engine.images().resolve(&reference.to_string())?;
+        pull::complete(&engine, &image)?;
         let progress = Lines::new(push.quiet);
-        let pushed = engine.images().push(&client, reference, &PushOptions { format }, &progress)?;
+        let pushed = engine.images().push(
+            &client,
+            reference,
+            &PushOptions { format, with_index: push.with_index },
+            &progress,
+        )?;
         drop(progress);
         if !push.quiet {
             let tag = reference.tag().unwrap_or("");
@@ -133,6 +143,10 @@ impl Progress for Lines {
                     ProgressUpload::Mounted { repository } => format!("Mounted from {repository}"),
                 };
                 format!("{}: {how}", short(layer))
+            }
+            ProgressEvent::NotEarly { layer, reason } => {
+                eprintln!("strata: layer {} is left out of the index: {}", short(layer), printable(reason));
+                return;
             }
             event if self.bars.is_some() => return self.bars.iter().for_each(|bars| bars.report(event)),
             ProgressEvent::Waiting { layer } => format!("{}: Preparing", short(layer)),

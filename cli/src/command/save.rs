@@ -32,6 +32,9 @@ pub(crate) struct Save {
 /// Saves images.
 pub(crate) fn run(context: &Context, save: &Save) -> Outcome {
     let engine = context.engine()?;
+    for name in &save.images {
+        super::pull::complete(&engine, &engine.images().resolve(name)?)?;
+    }
     let names: Vec<&str> = save.images.iter().map(String::as_str).collect();
     match &save.output {
         None if io::stdout().is_terminal() => {

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags};
 use strata_sandbox::capabilities::{SYS_ADMIN, has_effective};
-use strata_unionfs::MountSpec;
+use strata_unionfs::{Lower, MountSpec};
 
 use super::{Reply, Request, VERB};
 use crate::channel;
+use crate::fetcher::{self, ENVIRONMENT};
 use crate::process::wait_for_end;
 
 /// A running filesystem process.
@@ -75,6 +76,11 @@ impl FilesystemProcess {
         // The only thing looked up by name there is fusermount3.
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
+        }
+        if let Some(store) = absent_in(spec) {
+            // It may have to start the process that fetches; and what is not asked for is fetched as well.
+            command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+            fetcher::start(store).map_err(FilesystemError::Start)?;
         }
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(FilesystemError::Start)?;
@@ -171,6 +177,12 @@ fn converse(
         Reply::Failed { error } => Err(FilesystemError::Mount(error)),
         Reply::Inside => Err(FilesystemError::Talk(io::ErrorKind::InvalidData.into())),
     }
+}
+
+/// The store of a layer that may not be whole.
+fn absent_in(spec: &MountSpec) -> Option<&Path> {
+    let Lower::Image { layers, .. } = &spec.lower else { return None };
+    layers.iter().find_map(|layer| Some(layer.absent.as_ref()?.store.as_path()))
 }
 
 fn is_end(error: &io::Error) -> bool {

@@ -32,6 +32,7 @@ pub fn serve() -> Result<(), ServeError> {
     let _ = rustix::process::setsid();
     // Executed through /proc/self/exe, it would be called `exe` in `ps` and `top`. Nothing depends on the name.
     let _ = rustix::thread::set_name(c"strata-fs");
+    crate::fetcher::provide_layers();
     let stdin = rustix::stdio::stdin();
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3).map_err(|error| ServeError::NotStarted(error.into()))?;
     let (request, held) = channel::receive::<Request>(control.as_fd()).map_err(ServeError::NotStarted)?;

@@ -15,6 +15,7 @@ use super::protocol::{Refusal, Reply, Request, Task};
 use super::{SOCKET, VERB};
 use crate::channel;
 use crate::container::{Container, ContainerId};
+use crate::fetcher::ENVIRONMENT;
 use crate::process::Process;
 
 /// A monitor that has no container yet. Dropped, it ends.
@@ -34,6 +35,8 @@ impl Monitor {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("strata").arg(VERB).current_dir("/").env_clear();
+        // Its filesystem process may have to start the process that fetches.
+        command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         // What its own filesystem process looks up by name.
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);

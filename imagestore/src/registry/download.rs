@@ -363,7 +363,7 @@ impl Downloader<'_> {
 }
 
 /// Checks `bytes FIRST-LAST/TOTAL`.
-fn range_fits(text: &str, first: u64, last: u64, size: u64) -> bool {
+pub(super) fn range_fits(text: &str, first: u64, last: u64, size: u64) -> bool {
     let parse = || {
         let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
         let (start, end) = range.split_once('-')?;

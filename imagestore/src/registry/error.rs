@@ -25,6 +25,24 @@ pub enum RegistryError {
         /// Why.
         source: io::Error,
     },
+    /// What a reader waits for did not come in time.
+    #[error("nothing of layer {layer} came in time")]
+    Deadline {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// It is not known where the rest of a layer is to be had.
+    #[error("where layer {layer} comes from is not known any more")]
+    NoSource {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// What is to be sent cannot be read.
+    #[error("read what is to be sent")]
+    Read {
+        /// Why.
+        source: io::Error,
+    },
     /// No connection was made.
     #[error("dial tcp {address}")]
     Connect {
@@ -330,6 +348,11 @@ impl RegistryError {
             RegistryError::Resolve { source, .. } => source.kind() != io::ErrorKind::NotFound,
             _ => false,
         }
+    }
+
+    /// Returns whether it may pass while somebody waits for it, be it that the network or the registry is away.
+    pub(crate) fn is_worth_waiting(&self) -> bool {
+        self.is_transient() || matches!(self, RegistryError::Resolve { .. } | RegistryError::Proxy { .. })
     }
 
     /// Returns whether another place that has the same may be asked.

@@ -49,6 +49,11 @@ impl Remote<'_> {
         self.fetch(repository, &digest.to_string(), Some(digest))
     }
 
+    /// Fetches what a tag points to.
+    pub(super) fn manifest_by_tag(&self, repository: &str, tag: &str) -> Result<Fetched, RegistryError> {
+        self.fetch(repository, tag, None)
+    }
+
     fn fetch(&self, repository: &str, name: &str, expected: Option<Digest>) -> Result<Fetched, RegistryError> {
         let url = self.url(format!("/v2/{repository}/manifests/{name}"));
         let accept = [("Accept", ACCEPTED.join(", "))];
@@ -223,7 +228,7 @@ impl Remote<'_> {
 }
 
 /// Returns the address in `<address>; rel="next"`.
-fn next_link(text: &str) -> Option<&str> {
+pub(super) fn next_link(text: &str) -> Option<&str> {
     let (address, relation) = text.trim().strip_prefix('<')?.split_once('>')?;
     relation.contains("next").then_some(address)
 }

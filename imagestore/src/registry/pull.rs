@@ -10,6 +10,7 @@ use strata_layer::{DiffId, Digest};
 
 use super::client::{Endpoint, RegistryClient, Remote};
 use super::download::{Download, Downloader, remotes};
+use super::early::Early;
 use super::error::RegistryError;
 use super::manifests::Fetched;
 use crate::image_id::ImageId;
@@ -29,11 +30,24 @@ pub struct PullOptions {
     pub platform: Option<Platform>,
     /// The most bytes that one layer may have uncompressed.
     pub max_layer_size: u64,
+    /// Whether layers that are told of beforehand need not be here yet. Somebody has to fetch them then: see
+    /// [`Fetcher`](crate::Fetcher).
+    pub start: Start,
+}
+
+/// What of an image must be here before it can be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// Everything.
+    #[default]
+    Whole,
+    /// Of layers with a table of contents, no more than that.
+    Early,
 }
 
 impl Default for PullOptions {
     fn default() -> Self {
-        PullOptions { platform: None, max_layer_size: 64 << 30 }
+        PullOptions { platform: None, max_layer_size: 64 << 30, start: Start::Whole }
     }
 }
 
@@ -48,6 +62,8 @@ pub struct Pulled {
     pub digest: Digest,
     /// Whether all of it, and its name, was there before.
     pub up_to_date: bool,
+    /// Whether some of its layers are not whole.
+    pub early: bool,
 }
 
 /// What was fetched again of an image.
@@ -200,7 +216,9 @@ impl Store {
         let mut order = Vec::new();
         let present: BTreeSet<DiffId> = self.pin_present(&work, &found.diff_ids)?.into_iter().collect();
         if found.diff_ids.iter().all(|diff_id| present.contains(diff_id)) && self.has_names(&image)? {
-            return Ok(Pulled { reference: reference.clone(), id: image.id(), digest: found.digest, up_to_date: true });
+            let early = !self.absent_layers(&image.layers).is_empty();
+            let (reference, id) = (reference.clone(), image.id());
+            return Ok(Pulled { reference, id, digest: found.digest, up_to_date: true, early });
         }
         for (layer, diff_id) in found.layers.iter().zip(&found.diff_ids) {
             let name = layer.digest.to_string();
@@ -221,6 +239,22 @@ impl Store {
                 }
             }
         }
+        let mut early = BTreeMap::new();
+        if options.start == Start::Early {
+            let by_tag = reference.digest().is_none();
+            let place = (reference.host(), reference.path());
+            let describer = Early::new(&found.remote, place, by_tag.then_some(found.manifest.digest), progress);
+            for layer in &found.layers {
+                let Some((_, diff_id)) = wanted.get(&layer.digest) else { continue };
+                let folder = work.path().join(format!("early-{}", early.len()));
+                if let Some(new) = describer.describe(layer, *diff_id, folder)? {
+                    progress.report(Event::Early { layer: &layer.digest.to_string() });
+                    early.insert(*diff_id, new);
+                    wanted.remove(&layer.digest);
+                    order.retain(|digest| *digest != layer.digest);
+                }
+            }
+        }
         // In the order of their digests, so that two processes never wait for each other in a circle.
         let mut downloads = HashMap::new();
         for (digest, (size, _)) in &wanted {
@@ -235,15 +269,17 @@ impl Store {
             .map(|digest| Job { download: Arc::clone(&downloads[digest]), diff_id: wanted[digest].1 })
             .filter(|job| !arrived.contains(&job.diff_id))
             .collect();
-        let taken = take_layers(&jobs, endpoints, found, reference, &work, options, progress)?;
+        let mut taken = take_layers(&jobs, endpoints, found, reference, &work, options, progress)?;
 
+        taken.append(&mut early);
         let images = std::slice::from_ref(&image);
         let stacks = self.merge_new_stacks(&work, &taken, images)?;
         self.publish(&work, &taken, &stacks, images)?;
         for download in downloads.values() {
             download.discard();
         }
-        Ok(Pulled { reference: reference.clone(), id: image.id(), digest: found.digest, up_to_date: false })
+        let early = !self.absent_layers(&image.layers).is_empty();
+        Ok(Pulled { reference: reference.clone(), id: image.id(), digest: found.digest, up_to_date: false, early })
     }
 
     /// Returns whether an image is here under all of its names.

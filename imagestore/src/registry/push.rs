@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
@@ -15,7 +14,9 @@ use strata_layer::{DiffId, Digest};
 
 use super::client::{RegistryClient, Remote};
 use super::error::RegistryError;
-use crate::compress::{Compressing, CompressionFormat};
+use super::push_index::{Subject, push_index};
+use super::push_source::{Kept, Packed};
+use crate::compress::CompressionFormat;
 use crate::disk::{DiskError, OnDisk, create_new, open_if_present, read_if_present};
 use crate::images::Image;
 use crate::layout::{COMPRESSED, FORMS, TAR};
@@ -31,6 +32,8 @@ use crate::work::WorkDir;
 pub struct PushOptions {
     /// How all layers are to be compressed; as they came, and gzip for those that are not compressed, if `None`.
     pub format: Option<CompressionFormat>,
+    /// Whether our index of the layers is put beside the image, so that it can start before it is pulled.
+    pub with_index: bool,
 }
 
 /// What was pushed.
@@ -52,11 +55,13 @@ struct Job<'a> {
 
 /// How a layer is described once the registry has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Sent {
-    digest: Digest,
-    size: u64,
+pub(super) struct Sent {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
     /// `None` where the descriptor is right as it is.
     format: Option<CompressionFormat>,
+    /// Where the pieces end that it was compressed in, if that was now.
+    pub(super) ends: Option<Vec<u64>>,
 }
 
 impl Store {
@@ -92,6 +97,9 @@ impl Store {
             .zip(&manifest.layers)
             .map(|(diff_id, descriptor)| Job { diff_id: *diff_id, descriptor })
             .collect();
+        for job in &jobs {
+            progress.report(Event::Waiting { layer: &job.diff_id.to_string() });
+        }
         let sources = self.sources(reference, &image.layers)?;
         let repository = reference.path();
         let mut scopes = vec![format!("repository:{repository}:pull,push")];
@@ -110,6 +118,11 @@ impl Store {
             })?;
             let digest = Digest::of(&bytes);
             let size = bytes.len() as u64;
+            if options.with_index {
+                let layers: Vec<_> = image.layers.iter().copied().zip(sent).collect();
+                let subject = Subject { media_type: &media_type, digest, size };
+                push_index(self, &pushing.remote, repository, &layers, &subject, progress)?;
+            }
             self.note_pushed(&work, &image, reference.with_digest(digest), bytes)?;
             Ok(Pushed { reference: reference.clone(), digest, size })
         })
@@ -199,7 +212,6 @@ impl Pushing<'_> {
     fn send_layers(&self, jobs: &[Job<'_>]) -> Result<Vec<Sent>, RegistryError> {
         let mut unique: Vec<&Job> = Vec::new();
         for job in jobs {
-            self.progress.report(Event::Waiting { layer: &job.diff_id.to_string() });
             if !unique.iter().any(|other| other.diff_id == job.diff_id) {
                 unique.push(job);
             }
@@ -247,7 +259,7 @@ impl Pushing<'_> {
             Some(CompressionFormat::Gzip) => !plain && !is_zstd,
             Some(CompressionFormat::Zstd) => !plain && is_zstd,
         };
-        let as_it_is = Sent { digest: job.descriptor.digest, size: job.descriptor.size, format: None };
+        let as_it_is = Sent { digest: job.descriptor.digest, size: job.descriptor.size, format: None, ends: None };
         let done = |sent: Sent, how: Upload<'_>| {
             self.progress.report(Event::Uploaded { layer: &job.diff_id.to_string(), how });
             Ok(sent)
@@ -258,33 +270,35 @@ impl Pushing<'_> {
                 return done(as_it_is, how.as_event());
             }
             let kept = self.store.layout.layer(job.diff_id).join(if plain { TAR } else { COMPRESSED });
-            if let Some(mut file) = open_if_present(&kept).map_err(StoreError::from)?
+            if let Some(file) = open_if_present(&kept).map_err(StoreError::from)?
                 && file.metadata().is_ok_and(|metadata| metadata.len() == as_it_is.size)
             {
-                let location = self.remote.start_upload(self.repository)?;
-                self.remote.upload_known(&location, as_it_is.digest, as_it_is.size, &mut file)?;
+                let name = job.diff_id.to_string();
+                let mut source = Kept { file, size: as_it_is.size, layer: name.clone(), progress: self.progress };
+                let (found, _) = self.remote.upload_stream(self.repository, &mut source, &name, self.progress)?;
+                if found != as_it_is.digest {
+                    let what = format!("layer {name} in the store");
+                    return Err(RegistryError::Digest { what, expected: as_it_is.digest, found });
+                }
                 return done(as_it_is, Upload::Sent);
             }
         }
         if let Some((digest, size)) = self.store.known_form(job.diff_id, format).map_err(StoreError::from)?
             && let Some(how) = self.offer(job.diff_id, digest)?
         {
-            return done(Sent { digest, size, format: Some(format) }, how.as_event());
+            return done(Sent { digest, size, format: Some(format), ends: None }, how.as_event());
         }
         let path = self.store.layout.layer(job.diff_id).join(TAR);
         let tar = File::open(&path).on_disk("open", &path).map_err(StoreError::from)?;
-        let location = self.remote.start_upload(self.repository)?;
-        let mut source = Watched {
-            reader: Box::new(Compressing::new(tar, format).on_disk("read", &path).map_err(StoreError::from)?),
-            layer: job.diff_id.to_string(),
-            bytes: 0,
-            progress: self.progress,
-        };
-        let form = self.remote.upload_stream(&location, &mut source)?;
+        let name = job.diff_id.to_string();
+        let ends = Mutex::default();
+        let mut source = Packed { tar, format, ends, layer: name.clone(), progress: self.progress };
+        let form = self.remote.upload_stream(self.repository, &mut source, &name, self.progress)?;
         self.store.note_form(job.diff_id, format, form).map_err(StoreError::from)?;
         // It may be just what the manifest says, when it was compressed here in the first place.
         let format = (form != (as_it_is.digest, as_it_is.size)).then_some(format);
-        done(Sent { digest: form.0, size: form.1, format }, Upload::Sent)
+        let ends = source.ends.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done(Sent { digest: form.0, size: form.1, format, ends: Some(ends) }, Upload::Sent)
     }
 
     /// Asks whether the registry has a blob, here or in another repository.
@@ -326,26 +340,6 @@ impl Had {
             Had::Here => Upload::Present,
             Had::In(repository) => Upload::Mounted { repository },
         }
-    }
-}
-
-/// Reports how much of a layer has been sent.
-struct Watched<'a> {
-    reader: Box<dyn Read + Send>,
-    layer: String,
-    bytes: u64,
-    progress: &'a dyn Progress,
-}
-
-impl Read for Watched<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.reader.read(buffer)?;
-        let before = self.bytes;
-        self.bytes += count as u64;
-        if before >> 20 != self.bytes >> 20 {
-            self.progress.report(Event::Advanced { layer: &self.layer, bytes: self.bytes });
-        }
-        Ok(count)
     }
 }
 
@@ -402,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_manifest_changes_only_where_a_layer_did() {
-        let old = |text: &str, size: u64| Sent { digest: Digest::of(text.as_bytes()), size, format: None };
+        let old = |text: &str, size: u64| Sent { digest: Digest::of(text.as_bytes()), size, format: None, ends: None };
         let layer = |kind: &str, text: &str| json!({"mediaType": kind, "digest": Digest::of(text.as_bytes()).to_string(), "size": 1});
         let manifest = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",

@@ -1,6 +1,7 @@
 //! End-to-end tests: real mounts, namespaces and processes, with the binary as a user has it.
 
 mod bad_images;
+mod comparisons;
 mod conformance;
 mod copying;
 mod debian_image;
@@ -10,6 +11,7 @@ mod exit_codes;
 mod folders;
 mod interrupted;
 mod isolation;
+mod lazy;
 mod lifecycle;
 mod mounts;
 mod oracles;
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     }
     let mut suite = Suite::default();
     bad_images::register(&mut suite);
+    comparisons::register(&mut suite);
     conformance::register(&mut suite);
     copying::register(&mut suite);
     debian_image::register(&mut suite);
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     exit_codes::register(&mut suite);
     folders::register(&mut suite);
     interrupted::register(&mut suite);
+    lazy::register(&mut suite);
     isolation::register(&mut suite);
     lifecycle::register(&mut suite);
     mounts::register(&mut suite);

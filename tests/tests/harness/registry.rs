@@ -15,13 +15,15 @@ pub(crate) fn register(suite: &mut Suite) {
     let run = &[Need::Fuse, Need::Busybox];
     suite.add("registry::privileged_run_pulls_what_is_not_here", run, || run_pulls(User::Caller));
     suite.add("registry::rootless_run_pulls_what_is_not_here", run, || run_pulls(User::Plain));
+    suite.add("registry::privileged_mount_pulls_what_is_not_here", run, || mount_pulls(User::Caller));
+    suite.add("registry::rootless_mount_pulls_what_is_not_here", run, || mount_pulls(User::Plain));
     suite.add("registry::unprivileged_killed_pull_goes_on", &[Need::Busybox], killed_pull);
 }
 
 /// A `registry serve` that ends with this.
 pub(crate) struct Serving {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Serving {
@@ -70,6 +72,26 @@ fn run_pulls(user: User) -> Result<()> {
     ensure!(again.stderr.is_empty(), "{again}");
     let pull = strata.ok(["pull", &name])?;
     ensure!(pull.contains(&format!("Status: Image is up to date for {name}\n")), "{pull}");
+    Ok(())
+}
+
+fn mount_pulls(user: User) -> Result<()> {
+    let strata = Strata::of(user)?;
+    let serving = Serving::start(&strata, &[])?;
+    let name = pushed(&strata, &serving)?;
+    strata.make_folder("point")?;
+    let refused = strata.exits(1, ["mount", "--pull", "never", &name, "point"])?;
+    ensure!(refused.stderr.contains("No such image or container"), "{refused}");
+    let mounted = strata.run(["mount", &name, "point"])?;
+    ensure!(mounted.code() == 0 && mounted.stdout.is_empty(), "{mounted}");
+    ensure!(mounted.stderr.contains(&format!("Status: Downloaded newer image for {name}\n")), "{mounted}");
+    // A plain user's mount shows nothing to others, not even to root.
+    let found = user == User::Plain || strata.folder().join("point/bin/busybox").exists();
+    ensure!(found, "the image is not what is mounted");
+    strata.ok(["umount", "point"])?;
+    let again = strata.run(["mount", &name, "point"])?;
+    ensure!(again.code() == 0 && again.stderr.is_empty(), "{again}");
+    strata.ok(["umount", "point"])?;
     Ok(())
 }
 

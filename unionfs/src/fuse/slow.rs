@@ -12,6 +12,7 @@ use super::guard::survive;
 #[derive(Debug)]
 pub(super) struct Slow {
     queue: OnceLock<Option<Sender<Job>>>,
+    threads: usize,
     /// Not those of the serving thread that happens to start the others.
     cpus: Cpus,
 }
@@ -19,13 +20,14 @@ pub(super) struct Slow {
 type Job = Box<dyn FnOnce() + Send>;
 
 impl Slow {
-    pub(super) fn new() -> Slow {
-        Slow { queue: OnceLock::new(), cpus: Cpus::allowed() }
+    /// Prepares so many threads.
+    pub(super) fn new(threads: usize) -> Slow {
+        Slow { queue: OnceLock::new(), threads, cpus: Cpus::allowed() }
     }
 
     /// Does `job` in another thread; here and now if there can be none.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        match self.queue.get_or_init(|| start(&self.cpus)) {
+        match self.queue.get_or_init(|| start(self.threads, &self.cpus)) {
             Some(queue) => {
                 if let Err(refused) = queue.send(Box::new(job)) {
                     refused.0();
@@ -37,10 +39,10 @@ impl Slow {
 }
 
 /// Starts the threads; they end when the queue is dropped.
-fn start(cpus: &Cpus) -> Option<Sender<Job>> {
+fn start(threads: usize, cpus: &Cpus) -> Option<Sender<Job>> {
     let (sender, receiver) = channel();
     let receiver = Arc::new(Mutex::new(receiver));
-    let started = (0..THREADS).filter(|number| {
+    let started = (0..threads).filter(|number| {
         let receiver: Arc<Mutex<Receiver<Job>>> = Arc::clone(&receiver);
         let cpus = cpus.clone();
         let work = move || {
@@ -58,16 +60,16 @@ fn start(cpus: &Cpus) -> Option<Sender<Job>> {
     (started.count() > 0).then_some(sender)
 }
 
-const THREADS: usize = 3;
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Barrier;
 
+    const THREADS: usize = 3;
+
     #[test]
     fn jobs_run_beside_each_other_and_outlive_a_panic() {
-        let slow = Slow::new();
+        let slow = Slow::new(THREADS);
         for _ in 0..THREADS {
             slow.run(|| panic!("on purpose"));
         }

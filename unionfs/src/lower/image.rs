@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
+use strata_layer::DiffId;
 use strata_layer::index::{Extent, Extents, Index, IndexError, NodeId};
 
 use super::{Left, LowerChild, Place};
@@ -19,6 +20,7 @@ use crate::Result;
 use crate::marks::LayerId;
 use crate::node::{Ino, Kind, Stat};
 use crate::objects::LazyObjectMount;
+use crate::source::{LayerData, LayerSource};
 use crate::spec::ImageLayer;
 use crate::tree::Usage;
 
@@ -27,7 +29,8 @@ use crate::tree::Usage;
 pub(crate) struct ImageLower {
     id: LayerId,
     index: Index,
-    tars: Vec<File>,
+    /// Where the bytes are, by layer.
+    data: Vec<LayerData>,
     /// The same files for the kernel to open, by layer. Empty where nobody asks.
     objects: Vec<LazyObjectMount>,
     /// What the kernel knows, by slot. Empty where nobody asks.
@@ -41,6 +44,15 @@ struct Known {
     references: AtomicU32,
     /// The slot of the directory where it was found last.
     parent: AtomicU32,
+}
+
+/// A run of a file's bytes, by the digest of the tar that has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LayerBytes {
+    layer: DiffId,
+    source: u64,
+    offset: u64,
+    length: u64,
 }
 
 /// Why an image cannot be used as lower.
@@ -84,16 +96,23 @@ impl ImageLower {
         if expected != layers.len() {
             return Err(ImageError::LayerCount { path: path.to_owned(), expected, found: layers.len() });
         }
-        let tars = layers.iter().map(|layer| open(&layer.tar)).collect::<Result<_, _>>()?;
+        let data = |layer: &ImageLayer| {
+            let absent = layer.absent.as_ref().map_or(Ok(None), LayerData::of_absent);
+            match absent.map_err(|source| ImageError::Open { path: layer.tar.clone(), source })? {
+                Some(source) => Ok(source),
+                None => open(&layer.tar).map(LayerData::Tar),
+            }
+        };
+        let data = layers.iter().map(data).collect::<Result<_, _>>()?;
         let objects = layers.iter().map(|layer| LazyObjectMount::new(layer.into())).collect();
-        Ok(ImageLower { objects, ..ImageLower::new(index, tars, counted) })
+        Ok(ImageLower { objects, ..ImageLower::new(index, data, counted) })
     }
 
     /// Makes a lower from what is open already.
-    pub(crate) fn new(index: Index, tars: Vec<File>, counted: bool) -> ImageLower {
+    pub(crate) fn new(index: Index, data: Vec<LayerData>, counted: bool) -> ImageLower {
         let slots = if counted { index.inode_count() as usize } else { 0 };
         let known = std::iter::repeat_with(Known::default).take(slots).collect();
-        ImageLower { id: LayerId::of_bytes(&index.checksum()), index, tars, objects: Vec::new(), known }
+        ImageLower { id: LayerId::of_bytes(&index.checksum()), index, data, objects: Vec::new(), known }
     }
 
     /// Returns what tells this image from others.
@@ -218,11 +237,39 @@ impl ImageLower {
             let (start, stop) = (within(from), within(to));
             let source = extent.source.checked_add(from - extent.offset).ok_or(Errno::IO)?;
             // A tar that is shorter than its index says is damage, not the end of the file.
-            self.tar(&extent)?
-                .read_exact_at(&mut buffer[start..stop], source)
-                .map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
+            let piece = &mut buffer[start..stop];
+            let read = match self.data(&extent)? {
+                LayerData::Tar(tar) => tar.read_exact_at(piece, source),
+                LayerData::Source(layer) => layer.read_exact_at(piece, source),
+            };
+            read.map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
         }
         Ok(length)
+    }
+
+    /// Returns whether reading these bytes of a file would not wait for them to be fetched.
+    pub(crate) fn is_here(&self, ino: Ino, offset: u64, length: u64) -> bool {
+        // Most images are whole.
+        if !self.data.iter().any(|data| matches!(data, LayerData::Source(_))) {
+            return true;
+        }
+        let Ok(node) = slot(ino) else { return true };
+        let end = offset.saturating_add(length);
+        self.index.extents(node).skip_to(offset).take_while(|extent| extent.offset < end).all(|extent| {
+            let from = extent.offset.max(offset);
+            let to = extent.offset.saturating_add(extent.length).min(end);
+            let source = extent.source.saturating_add(from - extent.offset);
+            from >= to || self.data(&extent).is_ok_and(|data| data.is_here(source, to - from))
+        })
+    }
+
+    /// Returns where a file's data lies, in terms that mean the same in every image.
+    pub(crate) fn data_in_layers(&self, ino: Ino) -> Option<Vec<LayerBytes>> {
+        let place = |extent: Extent| {
+            let layer = self.index.layer(extent.layer)?.diff_id;
+            Some(LayerBytes { layer, source: extent.source, offset: extent.offset, length: extent.length })
+        };
+        self.index.extents(slot(ino).ok()?).map(place).collect()
     }
 
     pub(crate) fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
@@ -250,13 +297,20 @@ impl ImageLower {
         rustix::fs::ftruncate(to, length)?;
         for extent in self.index.extents(slot(ino)?) {
             let wanted = length.saturating_sub(extent.offset).min(extent.length);
-            crate::copy::copy_range(self.tar(&extent)?.as_fd(), extent.source, to, extent.offset, wanted)?;
+            match self.data(&extent)? {
+                LayerData::Tar(tar) => {
+                    crate::copy::copy_range(tar.as_fd(), extent.source, to, extent.offset, wanted)?;
+                }
+                LayerData::Source(layer) => copy_from_source(&**layer, &extent, to, wanted)?,
+            }
         }
         Ok(())
     }
 
     pub(crate) fn open_object(&self, ino: Ino) -> Option<OwnedFd> {
         let object = self.index.object(slot(ino).ok()?)?;
+        // What is fetched while it is read, the kernel cannot read by itself.
+        self.data.get(usize::from(object.layer)).filter(|data| data.is_whole())?;
         let mount = self.objects.get(usize::from(object.layer))?.get().ok()?;
         match mount.open_object(object.nid) {
             Ok(file) => Some(file),
@@ -300,10 +354,31 @@ impl ImageLower {
         self.known.get(usize::try_from(ino.0.checked_sub(1)?).ok()?)
     }
 
-    fn tar(&self, extent: &Extent) -> Result<&File> {
-        self.tars.get(usize::from(extent.layer)).ok_or(Errno::IO)
+    fn data(&self, extent: &Extent) -> Result<&LayerData> {
+        self.data.get(usize::from(extent.layer)).ok_or(Errno::IO)
     }
 }
+
+/// Copies data of a layer that is not whole.
+fn copy_from_source(layer: &dyn LayerSource, extent: &Extent, to: BorrowedFd<'_>, length: u64) -> Result<()> {
+    let mut buffer = vec![0; COPIED.min(usize::try_from(length).unwrap_or(COPIED))];
+    let mut done = 0;
+    while done < length {
+        let step = buffer.len().min(usize::try_from(length - done).unwrap_or(usize::MAX));
+        let source = extent.source.checked_add(done).ok_or(Errno::IO)?;
+        let read = layer.read_exact_at(&mut buffer[..step], source);
+        read.map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
+        let mut written = 0;
+        while written < step {
+            written += rustix::io::pwrite(to, &buffer[written..step], extent.offset + done + written as u64)?;
+        }
+        done += step as u64;
+    }
+    Ok(())
+}
+
+/// Bytes copied at a time from a layer that is not whole.
+const COPIED: usize = 1 << 20;
 
 /// Returns how much of a file is data, in units of 512 bytes.
 fn blocks(extents: Extents<'_>) -> u64 {

@@ -9,7 +9,7 @@ mod image;
 pub use folders::FolderError;
 pub(crate) use folders::FolderLower;
 pub use image::ImageError;
-pub(crate) use image::ImageLower;
+pub(crate) use image::{ImageLower, LayerBytes};
 
 use std::ops::ControlFlow;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -193,6 +193,22 @@ impl LowerTree {
     /// Reads from a regular file; fewer bytes than asked only at its end.
     pub(crate) fn read_at(&self, ino: Ino, buffer: &mut [u8], offset: u64) -> Result<usize> {
         dispatch!(self, lower => lower.read_at(ino, buffer, offset))
+    }
+
+    /// Returns whether reading these bytes of a file would not wait for them to be fetched.
+    pub(crate) fn is_here(&self, ino: Ino, offset: u64, length: u64) -> bool {
+        match self {
+            LowerTree::Image(lower) => lower.is_here(ino, offset, length),
+            LowerTree::Folders(_) => true,
+        }
+    }
+
+    /// Returns where in the layers of an image a file's data lies.
+    pub(crate) fn data_in_layers(&self, ino: Ino) -> Option<Vec<LayerBytes>> {
+        match self {
+            LowerTree::Image(lower) => lower.data_in_layers(ino),
+            LowerTree::Folders(_) => None,
+        }
     }
 
     /// Returns the start of the next data (or, if not `data`, hole) at or after `offset`, as `lseek` does.

@@ -46,7 +46,7 @@ pub struct ObjectPaths {
 
 impl From<&ImageLayer> for ObjectPaths {
     fn from(layer: &ImageLayer) -> ObjectPaths {
-        let ImageLayer { tar, index, objects } = layer.clone();
+        let ImageLayer { tar, index, objects, .. } = layer.clone();
         ObjectPaths { tar, index, objects }
     }
 }

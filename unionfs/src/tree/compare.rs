@@ -7,6 +7,7 @@ use super::Tree;
 use super::file::DataPlace;
 use crate::Result;
 use crate::backing;
+use crate::lower::LayerBytes;
 use crate::marks;
 use crate::node::{Ino, Kind, Stat};
 
@@ -71,6 +72,12 @@ impl Tree {
         new.sort_unstable();
         // What the filesystem of a symbolic link cannot hold was left behind at copy-up.
         Ok(old == new || object.kind == Kind::Symlink)
+    }
+
+    /// Returns where in the layers of an image the data of a file lies; `None` if some of it is elsewhere.
+    pub(crate) fn data_in_layers(&self, ino: Ino) -> Option<Vec<LayerBytes>> {
+        let DataPlace::Lower(data) = self.data_place(ino) else { return None };
+        self.lower.data_in_layers(data)
     }
 
     /// Returns whether a file, or the target of a link, is now what another was in the lowers. Sizes are equal.

@@ -34,11 +34,16 @@ pub(super) enum Wanted {
 }
 
 impl Tree {
-    /// Returns whether changing a node's data takes long, because much has to be copied first.
+    /// Returns whether changing a node's data takes long, because much has to be copied first, or to be
+    /// fetched.
     pub(crate) fn copies_much(&self, ino: Ino) -> bool {
         let DataPlace::Lower(data) = self.data_place(ino) else { return false };
+        let waits = |stat: &Stat| !self.lower.is_here(data, 0, stat.size);
         self.upper.is_some()
-            && self.lower.stat(data).is_ok_and(|stat| stat.kind == Kind::Regular && stat.blocks > MUCH / 512)
+            && self
+                .lower
+                .stat(data)
+                .is_ok_and(|stat| stat.kind == Kind::Regular && (stat.blocks > MUCH / 512 || waits(&stat)))
     }
 
     /// Makes sure that a node is in the upper and returns its object.

@@ -98,6 +98,14 @@ impl Tree {
         }
     }
 
+    /// Returns whether reading these bytes of a file would not wait for them to be fetched.
+    pub(crate) fn is_here(&self, ino: Ino, offset: u64, length: u64) -> bool {
+        match self.data_place(ino) {
+            DataPlace::Lower(data) => self.lower.is_here(data, offset, length),
+            DataPlace::Upper(_) | DataPlace::Missing => true,
+        }
+    }
+
     /// Returns whether the node has a file in the upper, be it with its data or without.
     pub fn is_in_upper(&self, ino: Ino) -> bool {
         self.upper_object(ino).is_some()

@@ -36,7 +36,12 @@ pub(crate) fn image(store: &Path, tars: &[PathBuf]) -> Image {
         let path = store.join(format!("{number}.index"));
         fs::write(&path, &index).unwrap();
         indexes.push(Index::from_bytes(index).unwrap());
-        layers.push(ImageLayer { tar: tar.clone(), index: path, objects: store.join(format!("{number}.objects")) });
+        layers.push(ImageLayer {
+            tar: tar.clone(),
+            index: path,
+            objects: store.join(format!("{number}.objects")),
+            absent: None,
+        });
     }
     let references: Vec<&Index> = indexes.iter().collect();
     let merged = merge(&references).unwrap();

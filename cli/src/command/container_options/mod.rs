@@ -117,6 +117,9 @@ pub(crate) struct ContainerOptions {
     /// Pull the image from its registry
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub(super) pull: super::pull::Policy,
+    /// Whether an image that says what is in it may be used before it is here
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(super) lazy: super::pull::Lazy,
     /// Choose the image for this platform, as os/architecture[/variant], when it is pulled
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Option<Platform>,

@@ -29,6 +29,11 @@ use crate::survive::{self as journal, Begun, Counter, Journal, Keep, Point};
 use crate::tree::{Caller, New, RenameMode, SetAttributes, SetGroupId, Tree};
 use nodes::{NodeNumber, Nodes};
 
+/// Threads for what takes long.
+const SLOW_THREADS: usize = 3;
+/// Threads for what waits for data to be fetched.
+const FETCHING_THREADS: usize = 16;
+
 /// The tree as the kernel sees it, shared by all serving threads.
 #[derive(Debug)]
 pub(crate) struct Operations {
@@ -44,6 +49,7 @@ pub(crate) struct Operations {
     slow: Slow,
     /// Nodes that the kernel has forgotten since memory was last given back.
     forgotten: AtomicU64,
+    fetching: Slow,
 }
 
 /// What came of a request.
@@ -52,6 +58,8 @@ pub(crate) enum Outcome {
     Now(Reply),
     /// It takes long. The transport is to run it in another thread and then to send what it returns.
     Later(Job),
+    /// As `Later`, but it waits for others rather than working: many at once cost nothing.
+    Fetched(Job),
 }
 
 /// Work that takes long.
@@ -81,8 +89,9 @@ impl Operations {
             device,
             journal,
             counts: Arc::default(),
-            slow: Slow::new(),
+            slow: Slow::new(SLOW_THREADS),
             forgotten: AtomicU64::new(0),
+            fetching: Slow::new(FETCHING_THREADS),
         }
     }
 
@@ -147,6 +156,11 @@ impl Operations {
     /// Returns the threads for [`Outcome::Later`].
     pub(crate) fn slow(&self) -> &Slow {
         &self.slow
+    }
+
+    /// Returns the threads for [`Outcome::Fetched`].
+    pub(crate) fn fetching(&self) -> &Slow {
+        &self.fetching
     }
 
     /// Executes a request; one that panics is answered EIO. Data of the answer that is long goes to the start of `room`,
@@ -228,6 +242,17 @@ impl Operations {
             }
             Operation::Read { offset, size } => {
                 let length = room.len().min(size as usize);
+                if !tree.is_here(ino, offset, length as u64) {
+                    let this = Arc::clone(self);
+                    return Outcome::Fetched(Box::new(move |_| {
+                        let mut bytes = vec![0; length];
+                        let read = this.tree.read(ino, &mut bytes, offset);
+                        answer(read, |read| {
+                            bytes.truncate(read);
+                            Reply::Bytes(bytes)
+                        })
+                    }));
+                }
                 answer(tree.read(ino, &mut room[..length], offset), Reply::InRoom)
             }
             Operation::Write { offset, data, kill, cached } => match tree.write(ino, data, offset, kill) {

@@ -233,7 +233,7 @@ impl Operations {
     /// pages that this would wait for. Whoever brings the file into the upper takes the lock before he answers, so that
     /// the kernel forgets this content after he has got it and not before.
     fn send_along(&self, state: &mut Node, node: NodeNumber, ino: Ino) {
-        if state.opens > 0 || state.sent_along {
+        if state.opens > 0 || state.sent_along || !self.tree.is_here(ino, 0, SMALL as u64) {
             return;
         }
         state.sent_along = true;
@@ -303,6 +303,10 @@ impl Operations {
             return true;
         }
         let mut head = [0; HEAD];
+        // What is not here yet has no object either.
+        if !self.tree.is_here(ino, 0, HEAD as u64) {
+            return false;
+        }
         let Ok(stat) = self.tree.stat(ino) else { return false };
         let Ok(length) = self.tree.read(ino, &mut head, 0) else { return false };
         suits_passthrough(stat.size, &head[..length])

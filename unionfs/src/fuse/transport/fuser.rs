@@ -257,6 +257,10 @@ impl Front {
                     let reply = job(&Via(&answer));
                     answer.answer(&reply, &[]);
                 }),
+                Outcome::Fetched(job) => operations.fetching().run(move || {
+                    let reply = job(&Via(&answer));
+                    answer.answer(&reply, &[]);
+                }),
             }
         });
     }

@@ -12,9 +12,10 @@ use rustix::io::Errno;
 
 use super::backing::Register;
 use super::guard::survive;
-use super::operations::{Operations, Outcome};
+use super::operations::{Job, Operations, Outcome};
 use super::reply::Reply;
 use super::request::Frame;
+use super::slow::Slow;
 use super::wire::opcode;
 pub(crate) use device::{Device, channels};
 pub(crate) use fuser::Fuser;
@@ -50,15 +51,19 @@ fn serve_frame(operations: &Arc<Operations>, frame: &Frame<'_>, room: &mut [u8],
     }
     match operations.serve(&request, room, &sink) {
         Outcome::Now(reply) => answer(sink, reply, room),
-        Outcome::Later(job) => {
-            let ticket = journal::detach();
-            operations.slow().run(move || {
-                journal::attach(ticket);
-                let reply = survive(|| job(&sink)).unwrap_or(Reply::Error(Errno::IO));
-                answer(sink, reply, &[]);
-            });
-        }
+        Outcome::Later(job) => run(operations.slow(), job, sink),
+        Outcome::Fetched(job) => run(operations.fetching(), job, sink),
     }
+}
+
+/// Does work in another thread and sends its answer from there.
+fn run(threads: &Slow, job: Job, sink: impl Sink) {
+    let ticket = journal::detach();
+    threads.run(move || {
+        journal::attach(ticket);
+        let reply = survive(|| job(&sink)).unwrap_or(Reply::Error(Errno::IO));
+        answer(sink, reply, &[]);
+    });
 }
 
 /// Sends the answer to a request, which is no longer in work then.
