@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use strata_imagestore::{ContainerConfig, Image, Timestamp};
+use strata_sandbox::userns;
 
 use crate::container::{
     Config, ContainerId, ContainerName, Limits, LogConfig, Mount, Network, RestartPolicy, Rlimit, SeccompChoice,
-    UserNamespace, VERSION,
+    Security, UserNamespace, VERSION,
 };
 
 /// A container that is to be.
@@ -52,6 +53,8 @@ pub struct Creation {
     pub seccomp: SeccompChoice,
     /// Programs cannot gain privileges.
     pub no_new_privileges: bool,
+    /// The other walls.
+    pub security: Security,
     /// The network.
     pub network: Network,
     /// The user namespace.
@@ -158,8 +161,13 @@ impl Creation {
             cap_drop: self.cap_drop.clone(),
             seccomp: self.seccomp.clone(),
             no_new_privileges: self.no_new_privileges,
+            security: self.security.clone(),
             network: self.network,
-            user_namespace: self.user_namespace,
+            // A plain user's containers are in one already.
+            user_namespace: match self.security.hardened && userns::is_initial() {
+                true => UserNamespace::Auto,
+                false => self.user_namespace,
+            },
             id_base: None,
             groups: self.groups.clone(),
             privileged: self.privileged,

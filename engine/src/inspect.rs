@@ -190,6 +190,7 @@ fn container_json(container: &Container) -> Value {
             "RestartPolicy": { "Name": config.restart.name(), "MaximumRetryCount": config.restart.maximum() },
             "LogConfig": { "Type": config.log.driver.name(), "Config": log_options(config) },
             "Privileged": config.privileged,
+            "SecurityOpt": config.security.options,
             "StorageOpt": config.storage_size.map(|size| json!({ "size": size.to_string() })),
             "ShmSize": config.shm_size.unwrap_or(64 << 20),
             "OomScoreAdj": config.oom_score.unwrap_or(0),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use strata_layer::index::{Index, NodeId};
 use strata_sandbox::capabilities::{CHOWN, has_effective};
-use strata_sandbox::{Landlock, Launch, Orphan, Root, Running, SpawnError, Stdio, WindowSize};
+use strata_sandbox::{Launch, Orphan, Root, Running, SpawnError, Stdio, WindowSize};
 use strata_unionfs::{Limits, Lower, MountSpec, Options, Upper};
 
 use crate::container::{Container, Containers, RecordError, Use};
@@ -169,7 +169,7 @@ fn spawn(
     launch.stdio = stdio;
     launch.cgroup = Some(containers.cgroup_name(&config.id).map_err(|error| failed(error.into()))?);
     launch.seccomp = spec::seccomp(config)?;
-    launch.landlock = Landlock::Auto;
+    launch.landlock = spec::landlock(config, false)?;
     launch.orphan = Orphan::IsKilled;
     let running = strata_sandbox::spawn(launch).map_err(failed)?;
     Ok((running, pipes))

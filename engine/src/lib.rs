@@ -56,7 +56,7 @@ pub use commit::{ChangesError, CommitError, ContainerCommit};
 pub use container::{
     Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, End, Ended, Event, FindError,
     InvalidContainerId, InvalidName, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RecordError,
-    Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, StartFailure, State, Tmpfs, UserNamespace,
+    Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, Security, StartFailure, State, Tmpfs, UserNamespace,
 };
 pub use creation::{Creation, InvalidCreation};
 pub use disk_usage::{Usage, UsageError};
@@ -82,6 +82,7 @@ pub use mount::{
 pub use process::Process;
 pub use size::parse_size;
 pub use spec::SpecError;
+pub use spec::check_policy;
 pub use strata_imagestore::{
     Change, CommitOptions, CompressionFormat, Depth, Event as ProgressEvent, Finding, FsckOptions, FsckReport,
     HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input, LazyProgress, Leftovers, LoadOptions, Login, Mend,
@@ -89,6 +90,7 @@ pub use strata_imagestore::{
     RegistryError, RegistrySettings, Removed, Secret, Start, Stored, Timestamp, Unused, Upload as ProgressUpload,
     clean_path,
 };
+pub use strata_sandbox::policy::PolicyError;
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
 pub use strata_unionfs::{
     Aspect, Change as FileChange, ChangeKind, Difference, Force, Kind as FileKind, RemountError, Side, Upper,

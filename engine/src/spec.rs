@@ -7,11 +7,12 @@ use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount as OciMount,
     MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec,
 };
-use strata_sandbox::Seccomp;
 use strata_sandbox::capabilities::{CapabilitySet, UnknownCapability};
+use strata_sandbox::policy::{Policy, PolicyError};
 use strata_sandbox::seccomp::{Profile, ProfileError};
 use strata_sandbox::spec_default::{self, Defaults, spec_default};
 use strata_sandbox::userns::{AUTO_SIZE, IdMaps};
+use strata_sandbox::{Landlock, Seccomp};
 use strata_unionfs::{IdMap, IdRange};
 
 use crate::container::{Bind, Config, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs};
@@ -26,6 +27,9 @@ pub enum SpecError {
     /// A profile that is none.
     #[error("decoding seccomp profile failed")]
     Seccomp(#[from] ProfileError),
+    /// A policy that is none.
+    #[error("invalid policy")]
+    Policy(#[from] PolicyError),
     /// A value that the specification cannot hold.
     #[error("invalid container configuration")]
     Value(#[from] OciSpecError),
@@ -51,7 +55,12 @@ pub(crate) fn build(config: &Config, own: &[Mount]) -> Result<Spec, SpecError> {
     // What is mounted in a folder must come after what is mounted on it, whatever the order on the command line.
     mounts.sort_by_key(|mount| mount.destination().components().count());
     let rlimits = config.rlimits.iter().map(rlimit).collect::<Result<Vec<_>, _>>()?;
-    Ok(spec_default(Defaults {
+    let security = &config.security;
+    let capabilities = match security.hardened {
+        true => CapabilitySet::HARDENED,
+        false => CapabilitySet::DOCKER,
+    };
+    let mut spec = spec_default(Defaults {
         args: config.command.clone(),
         env: process_environment(config),
         cwd: PathBuf::from(&config.working_directory),
@@ -63,9 +72,13 @@ pub(crate) fn build(config: &Config, own: &[Mount]) -> Result<Spec, SpecError> {
         },
         user_namespace: config.id_base.map(|base| IdMaps::block(base, AUTO_SIZE)),
         read_only_root: config.read_only,
-        capabilities: CapabilitySet::docker_adjusted(&config.cap_add, &config.cap_drop)?,
+        capabilities: capabilities.adjusted(&config.cap_add, &config.cap_drop)?,
         privileged: config.privileged,
-        no_new_privileges: config.no_new_privileges,
+        // A policy is no wall for a program that can become another user.
+        no_new_privileges: config.no_new_privileges || security.hardened || security.policy.is_some(),
+        mask: security.mask.clone(),
+        unmask: security.unmask.clone(),
+        private_proc: security.hardened,
         resources: resources(&config.limits)?,
         mounts,
         rlimits,
@@ -73,17 +86,55 @@ pub(crate) fn build(config: &Config, own: &[Mount]) -> Result<Spec, SpecError> {
         shm_size: config.shm_size.unwrap_or(Defaults::default().shm_size),
         oom_score: config.oom_score,
         ..Defaults::default()
-    })?)
+    })?;
+    if let Some(profile) = &security.apparmor
+        && let Some(process) = spec.process_mut()
+    {
+        process.set_apparmor_profile(Some(profile.clone()));
+    }
+    Ok(spec)
 }
 
 /// The system call filter that was chosen.
 pub(crate) fn seccomp(config: &Config) -> Result<Seccomp, SpecError> {
-    Ok(match &config.seccomp {
+    let chosen = match &config.seccomp {
         SeccompChoice::Default if config.privileged => Seccomp::Unconfined,
+        SeccompChoice::Default if config.security.hardened => Seccomp::Profile(Profile::hardened()),
         SeccompChoice::Default => Seccomp::Default,
         SeccompChoice::Unconfined => Seccomp::Unconfined,
         SeccompChoice::Profile(text) => Seccomp::Profile(Profile::from_json(text.as_bytes())?),
+    };
+    let Some(policy) = policy(config)?.filter(|policy| policy.syscalls.is_some()) else { return Ok(chosen) };
+    Ok(Seccomp::Profile(policy.restrict(&match chosen {
+        Seccomp::Profile(profile) => profile,
+        Seccomp::Unconfined => Profile::everything(),
+        Seccomp::Default | Seccomp::FromSpec => Profile::docker_default().clone(),
+    })))
+}
+
+/// How landlock is to guard the container's processes; `added` for those that are not the first.
+pub(crate) fn landlock(config: &Config, added: bool) -> Result<Landlock, SpecError> {
+    Ok(match policy(config)? {
+        Some(policy) => Landlock::Policy(policy),
+        None if config.privileged => Landlock::Off,
+        None if config.security.hardened => Landlock::Hardened,
+        // A domain of its own would keep it from looking at the container's other processes, which is mostly what one is
+        // added for: landlock takes them for strangers.
+        None if added => Landlock::Off,
+        None => Landlock::Auto,
     })
+}
+
+/// Tells whether a text is a policy.
+///
+/// # Errors
+/// [`PolicyError`], with the line.
+pub fn check_policy(text: &str) -> Result<(), PolicyError> {
+    Policy::parse(text).map(|_| ())
+}
+
+fn policy(config: &Config) -> Result<Option<Policy>, SpecError> {
+    Ok(config.security.policy.as_deref().map(Policy::parse).transpose()?)
 }
 
 /// The ids that the filesystem must show for those on the disk, if the container has ids of its own.

@@ -31,6 +31,11 @@ impl CapabilitySet {
             | 1 << SETFCAP,
     );
 
+    /// What a hardened container gets: Docker's, without raw packets, device nodes, audit records, file capabilities and
+    /// chroot.
+    pub const HARDENED: Self =
+        Self(Self::DOCKER.0 & !(1 << NET_RAW | 1 << MKNOD | 1 << AUDIT_WRITE | 1 << SETFCAP | 1 << SYS_CHROOT));
+
     /// Makes a set of raw bits.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
@@ -61,6 +66,14 @@ impl CapabilitySet {
     /// # Errors
     /// [`UnknownCapability`] for a name that is none.
     pub fn docker_adjusted<S: AsRef<str>>(add: &[S], drop: &[S]) -> Result<Self, UnknownCapability> {
+        Self::DOCKER.adjusted(add, drop)
+    }
+
+    /// As [`docker_adjusted`](Self::docker_adjusted), from this set.
+    ///
+    /// # Errors
+    /// [`UnknownCapability`] for a name that is none.
+    pub fn adjusted<S: AsRef<str>>(self, add: &[S], drop: &[S]) -> Result<Self, UnknownCapability> {
         let add = add.iter().map(|name| Self::parse(name.as_ref())).collect::<Result<Vec<_>, _>>()?;
         let drop = drop.iter().map(|name| Self::parse(name.as_ref())).collect::<Result<Vec<_>, _>>()?;
         let union = |sets: &[Self]| sets.iter().fold(0, |bits, set| bits | set.0);
@@ -71,7 +84,7 @@ impl CapabilitySet {
         } else if drop.contains(&Self::ALL) {
             0
         } else {
-            Self::DOCKER.0 & !union(&drop)
+            self.0 & !union(&drop)
         };
         Ok(Self(base | union(&add)))
     }

@@ -73,11 +73,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
         true => Some(Destination::new(spec, exec.listener, exec.identity, Some(pid))?),
         false => None,
     };
-    let landlock = match exec.landlock {
-        Landlock::Off => None,
-        Landlock::Auto if seccomp.as_ref().is_none_or(|filter| filter.may_mount) => None,
-        Landlock::Auto => LandlockPlan::new(spec, process.capabilities.bounding),
-    };
+    let landlock = LandlockPlan::of(&exec.landlock, spec, process.capabilities.bounding, seccomp.as_ref())?;
     let (parent_end, child_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|errno| failed("make a socket pair", errno.into()))?;
     let (stdio, console) = match exec.stdio {

@@ -185,13 +185,18 @@ pub enum Seccomp {
     Profile(crate::seccomp::Profile),
 }
 
-/// Whether landlock guards the container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How landlock guards the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Landlock {
-    /// Where the kernel has it and where it denies nothing that the other walls allow: not for containers that may
-    /// mount, by capability or in a user namespace, since landlock denies every mount.
+    /// Around the container's root, where the kernel has it and where it denies nothing that the other walls allow: not
+    /// for containers that may mount, by capability or in a user namespace, since landlock denies every mount.
     #[default]
     Auto,
+    /// Around the root whatever the process may otherwise, and around signals and abstract sockets where no namespace is.
+    /// Mounting is denied.
+    Hardened,
+    /// What a policy allows, and nothing else of the kinds it is about. Mounting is denied.
+    Policy(crate::policy::Policy),
     /// Never.
     Off,
 }

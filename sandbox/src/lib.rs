@@ -19,6 +19,7 @@ mod landlock;
 mod launch;
 mod notify;
 mod plan;
+pub mod policy;
 pub mod probe;
 mod rooted;
 mod running;

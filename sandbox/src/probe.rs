@@ -140,7 +140,11 @@ fn seccomp_state() -> Result<String, String> {
 fn landlock_state() -> Result<String, String> {
     match strata_sys::landlock::abi() {
         Ok(abi @ 0..=2) => Err(format!("ABI {abi} is too old, needs 3 (Linux 6.2)")),
-        Ok(abi) => Ok(format!("ABI {abi}")),
+        Ok(abi @ (3 | 4)) => {
+            Ok(format!("ABI {abi}: files{}; device ioctls need 5, scopes 6", if abi > 3 { ", ports" } else { "" }))
+        }
+        Ok(abi @ 5) => Ok(format!("ABI {abi}: files, ports; scopes of signals and abstract sockets need 6")),
+        Ok(abi) => Ok(format!("ABI {abi}: files, ports, scopes")),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err("switched off at boot".into()),
         Err(_) => Err("the kernel is built without it".into()),
     }

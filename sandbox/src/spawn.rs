@@ -21,7 +21,7 @@ use crate::plan::process::ProcessPlan;
 use crate::plan::{MountPlan, MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
 use crate::running::ExitStatus;
 use crate::seccomp::{Profile, ProfileError};
-use crate::{Landlock, Launch, Orphan, Running, Seccomp, SpawnError, Stdio, describe, userns};
+use crate::{Launch, Orphan, Running, Seccomp, SpawnError, Stdio, describe, userns};
 
 /// Starts a container and returns once its program has been executed.
 ///
@@ -46,11 +46,7 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
         true => Some(Destination::new(spec, launch.listener, launch.identity, None)?),
         false => None,
     };
-    let landlock = match launch.landlock {
-        Landlock::Off => None,
-        Landlock::Auto if seccomp.as_ref().is_none_or(|filter| filter.may_mount) => None,
-        Landlock::Auto => LandlockPlan::new(spec, process.capabilities.bounding),
-    };
+    let landlock = LandlockPlan::of(&launch.landlock, spec, process.capabilities.bounding, seccomp.as_ref())?;
     let rootfs = RootfsPlan::new(spec, root, &launch.stdio, &namespaces)?;
     let (parent_end, child_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|errno| SpawnError::Parent { what: "make a socket pair", source: errno.into() })?;

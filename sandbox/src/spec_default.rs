@@ -1,7 +1,7 @@
 //! The spec of an ordinary Docker container, and the switches that the command line has for it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -38,6 +38,12 @@ pub struct Defaults {
     pub privileged: bool,
     /// `--security-opt no-new-privileges`.
     pub no_new_privileges: bool,
+    /// Paths that are hidden beside [`MASKED_PATHS`].
+    pub mask: Vec<String>,
+    /// Masked and read-only paths that are left as they are; `ALL` for all of them.
+    pub unmask: Vec<String>,
+    /// Only processes of one's own are seen below `/proc`, and nothing else of the kernel.
+    pub private_proc: bool,
     /// Limits; device rules are added.
     pub resources: LinuxResources,
     /// Further mounts, after the ordinary ones.
@@ -80,6 +86,9 @@ impl Default for Defaults {
             capabilities: CapabilitySet::DOCKER,
             privileged: false,
             no_new_privileges: false,
+            mask: Vec::new(),
+            unmask: Vec::new(),
+            private_proc: false,
             resources: LinuxResources::default(),
             mounts: Vec::new(),
             devices: Vec::new(),
@@ -129,6 +138,13 @@ pub fn spec_default(defaults: Defaults) -> Result<Spec, OciSpecError> {
     process.set_oom_score_adj(defaults.oom_score);
 
     let mut mounts = ordinary_mounts(defaults.shm_size, defaults.privileged)?;
+    if defaults.private_proc
+        && let Some(proc) = mounts.iter_mut().find(|mount| mount.destination() == Path::new("/proc"))
+    {
+        let mut options = proc.options().clone().unwrap_or_default();
+        options.extend(["subset=pid", "hidepid=ptraceable"].map(str::to_owned));
+        proc.set_options(Some(options));
+    }
     // A mount of the user's own on one of these places replaces it.
     mounts.retain(|mount| !defaults.mounts.iter().any(|own| own.destination() == mount.destination()));
     mounts.extend(defaults.mounts);
@@ -148,11 +164,14 @@ pub fn spec_default(defaults: Defaults) -> Result<Spec, OciSpecError> {
         let (uids, gids) = maps.to_oci();
         linux = linux.uid_mappings(uids).gid_mappings(gids);
     }
-    let masks = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    let stays = |path: &&str| !defaults.unmask.iter().any(|unmasked| unmasked == "ALL" || covers(unmasked, path));
+    let masks = |paths: &[&str]| paths.iter().copied().filter(stays).map(str::to_owned).collect::<Vec<_>>();
     linux = if defaults.privileged {
-        linux.masked_paths(Vec::new()).readonly_paths(Vec::new())
+        linux.masked_paths(defaults.mask).readonly_paths(Vec::new())
     } else {
-        linux.masked_paths(masks(&MASKED_PATHS)).readonly_paths(masks(&READ_ONLY_PATHS))
+        let mut masked = masks(&MASKED_PATHS);
+        masked.extend(defaults.mask);
+        linux.masked_paths(masked).readonly_paths(masks(&READ_ONLY_PATHS))
     };
 
     // The path is not used: the root comes as a descriptor or path of its own.
@@ -161,6 +180,14 @@ pub fn spec_default(defaults: Defaults) -> Result<Spec, OciSpecError> {
     match defaults.hostname {
         Some(hostname) => spec.hostname(hostname).build(),
         None => spec.hostname("").build(),
+    }
+}
+
+/// Tells whether a path of `unmask` is about a masked one: itself, or all of a folder as `/proc/*`.
+fn covers(unmasked: &str, masked: &str) -> bool {
+    match unmasked.strip_suffix("/*") {
+        Some(folder) => masked.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')),
+        None => unmasked.trim_end_matches('/') == masked,
     }
 }
 
@@ -210,7 +237,7 @@ fn namespaces(network: &Network, user: bool) -> Result<Vec<LinuxNamespace>, OciS
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Shows of the host what no container needs to see.
-pub const MASKED_PATHS: [&str; 11] = [
+pub const MASKED_PATHS: [&str; 12] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/interrupts",
@@ -221,6 +248,7 @@ pub const MASKED_PATHS: [&str; 11] = [
     "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 
@@ -238,6 +266,30 @@ mod tests {
         let shm: Vec<_> = spec.mounts().iter().flatten().filter(|mount| mount.destination().ends_with("shm")).collect();
         assert_eq!(shm.len(), 1);
         assert_eq!(shm[0].typ().as_deref(), Some("bind"));
+    }
+
+    #[test]
+    fn paths_are_masked_and_unmasked() {
+        let masked = |mask: &[&str], unmask: &[&str]| {
+            let own = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect();
+            let spec = spec_default(Defaults { mask: own(mask), unmask: own(unmask), ..Defaults::default() }).unwrap();
+            let linux = spec.linux().clone().unwrap();
+            let lists = [linux.masked_paths(), linux.readonly_paths()];
+            lists.map(|list| list.clone().unwrap_or_default())
+        };
+        assert_eq!(
+            masked(&[], &[]),
+            [MASKED_PATHS.map(str::to_owned).to_vec(), READ_ONLY_PATHS.map(str::to_owned).to_vec()]
+        );
+        assert_eq!(masked(&[], &["ALL"]), [Vec::<String>::new(), Vec::new()]);
+        assert_eq!(masked(&["/secret"], &["ALL"])[0], ["/secret"]);
+        assert_eq!(masked(&[], &["/proc/*"])[0], ["/sys/devices/virtual/powercap", "/sys/firmware"]);
+        assert!(
+            !masked(&[], &["/proc/kcore", "/proc/sys/"])
+                .concat()
+                .iter()
+                .any(|path| path == "/proc/kcore" || path == "/proc/sys")
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod attacks;
 mod support;
 mod walls;
 
@@ -92,7 +93,7 @@ fn main() {
         trial("descriptors_of_the_host_do_not_come_along", descriptors_of_the_host_do_not_come_along, &no_python),
         trial("landlock_holds_where_the_mounts_would_not", landlock_holds_where_the_mounts_would_not, &landlock),
     ];
-    for (name, test, missing) in walls::cases() {
+    for (name, test, missing) in [walls::cases(), attacks::cases()].concat() {
         trials.push(trial(name, test, &missing));
     }
     libtest_mimic::run(&arguments, trials).exit();

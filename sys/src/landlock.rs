@@ -15,14 +15,31 @@ pub fn abi() -> io::Result<u32> {
     u32::try_from(version).map_err(|_| io::Error::last_os_error())
 }
 
-/// Makes a ruleset that denies `handled` filesystem accesses except where a rule allows them.
+/// What a ruleset denies, laid out as `struct landlock_ruleset_attr`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handled {
+    /// Accesses to files that need a rule.
+    pub files: u64,
+    /// Uses of TCP ports that need a rule. ABI 4.
+    pub ports: u64,
+    /// What can only be reached inside the domain, without exception. ABI 6.
+    pub scoped: u64,
+}
+
+/// Makes a ruleset that denies what is `handled`, except where a rule allows it.
 ///
 /// # Errors
-/// The errno of `landlock_create_ruleset`.
-pub fn create_ruleset(handled: u64) -> io::Result<OwnedFd> {
-    // The first field alone is the structure of ABI 1, and every newer kernel accepts it.
-    // SAFETY: the kernel reads eight bytes through the pointer.
-    let fd = unsafe { libc::syscall(SYS_LANDLOCK_CREATE_RULESET, &raw const handled, size_of::<u64>(), 0) };
+/// The errno of `landlock_create_ruleset`; `E2BIG` or `EINVAL` for what the kernel is too old for.
+pub fn create_ruleset(handled: &Handled) -> io::Result<OwnedFd> {
+    // A kernel takes the structure of every ABI up to its own, told apart by size: no more is given than is asked for.
+    let size = match handled {
+        Handled { ports: 0, scoped: 0, .. } => 8,
+        Handled { scoped: 0, .. } => 16,
+        Handled { .. } => size_of::<Handled>(),
+    };
+    // SAFETY: the kernel reads `size` bytes, which the structure has.
+    let fd = unsafe { libc::syscall(SYS_LANDLOCK_CREATE_RULESET, std::ptr::from_ref(handled), size, 0) };
     match i32::try_from(fd) {
         // SAFETY: a new descriptor that nobody else knows.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
@@ -48,6 +65,24 @@ pub fn allow_beneath(ruleset: BorrowedFd<'_>, path: BorrowedFd<'_>, access: u64)
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Allows `access` to TCP port `port`.
+///
+/// # Errors
+/// The errno of `landlock_add_rule`.
+pub fn allow_port(ruleset: BorrowedFd<'_>, port: u16, access: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct NetPort {
+        allowed_access: u64,
+        port: u64,
+    }
+    let rule = NetPort { allowed_access: access, port: port.into() };
+    // SAFETY: `rule` is laid out as `struct landlock_net_port_attr`; the kernel reads it during the call.
+    let result = unsafe {
+        libc::syscall(SYS_LANDLOCK_ADD_RULE, ruleset.as_raw_fd(), LANDLOCK_RULE_NET_PORT, &raw const rule, 0)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Applies the ruleset to the calling thread and its future children, for good.
 ///
 /// # Errors
@@ -64,3 +99,4 @@ const SYS_LANDLOCK_ADD_RULE: libc::c_long = 445;
 const SYS_LANDLOCK_RESTRICT_SELF: libc::c_long = 446;
 const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
 const LANDLOCK_RULE_PATH_BENEATH: u32 = 1;
+const LANDLOCK_RULE_NET_PORT: u32 = 2;

@@ -74,6 +74,9 @@ pub struct Config {
     /// Programs cannot gain privileges.
     #[serde(default)]
     pub no_new_privileges: bool,
+    /// The other walls.
+    #[serde(default, skip_serializing_if = "Security::is_default")]
+    pub security: Security,
     /// The network.
     #[serde(default)]
     pub network: Network,
@@ -358,6 +361,32 @@ pub enum SeccompChoice {
     Unconfined,
     /// The profile with this text.
     Profile(String),
+}
+
+/// What differs from Docker's walls around an ordinary container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Security {
+    /// Stricter in everything that most programs can do without.
+    pub hardened: bool,
+    /// Paths that are hidden too.
+    pub mask: Vec<String>,
+    /// Masked and read-only paths that are left as they are; `ALL` for all of them.
+    pub unmask: Vec<String>,
+    /// The AppArmor profile.
+    pub apparmor: Option<String>,
+    /// The text of a policy about files, ports and system calls.
+    pub policy: Option<String>,
+    /// The options as they were written, for those who ask.
+    pub options: Vec<String>,
+}
+
+impl Security {
+    /// Tells whether nothing was asked for.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The network of a container.

@@ -14,7 +14,7 @@ mod state;
 pub(crate) use config::VERSION;
 pub use config::{
     Bind, Config, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit,
-    SeccompChoice, Tmpfs, UserNamespace,
+    SeccompChoice, Security, Tmpfs, UserNamespace,
 };
 pub use id::{ContainerId, InvalidContainerId};
 pub use name::{ContainerName, InvalidName};

@@ -722,6 +722,7 @@ mod tests {
             cap_drop: Vec::new(),
             seccomp: Default::default(),
             no_new_privileges: false,
+            security: Default::default(),
             network: Default::default(),
             user_namespace: Default::default(),
             id_base: None,

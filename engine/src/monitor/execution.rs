@@ -1,6 +1,6 @@
 //! Processes that are added to the container.
 
-use strata_sandbox::{Exec, Identity, Landlock, Listener, Seccomp, SpawnError};
+use strata_sandbox::{Exec, Identity, Listener, Seccomp, SpawnError};
 
 use super::connection::Role;
 use super::protocol::{Execution, Refusal};
@@ -30,7 +30,7 @@ pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -
             true => Seccomp::Unconfined,
             false => spec::seccomp(&config).map_err(|error| Refusal::of(&error))?,
         },
-        landlock: Landlock::Auto,
+        landlock: spec::landlock(&config, true).map_err(|error| Refusal::of(&error))?,
         listener: Listener::Agent,
         identity: Identity::default(),
     });

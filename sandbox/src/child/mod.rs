@@ -101,7 +101,7 @@ fn become_program(
         process::personality(persona).at(Step::Personality, 0)?;
     }
     rustix::process::umask(Mode::from_bits_truncate(process_plan.umask));
-    let ruleset = walls.landlock.map(landlock::prepare).transpose().at(Step::Landlock, 0)?;
+    let ruleset = walls.landlock.map(landlock::prepare).transpose().at(Step::Landlock, 0)?.flatten();
 
     // Without no_new_privs, filters need CAP_SYS_ADMIN, which goes with the ids. With it they come last, and tighter.
     let early = !process_plan.no_new_privileges;

@@ -344,7 +344,10 @@ fn write_sysctls(plan: &Plan, built: &Built) -> Result<(), Failure> {
     if plan.rootfs.sysctls.is_empty() {
         return Ok(());
     }
-    let proc = built.proc.as_ref().ok_or(Failure::new(Step::NoProc, 0, libc::ENODEV))?;
+    let shown = built.proc.as_ref().ok_or(Failure::new(Step::NoProc, 0, libc::ENODEV))?;
+    // The container's may show processes alone; this one nobody ever sees. Who may not make one has the container's.
+    let own = new_filesystem::<&CStr, &CStr>(c"proc", None, &[], NOSUID | NODEV | NOEXEC, 0);
+    let proc = own.as_ref().unwrap_or(shown);
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     for (index, (path, value)) in plan.rootfs.sysctls.iter().enumerate() {
         let file = openat2(proc, path.as_c_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)

@@ -15,6 +15,21 @@ impl Profile {
         PROFILE.get_or_init(|| build(&[family_denied(AF_ALG), family_denied(AF_VSOCK), allow("socket")]))
     }
 
+    /// Returns a profile that allows every call, of this machine and of those whose programs it runs.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self { default_action: Action::Allow, rules: Vec::new(), ..build(&[]) }
+    }
+
+    /// Returns the profile of a hardened container: the default, for programs of this machine's own architecture alone, and
+    /// without raw packets (`AF_PACKET`, `AF_KEY`, `AF_XDP`). `socketcall` of 32-bit programs could not be kept from them.
+    #[must_use]
+    pub fn hardened() -> Self {
+        const FAMILIES: [u64; 5] = [AF_ALG, AF_VSOCK, AF_PACKET, AF_KEY, AF_XDP];
+        let sockets: Vec<Rule> = FAMILIES.into_iter().map(family_denied).chain([allow("socket")]).collect();
+        Self { architectures: Architecture::native().into_iter().collect(), ..build(&sockets) }
+    }
+
     /// Returns the default profile in rules that any OCI runtime takes, for a bundle.
     ///
     /// The spec knows no order between rules, so that the address family is compared as a whole, as in Docker: a
@@ -96,8 +111,11 @@ fn set(capability: &str) -> CapabilitySet {
 
 const EPERM: u16 = 1;
 const ENOSYS: u16 = 38;
+const AF_KEY: u64 = 15;
+const AF_PACKET: u64 = 17;
 const AF_ALG: u64 = 38;
 const AF_VSOCK: u64 = 40;
+const AF_XDP: u64 = 44;
 /// `CLONE_NEWNS`, `NEWCGROUP`, `NEWUTS`, `NEWIPC`, `NEWUSER`, `NEWPID`, `NEWNET`.
 const NAMESPACES: u64 = 0x7e02_0000;
 

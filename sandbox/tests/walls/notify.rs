@@ -119,7 +119,7 @@ fn an_agent_answers_for_the_filter() {
     let agent = agent(&path, 2);
     // The exec is asked about too, so that the start cannot end before the agent is there.
     let asked = ["chmod", "fchmodat", "umask", "mkdir", "mkdirat", "execve"];
-    let script = "chmod 700 /tmp 2>&1; umask; mkdir /tmp/made && ls -d /tmp/made; read line";
+    let script = "chmod 700 /tmp 2>&1; umask; mkdir -p /tmp/made && ls -d /tmp/made; read line";
     let spec = spec(script, asking(&asked, &path));
     let (stdio, pipes) = Stdio::pipes().unwrap();
     let identity = Identity { id: "asked", bundle: Path::new("/srv/bundle") };

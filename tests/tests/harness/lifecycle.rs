@@ -504,6 +504,7 @@ fn exec_walls() -> Result<()> {
         &["--cap-drop", "ALL", "--cap-add", "CHOWN"],
         &["--security-opt", "no-new-privileges"],
         &["--security-opt", "seccomp=unconfined"],
+        &["--security-opt", "hardened"],
         &["--privileged"],
         &["--read-only", "--tmpfs", "/tmp"],
         &["--userns", "auto"],

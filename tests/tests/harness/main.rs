@@ -18,6 +18,7 @@ mod oracles;
 mod podman;
 mod power_cut;
 mod registry;
+mod walls;
 
 use std::process::ExitCode;
 
@@ -48,5 +49,6 @@ fn main() -> ExitCode {
     podman::register(&mut suite);
     power_cut::register(&mut suite);
     registry::register(&mut suite);
+    walls::register(&mut suite);
     suite.run()
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use strata_engine::{
-    Bind, Creation, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit, SeccompChoice, Tmpfs,
-    UserNamespace, clean_path, parse_size,
+    Bind, Creation, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit, SeccompChoice, Security,
+    Tmpfs, UserNamespace, clean_path, parse_size,
 };
 
 use super::{ContainerOptions, LimitOptions};
@@ -30,7 +30,7 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
         bail!("Duplicate mount point: {}", pair[0]);
     }
     let environment = environment(&run.env_file, &run.env)?;
-    let (seccomp, no_new_privileges) = security(&run.security_opt)?;
+    let Walls { seccomp, no_new_privileges, security } = walls(&run.security_opt, run.policy.as_deref())?;
     Ok(Creation {
         image: image.clone(),
         command: command.to_vec(),
@@ -55,6 +55,7 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
         cap_drop: run.cap_drop.clone(),
         seccomp,
         no_new_privileges,
+        security,
         network: network(&run.network)?,
         user_namespace: user_namespace(&run.userns)?,
         stop_signal: run.stop_signal.as_deref().map(signal).transpose()?,
@@ -266,25 +267,63 @@ fn environment_file(path: &Path) -> Result<Vec<String>> {
     Ok(variables)
 }
 
-fn security(options: &[String]) -> Result<(SeccompChoice, bool)> {
-    let mut seccomp = SeccompChoice::Default;
-    let mut no_new_privileges = false;
+/// What `--security-opt` and `--policy` say.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Walls {
+    seccomp: SeccompChoice,
+    no_new_privileges: bool,
+    security: Security,
+}
+
+fn walls(options: &[String], policy: Option<&Path>) -> Result<Walls> {
+    let mut walls = Walls::default();
+    let security = &mut walls.security;
     for option in options {
         match option.split_once('=').or_else(|| option.split_once(':')).unwrap_or((option, "")) {
-            ("no-new-privileges", "" | "true") => no_new_privileges = true,
-            ("no-new-privileges", "false") => no_new_privileges = false,
-            ("seccomp", "unconfined") => seccomp = SeccompChoice::Unconfined,
-            ("seccomp", "builtin") => seccomp = SeccompChoice::Default,
+            ("no-new-privileges", "" | "true") => walls.no_new_privileges = true,
+            ("no-new-privileges", "false") => walls.no_new_privileges = false,
+            ("hardened", "" | "true") => security.hardened = true,
+            ("hardened", "false") => security.hardened = false,
+            ("seccomp", "unconfined") => walls.seccomp = SeccompChoice::Unconfined,
+            ("seccomp", "builtin") => walls.seccomp = SeccompChoice::Default,
             ("seccomp", path) if !path.is_empty() => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("opening seccomp profile ({path}) failed"))?;
-                seccomp = SeccompChoice::Profile(text);
+                walls.seccomp = SeccompChoice::Profile(text);
             }
-            ("apparmor" | "label", "unconfined" | "disable") => {}
+            ("apparmor", "unconfined") => security.apparmor = None,
+            ("apparmor", profile) if !profile.is_empty() => security.apparmor = Some(profile.to_owned()),
+            ("label", "disable") => {}
+            ("systempaths", "unconfined") => security.unmask.push("ALL".to_owned()),
+            ("mask", paths) if !paths.is_empty() => {
+                for path in paths.split(':') {
+                    security.mask.push(container_path(option, path)?);
+                }
+            }
+            ("unmask", "ALL" | "all") => security.unmask.push("ALL".to_owned()),
+            ("unmask", paths) if !paths.is_empty() => {
+                for path in paths.split(':') {
+                    security.unmask.push(container_path(option, path)?);
+                }
+            }
+            ("label", _) => bail!("--security-opt {option:?}: labels of SELinux are not applied; use label=disable"),
             _ => bail!("invalid --security-opt: {option:?}"),
         }
+        security.options.push(option.clone());
     }
-    Ok((seccomp, no_new_privileges))
+    if let Some(path) = policy {
+        let text = std::fs::read_to_string(path).with_context(|| format!("open policy {}", path.display()))?;
+        strata_engine::check_policy(&text).with_context(|| format!("policy {}", path.display()))?;
+        security.policy = Some(text);
+    }
+    Ok(walls)
+}
+
+fn container_path(option: &str, path: &str) -> Result<String> {
+    if !path.starts_with('/') {
+        bail!("invalid --security-opt {option:?}: {path:?} is no absolute path");
+    }
+    Ok(path.to_owned())
 }
 
 fn network(text: &str) -> Result<Network> {
@@ -500,11 +539,16 @@ mod tests {
 
     #[test]
     fn security_options() {
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let (seccomp, locked) = security(&words(&["seccomp=unconfined", "no-new-privileges"])).unwrap();
-        assert_eq!((seccomp, locked), (SeccompChoice::Unconfined, true));
-        assert_eq!(security(&[]).unwrap(), (SeccompChoice::Default, false));
-        assert!(security(&words(&["seccomp=/no/such/file"])).is_err());
-        assert!(security(&words(&["apparmor=custom"])).is_err());
+        let read =
+            |options: &[&str]| walls(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>(), None);
+        let found = read(&["seccomp=unconfined", "no-new-privileges"]).unwrap();
+        assert_eq!((found.seccomp, found.no_new_privileges), (SeccompChoice::Unconfined, true));
+        assert_eq!(read(&[]).unwrap(), Walls::default());
+        let found = read(&["hardened", "mask=/a:/b", "unmask=/proc/*", "systempaths=unconfined"]).unwrap().security;
+        assert!(found.hardened && found.options.len() == 4);
+        assert_eq!((found.mask.join(" "), found.unmask.join(" ")), ("/a /b".to_owned(), "/proc/* ALL".to_owned()));
+        for wrong in ["seccomp=/no/such/file", "mask=relative", "nonsense", "label=type:x", "mask=", "hardened=maybe"] {
+            assert!(read(&[wrong]).is_err(), "{wrong}");
+        }
     }
 }

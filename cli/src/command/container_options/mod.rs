@@ -60,9 +60,12 @@ pub(crate) struct ContainerOptions {
     /// Drop a capability
     #[arg(long, value_name = "CAPABILITY")]
     pub(super) cap_drop: Vec<String>,
-    /// Set seccomp=FILE|unconfined or no-new-privileges
+    /// Set hardened, no-new-privileges, seccomp=FILE|unconfined, apparmor=PROFILE, label=disable, mask=PATH, unmask=PATH|ALL
     #[arg(long, value_name = "OPTION")]
     pub(super) security_opt: Vec<String>,
+    /// Restrict files, ports and system calls as this file says
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy: Option<std::path::PathBuf>,
     /// Give every privilege: all capabilities and devices, nothing masked or filtered
     #[arg(long)]
     pub(super) privileged: bool,

@@ -1,0 +1,258 @@
+//! What one program may do, said in a file: paths, TCP ports, system calls.
+//!
+//! ```toml
+//! [files]                       # everything else cannot be opened
+//! read = ["/etc", "/srv/data"]
+//! write = ["/tmp"]              # and read
+//! execute = ["/usr", "/bin"]    # and read
+//!
+//! [network]                     # other TCP ports can be neither connected to nor bound
+//! connect = [443]
+//! bind = [8080]
+//!
+//! [syscalls]                    # one of the two, within what the container's filter allows anyway
+//! deny = ["ptrace"]
+//! allow = ["read", "write"]
+//! ```
+//!
+//! A table that is absent restricts nothing. Paths are those of the container, with all beneath; one that does not exist
+//! allows nothing.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::seccomp::{Action, Architecture, Profile, Rule};
+
+/// A policy that was read and makes sense.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Which files.
+    pub files: Option<Files>,
+    /// Which TCP ports.
+    pub network: Option<Ports>,
+    /// Which system calls.
+    pub syscalls: Option<Syscalls>,
+}
+
+/// Absolute paths, each with all beneath it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// May be read.
+    pub read: Vec<PathBuf>,
+    /// May be read and changed.
+    pub write: Vec<PathBuf>,
+    /// May be read and executed.
+    pub execute: Vec<PathBuf>,
+}
+
+/// TCP ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// May be connected to.
+    pub connect: Vec<u16>,
+    /// May be bound.
+    pub bind: Vec<u16>,
+}
+
+/// Names of system calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Syscalls {
+    /// All but these.
+    Deny(Vec<String>),
+    /// None but these, and those without which no program starts and ends.
+    Allow(Vec<String>),
+}
+
+/// A policy that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}{}: {reason}", key.as_ref().map_or_else(String::new, |key| format!(", {key}")))]
+pub struct PolicyError {
+    /// The line, from 1.
+    pub line: usize,
+    /// The table and key, where the file got that far.
+    pub key: Option<&'static str>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl Policy {
+    /// Reads a policy.
+    ///
+    /// # Errors
+    /// [`PolicyError`] for what is no TOML, unknown keys, relative paths, port 0, unknown system calls.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        let line = |span: Range<usize>| text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
+        let file: Document = toml::from_str(text).map_err(|error| PolicyError {
+            line: error.span().map_or(1, line),
+            key: None,
+            reason: error.message().to_owned(),
+        })?;
+        let fail = |span: Range<usize>, key, reason: String| PolicyError { line: line(span), key: Some(key), reason };
+        let paths = |key: &'static str, list: Vec<Spanned<PathBuf>>| {
+            let check = |path: Spanned<PathBuf>| match path.get_ref().is_absolute() {
+                true => Ok(path.into_inner()),
+                false => Err(fail(path.span(), key, format!("{:?} is no absolute path", path.get_ref()))),
+            };
+            list.into_iter().map(check).collect::<Result<Vec<_>, _>>()
+        };
+        let ports = |key: &'static str, list: Vec<Spanned<u16>>| {
+            let check = |port: Spanned<u16>| match port.get_ref() {
+                0 => Err(fail(port.span(), key, "port 0 means any port and cannot be allowed".to_owned())),
+                _ => Ok(port.into_inner()),
+            };
+            list.into_iter().map(check).collect::<Result<Vec<_>, _>>()
+        };
+        let names = |key: &'static str, list: Vec<Spanned<String>>| {
+            let known = |name: &str| Architecture::ALL.iter().any(|architecture| architecture.number(name).is_some());
+            let check = |name: Spanned<String>| match known(name.get_ref()) {
+                true => Ok(name.into_inner()),
+                false => Err(fail(name.span(), key, format!("there is no system call {:?}", name.get_ref()))),
+            };
+            list.into_iter().map(check).collect::<Result<Vec<_>, _>>()
+        };
+        let files = file.files.map(|files| {
+            Ok(Files {
+                read: paths("files.read", files.read)?,
+                write: paths("files.write", files.write)?,
+                execute: paths("files.execute", files.execute)?,
+            })
+        });
+        let network = file.network.map(|network| {
+            Ok(Ports {
+                connect: ports("network.connect", network.connect)?,
+                bind: ports("network.bind", network.bind)?,
+            })
+        });
+        let syscalls = file.syscalls.map(|syscalls| {
+            let span = syscalls.span();
+            let syscalls = syscalls.into_inner();
+            match (syscalls.allow, syscalls.deny) {
+                (Some(allow), None) => Ok(Syscalls::Allow(names("syscalls.allow", allow)?)),
+                (None, Some(deny)) => Ok(Syscalls::Deny(names("syscalls.deny", deny)?)),
+                _ => Err(fail(span, "syscalls", "either allow or deny is needed, and not both".to_owned())),
+            }
+        });
+        Ok(Self { files: files.transpose()?, network: network.transpose()?, syscalls: syscalls.transpose()? })
+    }
+
+    /// Returns `profile` with what the policy refuses of it taken away.
+    #[must_use]
+    pub fn restrict(&self, profile: &Profile) -> Profile {
+        let mut profile = profile.clone();
+        let (listed, keeps) = match &self.syscalls {
+            None => return profile,
+            Some(Syscalls::Deny(names)) => (names, false),
+            Some(Syscalls::Allow(names)) => (names, true),
+        };
+        let stays = |name: &str| {
+            let is_listed = listed.iter().any(|listed| listed == name) || (keeps && INDISPENSABLE.contains(&name));
+            is_listed == keeps
+        };
+        let mut refused: Vec<Cow<'static, str>> = Vec::new();
+        for rule in &mut profile.rules {
+            let (kept, taken) = std::mem::take(&mut rule.names).into_iter().partition(|name| stays(name));
+            rule.names = kept;
+            refused.extend::<Vec<_>>(taken);
+        }
+        profile.rules.retain(|rule| !rule.names.is_empty());
+        refused.extend(listed.iter().filter(|_| !keeps).cloned().map(Cow::Owned));
+        // Said with a rule of its own: without a name they could be taken for calls that the profile does not know yet.
+        profile.rules.push(Rule { names: refused, ..Rule::new([], Action::Errno(EPERM)) });
+        profile
+    }
+}
+
+/// To be executed, and to end.
+const INDISPENSABLE: [&str; 5] = ["execve", "exit", "exit_group", "restart_syscall", "rt_sigreturn"];
+const EPERM: u16 = 1;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    files: Option<FilesTable>,
+    network: Option<NetworkTable>,
+    syscalls: Option<Spanned<SyscallsTable>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct FilesTable {
+    read: Vec<Spanned<PathBuf>>,
+    write: Vec<Spanned<PathBuf>>,
+    execute: Vec<Spanned<PathBuf>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct NetworkTable {
+    connect: Vec<Spanned<u16>>,
+    bind: Vec<Spanned<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SyscallsTable {
+    allow: Option<Vec<Spanned<String>>>,
+    deny: Option<Vec<Spanned<String>>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capabilities::CapabilitySet;
+
+    #[test]
+    fn a_whole_policy_is_read() {
+        let text = "[files]\nread = [\"/etc\"]\nwrite = [\"/tmp\", \"/var/lib\"]\nexecute = [\"/bin\"]\n\
+            [network]\nconnect = [443]\nbind = [80, 8080]\n[syscalls]\ndeny = [\"ptrace\"]\n";
+        let policy = Policy::parse(text).unwrap();
+        let files = policy.files.unwrap();
+        assert_eq!((files.read.len(), files.write.len(), files.execute.len()), (1, 2, 1));
+        assert_eq!(policy.network, Some(Ports { connect: vec![443], bind: vec![80, 8080] }));
+        assert_eq!(policy.syscalls, Some(Syscalls::Deny(vec!["ptrace".into()])));
+        assert_eq!(Policy::parse(""), Ok(Policy::default()));
+    }
+
+    #[test]
+    fn errors_name_line_and_key() {
+        let error = |text: &str| Policy::parse(text).unwrap_err().to_string();
+        assert_eq!(error("[files]\nread = [\"/etc\",\n  \"tmp\"]"), "line 3, files.read: \"tmp\" is no absolute path");
+        assert_eq!(
+            error("[network]\n\nbind = [0]"),
+            "line 3, network.bind: port 0 means any port and cannot be allowed"
+        );
+        assert_eq!(
+            error("[syscalls]\nallow = [\"read\", \"raed\"]"),
+            "line 2, syscalls.allow: there is no system call \"raed\""
+        );
+        assert!(error("[syscalls]\nallow = []\ndeny = []").contains("either allow or deny"));
+        assert!(error("[files]\nread = []\nwirte = [\"/tmp\"]").starts_with("line 3: unknown field `wirte`"));
+        assert!(error("[network]\nbind = [70000]").starts_with("line 2: "), "{}", error("[network]\nbind = [70000]"));
+        assert!(error("[files\n").starts_with("line 1: "));
+    }
+
+    #[test]
+    fn calls_are_taken_from_the_profile() {
+        let allowed = |text: &str, name| {
+            let profile = Policy::parse(text).unwrap().restrict(Profile::docker_default());
+            profile.may_allow(name, CapabilitySet::DOCKER)
+        };
+        let deny = "[syscalls]\ndeny = [\"ptrace\", \"mount\", \"personality\"]";
+        assert!(
+            allowed(deny, "read")
+                && !allowed(deny, "ptrace")
+                && !allowed(deny, "mount")
+                && !allowed(deny, "personality")
+        );
+        let allow = "[syscalls]\nallow = [\"read\", \"mount\"]";
+        assert!(
+            allowed(allow, "read") && allowed(allow, "execve") && !allowed(allow, "write") && !allowed(allow, "mount")
+        );
+    }
+}

@@ -1,0 +1,65 @@
+//! Modes and policies of `run`, as a user meets them.
+
+use anyhow::{Result, ensure};
+use strata_tests::image::archive::Form;
+use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::strata::{Strata, User};
+use strata_tests::tier::{Need, Suite};
+
+pub(crate) fn register(suite: &mut Suite) {
+    let needs = &[Need::Fuse, Need::Busybox];
+    suite.add("walls::privileged_hardened", needs, || hardened(User::Caller));
+    suite.add("walls::rootless_hardened", needs, || hardened(User::Plain));
+    suite.add("walls::privileged_policy", needs, policy);
+    suite.add("walls::privileged_exec_sees_the_first_process", needs, exec_sees_the_first_process);
+}
+
+fn prepared(user: User) -> Result<Strata> {
+    let strata = Strata::of(user)?;
+    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    Ok(strata)
+}
+
+/// An ordinary image works, with less around it.
+fn hardened(user: User) -> Result<()> {
+    let strata = prepared(user)?;
+    let script = "id -u; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status; ls -d /proc/sys /proc/meminfo 2>/dev/null; \
+                  echo x > /file && cat /file && mkdir -p /a/b && mv /a/b /c && chown 33 /file && stat -c %u /file";
+    let text = strata.ok(["run", "--rm", "--security-opt", "hardened", REFERENCE, "sh", "-c", script])?;
+    ensure!(text == "0\nNoNewPrivs:\t1\nSeccomp:\t2\nx\n33\n", "{text}");
+    strata.ok(["run", "-d", "--name", "h", "--security-opt", "hardened", REFERENCE, "sleep", "1000"])?;
+    let added = strata.ok(["exec", "h", "sh", "-c", "grep NoNewPrivs /proc/self/status; kill -0 1 && echo reached"])?;
+    ensure!(added == "NoNewPrivs:\t1\nreached\n", "{added}");
+    let options = strata.ok(["inspect", "--format", "{{json .HostConfig.SecurityOpt}}", "h"])?;
+    ensure!(options.trim() == "[\"hardened\"]", "{options}");
+    strata.ok(["rm", "-f", "h"])?;
+    Ok(())
+}
+
+fn policy() -> Result<()> {
+    let strata = prepared(User::Caller)?;
+    let file = strata.folder().join("policy.toml");
+    let write = |text: &str| std::fs::write(&file, text);
+    let path = file.to_string_lossy().into_owned();
+    write(
+        "[files]\nexecute = [\"/bin\", \"/lib\", \"/lib64\", \"/usr\"]\nwrite = [\"/tmp\"]\n[syscalls]\ndeny = [\"symlink\", \"symlinkat\"]\n",
+    )?;
+    let script = "echo x > /tmp/f; cat /tmp/f; cat /etc/passwd 2>&1; ln -s a /tmp/l 2>&1; true";
+    let text = strata.ok(["run", "--rm", "--policy", &path, REFERENCE, "sh", "-c", script])?;
+    ensure!(text.starts_with("x\n") && text.contains("Permission denied") && text.contains("not permitted"), "{text}");
+    write("[files]\nread = [\"etc\"]\n")?;
+    let refused = strata.exits(125, ["run", "--rm", "--policy", &path, REFERENCE, "true"])?;
+    ensure!(refused.stderr.contains("line 2, files.read: \"etc\" is no absolute path"), "{refused}");
+    Ok(())
+}
+
+/// As with Docker: somebody who was added to look at a program can.
+fn exec_sees_the_first_process() -> Result<()> {
+    let strata = prepared(User::Caller)?;
+    strata.ok(["run", "-d", "--name", "seen", REFERENCE, "sleep", "1000"])?;
+    let look = "readlink /proc/1/exe && ls /proc/1/fd | wc -l && tr '\\0' '\\n' < /proc/1/environ | grep -c PATH";
+    let text = strata.ok(["exec", "seen", "sh", "-c", look])?;
+    ensure!(text.lines().count() == 3, "{text}");
+    strata.ok(["rm", "-f", "seen"])?;
+    Ok(())
+}
