@@ -1,8 +1,10 @@
 //! The folders of a mount, found before there is a mount.
 //!
 //! A mount may lie over one of its own layers, and a path may lead elsewhere by the time that the next worker starts. So
-//! the folders are opened once, and workers reach them through their descriptors.
+//! the folders are opened once, and workers reach them through their descriptors; and so are the folders that the files
+//! of an image lie in, beside which something may be made later.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -32,8 +34,17 @@ impl Pinned {
     pub fn new(spec: &MountSpec) -> Pinned {
         let mut pinned = Pinned { spec: spec.clone(), folders: Vec::new() };
         let mut spec = spec.clone();
-        if let Lower::Folders(folders) = &mut spec.lower {
-            folders.iter_mut().for_each(|folder| pinned.pin(folder));
+        match &mut spec.lower {
+            Lower::Folders(folders) => folders.iter_mut().for_each(|folder| pinned.pin(folder)),
+            Lower::Image { index, layers } => {
+                let mut known = HashMap::new();
+                pinned.pin_file(index, &mut known);
+                for layer in layers {
+                    for file in [&mut layer.tar, &mut layer.index, &mut layer.objects] {
+                        pinned.pin_file(file, &mut known);
+                    }
+                }
+            }
         }
         if let Some(upper) = &mut spec.upper {
             pinned.pin(&mut upper.dir);
@@ -69,6 +80,22 @@ impl Pinned {
         self.folders.iter().fold(message.to_owned(), name)
     }
 
+    /// Names a file by its folder. `known` holds what was found for the folders so far.
+    fn pin_file(&mut self, name: &mut PathBuf, known: &mut HashMap<PathBuf, PathBuf>) {
+        let (Some(folder), Some(file)) = (name.parent(), name.file_name()) else { return };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let pinned = match known.get(folder) {
+            Some(pinned) => pinned.clone(),
+            None => {
+                let mut pinned = folder.to_owned();
+                self.pin(&mut pinned);
+                known.insert(folder.to_owned(), pinned.clone());
+                pinned
+            }
+        };
+        *name = pinned.join(file);
+    }
+
     fn pin(&mut self, name: &mut PathBuf) {
         let Some((fd, path)) = open(name) else { return };
         let name = std::mem::replace(name, path.clone());
@@ -91,7 +118,7 @@ fn open(name: &Path) -> Option<(OwnedFd, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Options;
+    use crate::spec::{ImageLayer, Options};
 
     #[test]
     fn a_folder_stays_the_same_when_another_takes_its_path() {
@@ -111,5 +138,30 @@ mod tests {
         assert_eq!(pinned.named(&message), format!("open {lower:?} and {:?}", lower.join("x")));
         let longer = format!("open {:?}", format!("{}0", folders[0].display()));
         assert_eq!(pinned.named(&longer), longer);
+    }
+
+    #[test]
+    fn files_of_an_image_stay_the_same_and_a_folder_is_opened_once() {
+        let base = tempfile::tempdir().unwrap();
+        let store = base.path().join("store");
+        std::fs::create_dir_all(store.join("layer")).unwrap();
+        let at = |path: &str| store.join(path);
+        for file in ["index", "layer/tar", "layer/index"] {
+            std::fs::write(at(file), file).unwrap();
+        }
+        let layer =
+            ImageLayer { tar: at("layer/tar"), index: at("layer/index"), objects: at("layer/objects"), absent: None };
+        let lower = Lower::Image { index: at("index"), layers: vec![layer.clone(), layer] };
+        let pinned = Pinned::new(&MountSpec { lower, upper: None, options: Options::default() });
+        assert_eq!(pinned.descriptors().count(), 2);
+        std::fs::rename(&store, base.path().join("aside")).unwrap();
+        let Lower::Image { index, layers } = &pinned.spec().lower else { panic!("an image became something else") };
+        assert_eq!(std::fs::read(index).unwrap(), b"index");
+        assert_eq!(std::fs::read(&layers[1].tar).unwrap(), b"layer/tar");
+        assert_eq!(std::fs::read(&layers[0].index).unwrap(), b"layer/index");
+        std::fs::write(&layers[0].objects, b"").unwrap();
+        assert!(base.path().join("aside/layer/objects").exists());
+        let message = format!("open {:?}", layers[0].tar);
+        assert_eq!(pinned.named(&message), format!("open {:?}", at("layer/tar")));
     }
 }
