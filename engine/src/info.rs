@@ -209,7 +209,7 @@ fn requests((transport, reason): (Transport, &'static str)) -> (&'static str, St
         Transport::Fuser => ("read from /dev/fuse by the fuser crate (transport=fuser)", reason.to_owned()),
         Transport::Device | Transport::Auto => {
             let more = match reason.contains("enable_uring") {
-                true => "; on, each request costs fewer system calls and wake-ups, but a mount ends with its server",
+                true => "; on, each request costs fewer system calls and wake-ups",
                 false => "",
             };
             ("read from /dev/fuse (transport=device)", format!("{reason}{more}"))

@@ -4,7 +4,7 @@
 //! crate: what we need of one is two system calls and three maps, and the entries would be filled by hand all the same.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -119,6 +119,11 @@ impl Ring {
         }
     }
 
+    /// Returns whether the kernel has taken all that it was told of, and was told of all that was put in.
+    pub(crate) fn all_taken(&self) -> bool {
+        self.told == self.tail
+    }
+
     /// Takes a completion, if there is one.
     pub(crate) fn completion(&mut self) -> Option<Completion> {
         let head_word = self.word(self.offsets.cq_head);
@@ -141,6 +146,12 @@ impl Ring {
         // SAFETY: the kernel said that there is a word at this offset of the mapping; it is aligned, both sides reach it
         // atomically, and the mapping lives as long as `self`.
         unsafe { self.shared.start.byte_add(offset as usize).cast::<AtomicU32>().as_ref() }
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -257,11 +268,13 @@ struct CqOffsets {
     user_address: u64,
 }
 
-/// One thread submits, without being interrupted for completions; entries of 128 bytes, taken in order.
-const SETUP: u32 = SETUP_COOP_TASKRUN | SETUP_SQE128 | SETUP_SINGLE_ISSUER | SETUP_NO_SQARRAY;
-const SETUP_COOP_TASKRUN: u32 = 1 << 8;
+/// One thread submits, and the kernel works for the ring only while it waits for completions: at any other time that
+/// would interrupt what the thread is just doing (a call on a file may end early with `EINTR`). Entries have 128 bytes
+/// and are taken in order.
+const SETUP: u32 = SETUP_SQE128 | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | SETUP_NO_SQARRAY;
 const SETUP_SQE128: u32 = 1 << 10;
 const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
+const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 const SETUP_NO_SQARRAY: u32 = 1 << 16;
 const FEATURE_SINGLE_MAP: u32 = 1;
 const ENTER_GET_EVENTS: u32 = 1;

@@ -20,5 +20,6 @@ pub mod process;
 pub mod seccomp;
 pub mod seccomp_notify;
 pub mod shared;
+pub mod ustat;
 pub mod verity;
 pub mod writeback;

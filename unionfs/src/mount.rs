@@ -13,7 +13,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use crate::fuse::{Choice, Connection, Counts, Wishes, channels, choose, shake_hands};
+use crate::fuse::{Choice, Connection, Counts, Line, Server, choose};
 use crate::helper::mount_by_helper;
 use crate::spec::{MountSpec, Options, Transport};
 use crate::survive::{Faults, Keep, Keeper, Pinned, Service, Survived, WorkerError};
@@ -120,40 +120,52 @@ pub struct UnmountError {
 
 /// Mounts a union and returns when it is there. Nobody gets an answer from it before [`Mounted::serve`] runs.
 pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
-    let tree = Arc::new(Tree::open(spec)?);
-    let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
-    make(spec, target, |device, by_helper| here(tree, device, &spec.options, threads, by_helper))
+    mount_by(spec, target, chosen(spec, Server::IsTheOnlyOne)?)
 }
 
 /// Takes over a filesystem that somebody else has mounted and nobody serves yet: `device` is its connection.
 pub fn adopt(spec: &MountSpec, device: OwnedFd) -> Result<Mounted, MountError> {
-    let tree = Arc::new(Tree::open(spec)?);
-    let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
-    let (server, report) = here(tree, device, &spec.options, threads, true)?;
-    Ok(Mounted { server, detached: None, report })
+    adopt_by(spec, device, chosen(spec, Server::IsTheOnlyOne)?)
 }
 
 /// As [`mount`], but served by processes of its own: when one dies, whoever uses the mount waits for the next, and nothing
 /// is lost. The calling process must have one thread only, and should do nothing but [`Mounted::serve`] from then on.
 pub fn mount_kept(spec: &MountSpec, target: &Target, faults: Faults) -> Result<Mounted, MountError> {
-    if !can_be_kept(spec) {
-        return mount(spec, target);
+    let choice = chosen(spec, Server::MayDie)?;
+    if choice.transport == Transport::Fuser {
+        return mount_by(spec, target, choice);
     }
     // Before there is a mount, which may lie over them.
     let (layers, lock) = (Pinned::new(spec), lock(spec)?);
     make(spec, target, |device, by_helper| {
         let place = if by_helper { Place::ByHelper } else { Place::of(target) };
-        kept(layers, device, lock, faults, place)
+        kept(layers, device, choice, lock, faults, place)
     })
 }
 
 /// As [`adopt`], but served as by [`mount_kept`]. The layers were pinned before the mount was made.
 pub fn adopt_kept(layers: Pinned, device: OwnedFd) -> Result<Mounted, MountError> {
-    if !can_be_kept(layers.spec()) {
-        return adopt(layers.spec(), device);
+    let choice = chosen(layers.spec(), Server::MayDie)?;
+    if choice.transport == Transport::Fuser {
+        return adopt_by(layers.spec(), device, choice);
     }
     let lock = lock(layers.spec())?;
-    let (server, report) = kept(layers, device, lock, Faults::default(), Place::ByHelper)?;
+    let (server, report) = kept(layers, device, choice, lock, Faults::default(), Place::ByHelper)?;
+    Ok(Mounted { server, detached: None, report })
+}
+
+fn chosen(spec: &MountSpec, server: Server) -> Result<Choice, MountError> {
+    choose(spec.options.transport, server).map_err(|source| MountError::Handshake { source })
+}
+
+fn mount_by(spec: &MountSpec, target: &Target, choice: Choice) -> Result<Mounted, MountError> {
+    let tree = Arc::new(Tree::open(spec)?);
+    make(spec, target, |device, by_helper| here(tree, device, &spec.options, choice, by_helper))
+}
+
+fn adopt_by(spec: &MountSpec, device: OwnedFd, choice: Choice) -> Result<Mounted, MountError> {
+    let tree = Arc::new(Tree::open(spec)?);
+    let (server, report) = here(tree, device, &spec.options, choice, true)?;
     Ok(Mounted { server, detached: None, report })
 }
 
@@ -184,7 +196,7 @@ impl Mounted {
         drop(self.detached);
         match self.server {
             Serving::Here(connection, tree) => {
-                connection.serve()?;
+                connection.serve(&|| ())?;
                 if somewhere {
                     tree.write_through_at_the_end().map_err(io::Error::from)?;
                 }
@@ -221,19 +233,15 @@ impl Place {
     }
 }
 
-/// Returns whether another process can go on with the transport that is asked for.
-fn can_be_kept(spec: &MountSpec) -> bool {
-    choose(spec.options.transport).is_ok_and(|choice| choice.transport == Transport::Device)
-}
-
 fn here(
     tree: Arc<Tree>,
     device: OwnedFd,
     options: &Options,
-    threads: usize,
+    choice: Choice,
     by_helper: bool,
 ) -> Result<(Serving, MountReport), MountError> {
-    let connection = Connection::new(Arc::clone(&tree), device, options, threads)
+    let threads = threads(options);
+    let connection = Connection::new(Arc::clone(&tree), device, options, choice, threads)
         .map_err(|source| MountError::Handshake { source })?;
     let report = report(connection.choice(), connection.passthrough(), by_helper, threads);
     Ok((Serving::Here(connection, tree), report))
@@ -247,20 +255,18 @@ fn lock(spec: &MountSpec) -> Result<Option<OwnedFd>, MountError> {
 fn kept(
     layers: Pinned,
     device: OwnedFd,
+    choice: Choice,
     lock: Option<OwnedFd>,
     faults: Faults,
     place: Place,
 ) -> Result<(Serving, MountReport), MountError> {
-    let handshake = |source| MountError::Handshake { source };
-    let spec = layers.spec();
-    // Whatever became possible since it was found that it can be kept: this is what the workers serve.
-    let choice = Choice { transport: Transport::Device, ..choose(spec.options.transport).map_err(handshake)? };
-    let threads = spec.options.threads.unwrap_or_else(default_threads).max(1);
-    let agreed = shake_hands(&device, Wishes::of(&spec.options, choice.transport)).map_err(handshake)?;
-    let report = report(choice, &agreed.passthrough, place == Place::ByHelper, threads);
-    let channels = channels(&Arc::new(device), threads);
+    let options = &layers.spec().options;
+    let threads = threads(options);
+    let line = Line::open(device, options, choice, Server::MayDie, threads)
+        .map_err(|source| MountError::Handshake { source })?;
+    let report = report(line.choice, &line.agreed.passthrough, place == Place::ByHelper, threads);
     let keep = Arc::new(Keep::new().map_err(WorkerError::Start)?);
-    let service = Service { layers, keep, lock, channels, agreed, choice, somewhere: place != Place::Nowhere };
+    let service = Service { layers, keep, lock, line, somewhere: place != Place::Nowhere };
     Ok((Serving::Kept(Box::new(Keeper::start(service, faults)?)), report))
 }
 
@@ -374,7 +380,9 @@ fn attach(mount: BorrowedFd<'_>, dir: &Path) -> Result<(), MountError> {
         .map_err(|error| MountError::Place { path: dir.to_owned(), source: error.into() })
 }
 
-/// One thread per CPU: whoever serves a request on the CPU that asked is fastest. At least two, for a slow one.
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, NonZeroUsize::get).clamp(2, 16)
+/// Returns how many threads serve. One per CPU: whoever serves a request on the CPU that asked is fastest. At least two,
+/// for a slow one.
+fn threads(options: &Options) -> usize {
+    let default = || std::thread::available_parallelism().map_or(2, NonZeroUsize::get).clamp(2, 16);
+    options.threads.unwrap_or_else(default).max(1)
 }

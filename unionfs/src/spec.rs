@@ -173,7 +173,7 @@ pub enum Transport {
     Auto,
     /// `/dev/fuse`, read and written by a thread per CPU.
     Device,
-    /// The queues of an io_uring, one per CPU. A crash of the server may fail operations here.
+    /// The queues of an io_uring, one per CPU.
     Ring,
     /// The `fuser` crate.
     Fuser,

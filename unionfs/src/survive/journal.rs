@@ -8,7 +8,8 @@
 //! - an *intent* says what the names were like before the request changed them. The kernel keeps the directories
 //!   locked until it has its answer, so the names tell whether it was done.
 //!
-//! A slot whose request is not sent again belonged to one whose reply arrived; all it says is true.
+//! A slot whose request is not sent again belonged to one whose reply arrived; all it says is true. Requests that came
+//! in the queues of an io_uring are not sent again, but lie there still ([`Journal::expect_only`]).
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::memory::{EFFECTS_PER_SLOT, Header, Memory, SLOT_WORDS, SLOTS, load_bytes, store_bytes, usize_of};
+use super::memory::{EFFECTS_PER_SLOT, End, Header, Memory, SLOT_WORDS, SLOTS, load_bytes, store_bytes, usize_of};
 
 /// The journal of one worker.
 #[derive(Debug)]
@@ -24,7 +25,10 @@ pub(crate) struct Journal {
     memory: Arc<Memory>,
     /// What earlier workers left: slots by the number of the request.
     past: Mutex<HashMap<u64, usize>>,
+    /// There are some of which it is not known whether they will come again.
     has_past: AtomicBool,
+    /// An earlier worker may have changed nodes that the kernel has not heard of.
+    left_outdated: bool,
     started: Instant,
 }
 
@@ -56,7 +60,9 @@ impl Journal {
     /// Opens the journal. What an earlier worker was in the middle of is settled.
     pub(crate) fn open(memory: Arc<Memory>) -> Journal {
         let mut past = HashMap::new();
-        let blame = if memory.read_header(Header::Fault) == 0 { 1 } else { FAULT };
+        let mut left_outdated = false;
+        let ended = |end: End| memory.read_header(Header::End) == end as u64;
+        let blame = if ended(End::Killed) { 1 } else { FAULT * u64::from(ended(End::Fault)) };
         for number in 0..SLOTS {
             let slot = memory.slot(number);
             let unique = slot[UNIQUE].load(Ordering::Acquire);
@@ -65,10 +71,11 @@ impl Journal {
             }
             settle(&memory, number);
             slot[BLAME].fetch_add(blame, Ordering::Relaxed);
+            left_outdated |= slot[OUTDATES].load(Ordering::Relaxed) != 0;
             past.insert(unique, number);
         }
         let has_past = AtomicBool::new(!past.is_empty());
-        Journal { memory, past: Mutex::new(past), has_past, started: Instant::now() }
+        Journal { memory, past: Mutex::new(past), has_past, left_outdated, started: Instant::now() }
     }
 
     /// Returns the memory that it is in.
@@ -83,6 +90,23 @@ impl Journal {
                 visit(&intent);
             }
         }
+    }
+
+    /// Returns whether an earlier worker may have died before it had told the kernel of all nodes that it has changed.
+    pub(crate) fn left_outdated(&self) -> bool {
+        self.left_outdated
+    }
+
+    /// Says that the requests of these numbers will come again, and no others.
+    pub(crate) fn expect_only(&self, uniques: &[u64]) {
+        self.has_past.store(false, Ordering::Relaxed);
+        self.past().retain(|unique, slot| {
+            let expected = uniques.contains(unique);
+            if !expected {
+                self.drop_slot(*slot);
+            }
+            expected
+        });
     }
 
     /// Begins a request.
@@ -125,6 +149,7 @@ impl Journal {
         words[EFFECTS].store(0, Ordering::Relaxed);
         words[BLAME].store(0, Ordering::Relaxed);
         words[INTENT].store(0, Ordering::Relaxed);
+        words[OUTDATES].store(0, Ordering::Relaxed);
         words[OPCODE].store(opcode.into(), Ordering::Relaxed);
         words[GENERATION].store(self.memory.read_header(Header::Generation), Ordering::Relaxed);
         words[UNIQUE].store(unique, Ordering::Release);
@@ -146,9 +171,13 @@ impl Journal {
         }
         self.has_past.store(false, Ordering::Relaxed);
         for (_, slot) in std::mem::take(&mut *self.past()) {
-            self.memory.slot(slot)[UNIQUE].store(0, Ordering::Release);
-            self.memory.give_slot(slot);
+            self.drop_slot(slot);
         }
+    }
+
+    fn drop_slot(&self, slot: usize) {
+        self.memory.slot(slot)[UNIQUE].store(0, Ordering::Release);
+        self.memory.give_slot(slot);
     }
 
     fn past(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
@@ -196,6 +225,11 @@ pub(crate) fn intend(intent: impl FnOnce() -> Vec<u8>) {
             current.memory.lose();
         }
     });
+}
+
+/// Notes that the present request has changed nodes beside the one it is about, or is about to tell the kernel of such.
+pub(crate) fn outdates() {
+    with_current(|current| current.memory.slot(current.slot)[OUTDATES].store(1, Ordering::Release));
 }
 
 /// Returns what the names were like before the present request, if an earlier worker was about to change them.
@@ -290,7 +324,7 @@ thread_local! {
 }
 
 /// In `unique`: the request has been sent before.
-const RESENT: u64 = 1 << 63;
+pub(crate) const RESENT: u64 = 1 << 63;
 /// In the word of the effects: the one behind the last is being done.
 const BUSY: u64 = 1;
 /// Words of a slot.
@@ -302,6 +336,8 @@ const BLAME: usize = 3;
 /// Length of the intent in bytes; 0 for none.
 const INTENT: usize = 4;
 const GENERATION: usize = 5;
+/// Not 0: nodes beside the one that was asked for were changed, of which the kernel may not have heard.
+const OUTDATES: usize = 6;
 const INTENT_BYTES: usize = 8;
 /// How much a request is to blame for a worker's death by a fault; for one by a signal from outside, 1.
 const FAULT: u64 = 4;
@@ -377,14 +413,52 @@ mod tests {
     fn a_request_that_workers_die_of_is_given_up() {
         let memory = memory();
         Journal::open(Arc::clone(&memory)).begin(2, 1);
-        memory.header(Header::Fault).store(1, Ordering::Relaxed);
-        for _ in 0..2 {
+        memory.header(Header::End).store(End::Fault as u64, Ordering::Relaxed);
+        for end in [End::Fault, End::Unready, End::Fault] {
             die();
+            memory.header(Header::End).store(end as u64, Ordering::Relaxed);
             assert_eq!(Journal::open(Arc::clone(&memory)).begin(2 | RESENT, 1), Begun::Again(Vec::new()));
         }
         die();
         assert_eq!(Journal::open(Arc::clone(&memory)).begin(2 | RESENT, 1), Begun::Poison);
         finish();
+    }
+
+    #[test]
+    fn what_will_not_come_again_is_dropped_and_the_rest_kept_for_as_long_as_it_takes() {
+        let memory = memory();
+        let journal = Journal::open(Arc::clone(&memory));
+        for unique in [2, 4] {
+            journal.begin(unique, 1);
+            intend(|| unique.to_string().into_bytes());
+            die();
+        }
+        let journal = Journal::open(Arc::clone(&memory));
+        journal.expect_only(&[4, 6]);
+        assert_eq!(journal.begin(8, 1), Begun::New);
+        finish();
+        assert_eq!(journal.begin(6 | RESENT, 1), Begun::New);
+        finish();
+        assert_eq!(journal.begin(4 | RESENT, 1), Begun::Again(Vec::new()));
+        assert_eq!(past_intent().unwrap(), b"4");
+        finish();
+        assert!((0..SLOTS).all(|slot| memory.slot(slot)[UNIQUE].load(Ordering::Relaxed) == 0));
+    }
+
+    #[test]
+    fn that_the_kernel_was_to_be_told_of_something_is_known_until_the_request_is_answered() {
+        let memory = memory();
+        let journal = Journal::open(Arc::clone(&memory));
+        journal.begin(2, 1);
+        outdates();
+        finish();
+        journal.begin(4, 1);
+        die();
+        assert!(!Journal::open(Arc::clone(&memory)).left_outdated());
+        Journal::open(Arc::clone(&memory)).begin(4 | RESENT, 1);
+        outdates();
+        die();
+        assert!(Journal::open(memory).left_outdated());
     }
 
     #[test]

@@ -7,8 +7,8 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -16,9 +16,10 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use strata_sys::fork::{Forked, fork};
 
 use super::keep::Keep;
-use super::memory::Header;
+use super::memory::{End, Header};
 use super::pinned::Pinned;
-use crate::fuse::{Agreed, Choice, Connection};
+use super::watchdog::Watchdog;
+use crate::fuse::{Connection, Line};
 use crate::tree::Tree;
 
 /// What a test wants to go wrong.
@@ -29,8 +30,10 @@ pub struct Faults {
     /// Only at this kind of step: 1 when a request was read, 2 when it was noted, 3 anywhere in executing it, 4 when it
     /// was executed, 5 when it was answered.
     pub kill_at: Option<u64>,
-    /// Workers do not believe what the last one noted about requests.
+    /// Workers do not believe what the last one noted about requests, nor what it left in the slots of an io_uring.
     pub forgetful: bool,
+    /// How long the watchdog of a connection over io_uring lets requests be missing, if not as long as usual.
+    pub patience: Option<Duration>,
     /// The worker aborts at every request with this number.
     pub deadly: Option<u32>,
 }
@@ -90,6 +93,7 @@ pub enum WorkerError {
 #[derive(Debug)]
 pub(crate) struct Keeper {
     service: Service,
+    watchdog: Option<Watchdog>,
     pidfd: OwnedFd,
     /// When the last worker was gone.
     since: Instant,
@@ -102,9 +106,7 @@ pub(crate) struct Service {
     pub(crate) keep: Arc<Keep>,
     /// The lock of the upper.
     pub(crate) lock: Option<OwnedFd>,
-    pub(crate) channels: Vec<Arc<OwnedFd>>,
-    pub(crate) agreed: Agreed,
-    pub(crate) choice: Choice,
+    pub(crate) line: Line,
     /// The mount has a place, from where somebody may take it away and wait for its end.
     pub(crate) somewhere: bool,
 }
@@ -118,27 +120,34 @@ impl Keeper {
         memory.header(Header::Forgetful).store(faults.forgetful.into(), Ordering::Relaxed);
         memory.header(Header::Deadly).store(faults.deadly.unwrap_or(0).into(), Ordering::Relaxed);
         let since = Instant::now();
+        let watchdog = service.line.slots().zip(service.line.number());
+        let watchdog = watchdog.map(|(slots, number)| Watchdog::new(number, Arc::clone(slots), faults.patience));
         let pidfd = service.start_worker()?;
         shield();
-        Ok(Keeper { service, pidfd, since })
+        Ok(Keeper { service, watchdog, pidfd, since })
     }
 
     /// Starts worker after worker until the mount is gone.
     pub(crate) fn watch(mut self) -> io::Result<()> {
         let mut failures: u32 = 0;
+        let mut last_answer = Instant::now();
         loop {
-            let status = wait_for(&self.pidfd)?;
+            let status = self.wait_for_worker()?;
             if status.exit_status() == Some(0) {
                 return Ok(());
             }
             self.since = Instant::now();
             let memory = Arc::clone(self.service.keep.memory());
-            let fault = status.terminating_signal() != Some(Signal::KILL.as_raw());
-            memory.header(Header::Fault).store(fault.into(), Ordering::Release);
+            let end = if status.terminating_signal() == Some(Signal::KILL.as_raw()) { End::Killed } else { End::Fault };
+            memory.header(Header::End).store(end as u64, Ordering::Release);
             loop {
                 let answered = memory.header(Header::Answered).swap(0, Ordering::AcqRel);
                 failures = if answered == 0 { failures + 1 } else { 0 };
-                if failures > MOST_FAILURES || memory.is_lost() || !self.service.agreed.can_resend() {
+                if answered > 0 {
+                    last_answer = Instant::now();
+                }
+                let hopeless = failures > MOST_FAILURES && last_answer.elapsed() > MOST_SILENCE;
+                if hopeless || memory.is_lost() || !self.service.line.agreed.can_resend() {
                     // When this process is gone, so is the connection: clients get errors and do not wait for ever.
                     return Err(io::Error::other("the process that serves the mount died, and no other can go on"));
                 }
@@ -151,12 +160,28 @@ impl Keeper {
                         break;
                     }
                     // Killed on its way, perhaps, or out of something that may be there again in a moment.
-                    Err(error) => tracing::warn!(%error, "the next server of the mount did not start"),
+                    Err(error) => {
+                        tracing::warn!(%error, "the next server of the mount did not start");
+                        memory.header(Header::End).store(End::Unready as u64, Ordering::Release);
+                    }
                 }
             }
             let pause = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
             memory.header(Header::LongestPause).fetch_max(pause, Ordering::Relaxed);
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.begin()?;
+            }
         }
+    }
+
+    /// Waits for the worker's end, and makes sure meanwhile that it is of use.
+    fn wait_for_worker(&mut self) -> io::Result<WaitIdStatus> {
+        if let Some(watchdog) = &mut self.watchdog {
+            while watchdog.wait(&self.pidfd) {
+                watchdog.look().map_err(io::Error::other)?;
+            }
+        }
+        wait_for(&self.pidfd)
     }
 
     pub(crate) fn keep(&self) -> &Arc<Keep> {
@@ -208,7 +233,7 @@ impl Service {
             return Err(io::ErrorKind::NotFound.into());
         }
         // Not the mount itself, which would be in use for ever, and nothing else of whoever asked for it.
-        let mut kept: Vec<_> = self.channels.iter().map(|channel| channel.as_fd()).collect();
+        let mut kept: Vec<_> = self.line.descriptors().collect();
         kept.extend(self.keep.pins().descriptors().chain(self.lock.iter().map(|lock| lock.as_fd())));
         kept.extend(self.layers.descriptors());
         kept.push(says.as_fd());
@@ -224,14 +249,16 @@ impl Service {
                 return Err(io::Error::other(error));
             }
         };
-        let (agreed, choice) = (self.agreed.clone(), self.choice);
-        let connection = Connection::kept(Arc::clone(&tree), self.channels.clone(), agreed, choice, &self.keep);
+        let connection = Connection::kept(Arc::clone(&tree), &self.line, &self.keep);
         if self.keep.is_left() {
             connection.resend()?;
         }
-        says.write_all(READY.as_bytes())?;
-        drop(says);
-        let mut result = connection.serve();
+        let says = Mutex::new(Some(says));
+        let mut result = connection.serve(&|| {
+            // The keeper is gone if it does not listen, and so is this process soon.
+            let says = says.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let _ = says.map(|mut says| says.write_all(READY.as_bytes()));
+        });
         if self.somewhere && result.is_ok() {
             result = tree.write_through_at_the_end().map_err(io::Error::from);
         }
@@ -278,6 +305,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// What a worker says that can serve.
 const READY: &str = "\0ready";
-/// So many workers in a row may die without having answered anything.
+/// So many workers in a row may die without having answered anything, in so long a time: where many programs run, one
+/// may be killed on its way again and again before it serves.
 const MOST_FAILURES: u32 = 16;
+const MOST_SILENCE: Duration = Duration::from_secs(5);
 const BADNESS: &str = "/proc/self/oom_score_adj";

@@ -62,8 +62,8 @@ pub(crate) enum Header {
     NextRecord,
     /// The first node that was never used.
     NextNode,
-    /// How the last worker ended: 0 for a signal from outside, 1 for a fault of its own.
-    Fault,
+    /// How the last worker ended: an [`End`].
+    End,
     /// Requests seen again after a worker's death.
     Resent,
     /// Those of them that had told what they were about to change.
@@ -91,6 +91,18 @@ pub(crate) enum Header {
     DirectCount,
     /// Longest time from a worker's death to its successor's readiness, in microseconds.
     LongestPause,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum End {
+    /// By a signal from outside.
+    Killed,
+    /// By a fault of its own.
+    Fault,
+    /// Before it served: no request is to blame.
+    Unready,
 }
 
 /// A record in the table.

@@ -112,10 +112,15 @@ impl Tree {
                 Some(object) if !object.over_lower => object.references.store(lookups, Ordering::Relaxed),
                 _ => self.lower.restore_references(ino, lookups),
             }
-            if let Some(object) = self.upper_object(ino) {
+            if let Some(object) = self.object(ino) {
                 object.restore_opens(opens);
             }
         }
+    }
+
+    /// Returns whether opens of a node are counted here: those that an earlier server left all are then.
+    pub(crate) fn counts_opens(&self, ino: Ino) -> bool {
+        self.object(ino).is_some()
     }
 
     /// Finds copies in the upper that their server had put in place but not noted.

@@ -3,12 +3,14 @@
 #![allow(clippy::print_stdout, reason = "says why a test is skipped")]
 
 pub(crate) mod image;
+mod uring;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use strata_unionfs::{MountReport, MountSpec, Mounted, Options, ServeError, Target, Transport, unmount};
+
+use self::uring::EnabledUring;
 
 /// A mount that is taken away at the end of the test.
 pub(crate) struct TestMount {
@@ -94,28 +96,3 @@ pub(crate) fn options() -> Options {
     };
     Options { source: "test".to_owned(), transport, ..Options::default() }
 }
-
-/// The kernel's switch for FUSE over io_uring, on for as long as this lives. A connection stays what it became by it.
-struct EnabledUring {
-    before: Vec<u8>,
-    /// Locked, so that tests do not undo each other's doing.
-    _lock: File,
-}
-
-impl EnabledUring {
-    fn new() -> EnabledUring {
-        let lock = File::open(ENABLE_URING).unwrap();
-        lock.lock().unwrap();
-        let before = std::fs::read(ENABLE_URING).unwrap();
-        std::fs::write(ENABLE_URING, "Y").unwrap();
-        EnabledUring { before, _lock: lock }
-    }
-}
-
-impl Drop for EnabledUring {
-    fn drop(&mut self) {
-        std::fs::write(ENABLE_URING, &self.before).unwrap();
-    }
-}
-
-const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, Per
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, RenameFlags, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, RenameFlags, StatxFlags, XattrFlags};
 use rustix::io::Errno;
 
 use crate::model::{File, Model, Node, join};
@@ -139,6 +139,7 @@ impl Client {
             26 => self.hold(),
             27 => self.check_held(),
             28 => self.absent(),
+            29 => self.check_kept(),
             _ => self.unnamed(),
         }
     }
@@ -456,6 +457,24 @@ impl Client {
         if self.model.names.contains_key(&path) { Ok(()) } else { self.gone(Some(&path)) }
     }
 
+    /// What the kernel keeps of attributes is what the server would say.
+    fn check_kept(&mut self) -> Outcome {
+        let path = if self.roll(2) == 0 { self.pick_folder() } else { self.pick(|_| true).unwrap_or_default() };
+        let full = self.full(&path);
+        let look = |how| -> Result<_, String> {
+            let what = format!("statx {path:?}");
+            let found = rustix::fs::statx(CWD, &full, how | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
+            let found = check(found.map_err(Into::into), &what)?;
+            let time = |time: rustix::fs::StatxTimestamp| (time.tv_sec, time.tv_nsec);
+            Ok((found.stx_mode, found.stx_nlink, found.stx_size, time(found.stx_mtime), time(found.stx_ctime)))
+        };
+        let (kept, asked) = (look(AtFlags::empty())?, look(AtFlags::STATX_FORCE_SYNC)?);
+        if kept != asked {
+            return Err(format!("kept attributes of {path:?}: {kept:?} instead of {asked:?}"));
+        }
+        Ok(())
+    }
+
     fn unnamed(&mut self) -> Outcome {
         let dir = self.pick_folder();
         let dir = self.full(&dir);
@@ -500,8 +519,10 @@ impl Client {
         }
         for folder in folders {
             let listed = check(std::fs::read_dir(self.full(&folder)), &format!("list {folder}"))?;
-            let mut found: Vec<String> =
-                listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            let mut found = Vec::new();
+            for entry in listed {
+                found.push(check(entry, &format!("list {folder}"))?.file_name().into_string().unwrap());
+            }
             found.sort_unstable();
             if found != self.model.children(&folder) {
                 return Err(format!("names in {folder:?}: {found:?}"));
@@ -521,4 +542,4 @@ fn expect(result: io::Result<()>, expected: Result<(), Errno>, what: &str) -> Ou
     if found == expected { Ok(()) } else { Err(format!("{what}: {found:?} instead of {expected:?}")) }
 }
 
-const STEPS: u64 = 30;
+const STEPS: u64 = 31;

@@ -3,14 +3,16 @@
 //! Each test needs processes of its own, single-threaded ones at that; this binary plays them when it is started with
 //! `ROLE` set. `SURVIVE_KILLS` is how many kills each of the long tests goes for.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test")]
 
 mod client;
 mod model;
 mod scene;
+#[path = "../common/uring.rs"]
+mod uring;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
     if let Some(role) = std::env::var_os("ROLE") {
         return scene::play(&role.into_string().unwrap());
     }
-    let tests: [Test; 13] = [
+    let tests: [Test; 21] = [
         ("privileged_killed_from_outside_on_disk", || storm(&Plan { kills: Kills::Outside, ..Plan::default() })),
         ("privileged_killed_at_any_step_on_disk", || storm(&Plan::default())),
         ("privileged_killed_at_any_step_in_memory", || storm(&Plan { in_memory: true, ..Plan::default() })),
@@ -34,15 +36,27 @@ fn main() -> ExitCode {
             storm(&Plan { limited: true, in_memory: true, ..Plan::default() })
         }),
         ("privileged_without_the_journal_clients_see_errors", control),
-        ("privileged_a_request_that_kills_is_answered_with_an_error", poison),
-        ("privileged_without_a_server_unmounting_returns", unmounting),
-        ("privileged_without_a_keeper_clients_get_errors", orphans),
-        ("privileged_a_large_copy_is_made_in_spite_of_kills", large_copy),
+        ("privileged_a_request_that_kills_is_answered_with_an_error", || poison(&Plan::default())),
+        ("privileged_without_a_server_unmounting_returns", || unmounting(&Plan::default())),
+        ("privileged_without_a_keeper_clients_get_errors", || orphans(&Plan::default())),
+        ("privileged_a_large_copy_is_made_in_spite_of_kills", || large_copy(&Plan::default())),
         ("privileged_numbers_are_reused_and_nothing_is_mistaken", reuse),
         ("privileged_a_mount_over_its_own_lower_goes_on", over_its_lower),
+        ("privileged_over_io_uring_killed_from_outside", || storm(&Plan { kills: Kills::Outside, ..Plan::io_uring() })),
+        ("privileged_over_io_uring_killed_at_any_step", || storm(&Plan::io_uring())),
+        ("privileged_over_io_uring_killed_at_any_step_without_passthrough", || {
+            storm(&Plan { passthrough: false, ..Plan::io_uring() })
+        }),
+        ("privileged_over_io_uring_a_request_that_kills_is_answered", || poison(&Plan::io_uring())),
+        ("privileged_over_io_uring_without_a_server_unmounting_returns", || unmounting(&Plan::io_uring())),
+        ("privileged_over_io_uring_without_a_keeper_clients_get_errors", || orphans(&Plan::io_uring())),
+        ("privileged_over_io_uring_a_lost_request_ends_the_connection", lost),
+        ("privileged_over_io_uring_a_large_copy_is_made", || large_copy(&Plan::io_uring())),
     ];
     let missing = !rustix::process::geteuid().is_root() || std::fs::File::open("/dev/fuse").is_err();
+    let no_uring = !uring::is_known();
     let trials = tests.map(|(name, body)| {
+        let missing = missing || no_uring && name.contains("io_uring");
         let run = move || body().map_err(|error| Failed::from(format!("{error:?}")));
         Trial::test(name, run).with_ignored_flag(missing)
     });
@@ -96,8 +110,8 @@ fn rounds(plan: &Plan, kills: u64) -> Result<Total> {
 }
 
 /// A request that its server dies of, however often it is tried.
-fn poison() -> Result<()> {
-    let scene = Scene::start(&Plan { kills: Kills::Never, deadly: Some(MKNOD), ..Plan::default() })?;
+fn poison(plan: &Plan) -> Result<()> {
+    let scene = Scene::start(&Plan { kills: Kills::Never, deadly: Some(MKNOD), ..*plan })?;
     let path = scene.mount().join("deadly");
     let result = rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).map_err(std::io::Error::from);
     ensure!(
@@ -111,8 +125,8 @@ fn poison() -> Result<()> {
 }
 
 /// The server is stopped for good: the mount can still be taken away, and who waits gets an error.
-fn unmounting() -> Result<()> {
-    let mut scene = Scene::start(&Plan { kills: Kills::Always, ..Plan::default() })?;
+fn unmounting(plan: &Plan) -> Result<()> {
+    let mut scene = Scene::start(&Plan { kills: Kills::Always, ..*plan })?;
     // Every worker dies at the first request that it reads, so the keeper gives up.
     let stat = scene.client("stat");
     ensure!(scene.keeper_ends(Duration::from_secs(30)), "the keeper goes on although every worker dies");
@@ -120,19 +134,36 @@ fn unmounting() -> Result<()> {
     scene.unmount_within(Duration::from_secs(10))
 }
 
+/// A server loses a request that the last one had: the kernel has it still, and nobody hangs for that.
+fn lost() -> Result<()> {
+    let mut scene =
+        Scene::start(&Plan { kills: Kills::Never, deadly: Some(MKNOD), forgetful: true, ..Plan::io_uring() })?;
+    let path = scene.mount().join("lost");
+    let began = Instant::now();
+    let result = rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).map_err(std::io::Error::from);
+    let took = began.elapsed();
+    let given_up = |error: &std::io::Error| matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED));
+    ensure!(result.as_ref().is_err_and(given_up), "losing it gives {result:?}");
+    ensure!(took > Duration::from_secs(2), "given up after {took:?}");
+    ensure!(scene.keeper_ends(Duration::from_secs(10)), "the keeper goes on");
+    scene.unmount_within(Duration::from_secs(10))
+}
+
 /// The keeper itself is killed: nobody hangs.
-fn orphans() -> Result<()> {
-    let scene = Scene::start(&Plan { kills: Kills::Never, ..Plan::default() })?;
+fn orphans(plan: &Plan) -> Result<()> {
+    let mut scene = Scene::start(&Plan { kills: Kills::Never, ..*plan })?;
     std::fs::read_dir(scene.mount())?.for_each(drop);
     scene.kill_keeper()?;
+    // Its worker serves on until it is killed by that.
+    ensure!(scene.keeper_ends(Duration::from_secs(10)), "the keeper goes on");
     let lookup = std::fs::create_dir(scene.mount().join("new"));
     ensure!(lookup.is_err(), "somebody serves without a keeper");
     scene.unmount_within(Duration::from_secs(10))
 }
 
 /// A copy-up that takes longer than a server lives at first.
-fn large_copy() -> Result<()> {
-    let scene = Scene::start(&Plan { kills: Kills::Never, large: 64 << 20, ..Plan::default() })?;
+fn large_copy(plan: &Plan) -> Result<()> {
+    let scene = Scene::start(&Plan { kills: Kills::Never, large: 64 << 20, ..*plan })?;
     let before = std::fs::read(scene.lower().join("large"))?;
     let path = scene.mount().join("large");
     let writer = std::thread::spawn(move || -> std::io::Result<()> {

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use strata_unionfs::{Faults, Limits, Lower, MountSpec, Options, Passthrough, Target, Upper, mount_kept};
+use strata_unionfs::{Faults, Limits, Lower, MountSpec, Options, Passthrough, Target, Transport, Upper, mount_kept};
 
 use crate::client::Client;
+use crate::uring::EnabledUring;
 
 /// What a scene is like.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,7 @@ pub(crate) struct Plan {
     /// The layers are on tmpfs.
     pub(crate) in_memory: bool,
     pub(crate) passthrough: bool,
+    pub(crate) transport: Transport,
     /// All is done in a user namespace.
     pub(crate) namespace: bool,
     /// What is noted about requests is not believed.
@@ -44,6 +46,7 @@ impl Default for Plan {
             kills: Kills::Steps,
             in_memory: false,
             passthrough: true,
+            transport: Transport::Device,
             namespace: false,
             forgetful: false,
             limited: false,
@@ -51,6 +54,13 @@ impl Default for Plan {
             large: 0,
             over_lower: false,
         }
+    }
+}
+
+impl Plan {
+    /// The same over io_uring.
+    pub(crate) fn io_uring() -> Plan {
+        Plan { transport: Transport::Ring, ..Plan::default() }
     }
 }
 
@@ -182,6 +192,8 @@ pub(crate) fn play(role: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("{error:?}");
+            // Whoever plays the others may not come to reading that.
+            eprintln!("the {role} fails: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -206,6 +218,7 @@ impl Scene {
         let mut command = Command::new(std::env::current_exe()?);
         command.env("ROLE", "keeper").env("BASE", base.path()).stdout(Stdio::piped());
         command.env("PASSTHROUGH", u8::from(plan.passthrough).to_string());
+        command.env("TRANSPORT", plan.transport.name());
         command.env("AT_FOLDER", if plan.over_lower { "lower" } else { "mount" });
         command.env("FORGETFUL", u8::from(plan.forgetful).to_string());
         command.env("LIMITED", u8::from(plan.limited).to_string());
@@ -254,10 +267,20 @@ impl Scene {
             clients.push(command.spawn()?);
         }
         let (mut outside, mut dice) = (0, seconds_of_the_day() | 1);
+        let end = Instant::now() + limit + PATIENCE;
         while clients.iter_mut().any(|client| matches!(client.try_wait(), Ok(None))) {
+            ensure!(Instant::now() < end, "a client hangs");
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             std::thread::sleep(Duration::from_micros(40_000 + (dice >> 33) % 100_000));
-            if matches!(plan.kills, Kills::Outside | Kills::Steps) && self.kill_worker().is_ok() {
+            if !matches!(plan.kills, Kills::Outside | Kills::Steps) {
+                continue;
+            }
+            let Some(worker) = self.worker().ok().flatten() else { continue };
+            // If all were killed before they serve, where starting takes as long as a round, nothing would ever be
+            // answered. It has one thread until then.
+            let serves =
+                fs::read_dir(format!("/proc/{}/task", worker.as_raw_pid())).is_ok_and(|tasks| tasks.count() > 1);
+            if (serves || (dice >> 20).is_multiple_of(8)) && kill_process(worker, Signal::KILL).is_ok() {
                 outside += 1;
             }
         }
@@ -280,16 +303,24 @@ impl Scene {
 
     /// Kills the process that serves, waiting for it if there is none just now.
     pub(crate) fn kill_worker(&self) -> Result<()> {
-        let pid = self.keeper.id();
         for _ in 0..1000 {
-            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-            if let Some(child) = children.split_ascii_whitespace().next() {
-                let child = Pid::from_raw(child.parse()?).context("no pid")?;
-                return Ok(kill_process(child, Signal::KILL)?);
+            if let Some(worker) = self.worker()? {
+                return Ok(kill_process(worker, Signal::KILL)?);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         bail!("there is no worker")
+    }
+
+    /// Returns the process that serves, or is about to.
+    fn worker(&self) -> Result<Option<Pid>> {
+        let pid = self.keeper.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        // Not those that only start the queues of an io_uring again.
+        let serves =
+            |child: &&str| fs::read(format!("/proc/{child}/comm")).is_ok_and(|name| !name.ends_with(b"-kick\n"));
+        let child = children.split_ascii_whitespace().find(serves);
+        child.map(|child| Pid::from_raw(child.parse()?).context("no pid")).transpose()
     }
 
     pub(crate) fn kill_keeper(&self) -> Result<()> {
@@ -390,6 +421,10 @@ fn count(base: &Path) -> Result<(u64, u64)> {
 fn keeper() -> Result<()> {
     let base = PathBuf::from(std::env::var("BASE")?);
     let passthrough = if number("PASSTHROUGH") == 1 { Passthrough::Auto } else { Passthrough::Off };
+    let asked = match std::env::var("TRANSPORT")?.as_str() {
+        "ring" => Transport::Ring,
+        _ => Transport::Device,
+    };
     let limits = match number("LIMITED") {
         1 => Limits { bytes: Some(256 << 20), inodes: Some(100_000) },
         _ => Limits::default(),
@@ -397,16 +432,19 @@ fn keeper() -> Result<()> {
     let spec = MountSpec {
         lower: Lower::Folders(vec![base.join("lower")]),
         upper: Some(Upper { dir: base.join("upper"), work: base.join("work") }),
-        options: Options { passthrough, allow_other: true, limits, ..Options::default() },
+        options: Options { passthrough, transport: asked, allow_other: true, limits, ..Options::default() },
     };
     let some = |number: u64| (number > 0).then_some(number);
     let faults = Faults {
         kill_one_in: some(number("ONE_IN")),
         kill_at: some(number("AT")),
         forgetful: number("FORGETFUL") == 1,
+        patience: (number("FORGETFUL") == 1).then_some(Duration::from_secs(2)),
         deadly: u32::try_from(number("DEADLY")).ok().filter(|opcode| *opcode > 0),
     };
+    let uring = (asked == Transport::Ring).then(EnabledUring::new);
     let mounted = mount_kept(&spec, &Target::Directory(base.join(std::env::var("AT_FOLDER")?)), faults)?;
+    drop(uring);
     println!("mounted");
     let (result, survived) = mounted.serve_and_tell();
     result?;
@@ -477,5 +515,7 @@ fn seconds_of_the_day() -> u64 {
 }
 
 const CLIENTS: u64 = 3;
+/// How much longer than it was to work a client may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// About one kill in 30 ms under load.
 const STEPS_PER_KILL: u64 = 1000;

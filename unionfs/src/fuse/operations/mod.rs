@@ -25,7 +25,7 @@ use super::slow::Slow;
 use super::wire::{AttrOut, EntryOut};
 use crate::Result;
 use crate::node::{Device, Ino, Kind, Stat, kind_of};
-use crate::survive::{self as journal, Begun, Counter, Journal, Keep, Point};
+use crate::survive::{self as journal, Begun, Counter, Header, Journal, Keep, Point};
 use crate::tree::{Caller, New, RenameMode, SetAttributes, SetGroupId, Tree};
 use nodes::{NodeNumber, Nodes};
 
@@ -73,12 +73,17 @@ impl Operations {
     /// Goes on where an earlier server of the connection has stopped, if there was one, and leaves `keep` to the next.
     pub(crate) fn kept(tree: Arc<Tree>, device: Arc<OwnedFd>, keep: &Arc<Keep>) -> Arc<Operations> {
         let nodes = Nodes::new(Some(Arc::clone(keep)));
-        nodes.restore(keep.known(tree.gapless()), &device);
+        nodes.restore(keep.known(tree.gapless()), &device, |ino| tree.counts_opens(ino));
         let journal = Journal::open(Arc::clone(keep.memory()));
         let mut intents = Vec::new();
         journal.for_each_intent(&mut |intent| intents.push(intent.to_vec()));
         tree.settle(&intents);
-        Arc::new(Operations::with(tree, device, nodes, Some(journal)))
+        let outdated = if journal.left_outdated() { tree.in_upper() } else { Vec::new() };
+        let operations = Operations::with(tree, device, nodes, Some(journal));
+        for ino in outdated {
+            operations.outdate_attributes(operations.nodes.current(ino));
+        }
+        Arc::new(operations)
     }
 
     fn with(tree: Arc<Tree>, device: Arc<OwnedFd>, nodes: Nodes, journal: Option<Journal>) -> Operations {
@@ -100,6 +105,18 @@ impl Operations {
         if let Some(journal) = &self.journal {
             journal::expose(journal.memory());
         }
+    }
+
+    /// Says which requests of an earlier server come to this one again, where the kernel does not send them.
+    pub(crate) fn expect_only(&self, uniques: &[u64]) {
+        if let Some(journal) = &self.journal {
+            journal.expect_only(uniques);
+        }
+    }
+
+    /// Returns whether to go by what an earlier server has left; only a test says no.
+    pub(crate) fn is_forgetful(&self) -> bool {
+        self.journal.as_ref().is_some_and(|journal| journal.memory().read_header(Header::Forgetful) != 0)
     }
 
     /// Notes that a request is in work; returns the answer if there is nothing left to do for it.

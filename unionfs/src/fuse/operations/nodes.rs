@@ -31,6 +31,8 @@ pub(super) type NodeNumber = u64;
 pub(super) struct Nodes {
     /// Where all of it is written for the next server.
     keep: Option<Arc<Keep>>,
+    /// How many servers there have been, this one included.
+    pub(super) generation: u64,
     shards: [Mutex<HashMap<NodeNumber, Node>>; SHARDS],
     superseded: Superseded,
     pub(super) sent_away: SentAway,
@@ -41,6 +43,8 @@ pub(super) struct Nodes {
 #[derive(Debug, Default)]
 pub(super) struct Node {
     pub(super) opens: u64,
+    /// Those of them that were opened of an earlier server and that the tree counts, whatever they were opened as.
+    pub(super) counted: u64,
     /// How many of these are of running programs, which nobody may change.
     pub(super) executed: u64,
     pub(super) mode: Mode,
@@ -74,6 +78,7 @@ impl Nodes {
         let generation = keep.as_ref().map_or(0, |keep| keep.memory().read_header(Header::Generation));
         Nodes {
             keep,
+            generation,
             shards: std::array::from_fn(|_| Mutex::default()),
             superseded: Superseded::new(FIRST_ALIAS + (generation << 32)),
             sent_away: SentAway::default(),
@@ -87,8 +92,8 @@ impl Nodes {
         self.keep.as_ref().map(|keep| keep.known(0))
     }
 
-    /// Takes over what an earlier server has written.
-    pub(super) fn restore(&self, known: &Known, device: &Arc<OwnedFd>) {
+    /// Takes over what an earlier server has written. `counts` says whether the tree counts the opens of a node.
+    pub(super) fn restore(&self, known: &Known, device: &Arc<OwnedFd>, counts: impl Fn(Ino) -> bool) {
         known.for_each(&mut |known| {
             if known.node >= FIRST_ALIAS {
                 self.superseded.restore(known.node, Ino(known.ino), known.lookups);
@@ -99,7 +104,9 @@ impl Nodes {
             let number = known.backing.checked_sub(1).and_then(|number| u32::try_from(number).ok());
             let backing = number.map(|number| Arc::new(Backing::taken_over(device, number)));
             self.idle.fetch_add(u64::from(backing.is_some()), Ordering::Relaxed);
-            let node = Node { opens: known.opens, backing, ..Node::of_bits(known.state) };
+            let ino = Ino(if known.ino == 0 { known.node } else { known.ino });
+            let counted = if known.opens > 0 && counts(ino) { known.opens } else { 0 };
+            let node = Node { opens: known.opens, counted, backing, ..Node::of_bits(known.state) };
             self.lock(known.node).insert(known.node, node);
         });
     }

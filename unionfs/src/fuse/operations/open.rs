@@ -92,7 +92,7 @@ impl Operations {
     }
 
     fn opened(&self, node: NodeNumber, opened: Opened, answer: Answer, flags: i32) -> Reply {
-        let mut open = open(opened, answer);
+        let mut open = self.describe(opened, answer);
         if flags & FOR_EXECUTION != 0 {
             self.nodes.with_known(node, |state| state.executed += 1);
             open.handle |= EXECUTED;
@@ -113,25 +113,31 @@ impl Operations {
         if flags & libc::O_ACCMODE == libc::O_RDWR && matches!(answer, Answer::Passed(_)) {
             self.note_mapped(node);
         }
-        Reply::Created(self.entry(stat, node), open(Opened::Upper, answer))
+        Reply::Created(self.entry(stat, node), self.describe(Opened::Upper, answer))
     }
 
-    /// Takes back an open that was not answered.
+    /// Takes back an open of an earlier server that was not answered.
     pub(super) fn unopen(&self, node: NodeNumber) {
-        let ino = self.nodes.ino(node);
-        let handle = if self.tree.is_in_upper(ino) { IN_UPPER } else { 0 };
-        self.release(node, handle);
+        self.release(node, 0);
     }
 
     /// Serves RELEASE.
     pub(super) fn release(&self, node: NodeNumber, handle: u64) {
-        self.nodes.with_known(node, |state| {
+        let in_upper = handle & IN_UPPER != 0;
+        let counted = self.nodes.with_known(node, |state| {
             state.opens = state.opens.saturating_sub(1);
             // An open that is taken back does not say what it was for.
             let executed = state.executed.saturating_sub(u64::from(handle & EXECUTED != 0));
             state.executed = executed.min(state.opens);
+            if handle >> GENERATION == self.nodes.generation {
+                return in_upper;
+            }
+            // The tree was told of all that were open when this server began, and not of what.
+            let counted = state.counted > 0;
+            state.counted = state.counted.saturating_sub(1);
+            counted
         });
-        if handle & IN_UPPER != 0 {
+        if counted.unwrap_or(in_upper) {
             self.tree.release(self.nodes.ino(node));
         }
     }
@@ -315,20 +321,21 @@ impl Operations {
     fn note_mapped(&self, node: NodeNumber) {
         self.nodes.with_known(node, |state| state.mapped = true);
     }
-}
 
-/// Describes an opened file. RELEASE has to know whether the tree counted the open.
-fn open(opened: Opened, answer: Answer) -> Open {
-    let handle = match opened {
-        Opened::Lower => 0,
-        Opened::Upper => IN_UPPER,
-    };
-    let (keep, backing) = match answer {
-        Answer::Cached { keep } => (keep, None),
-        Answer::Passed(backing) => (false, Some(backing)),
-        Answer::Again | Answer::Moved => (false, None),
-    };
-    Open { handle, flags: if keep { fopen::KEEP_CACHE | fopen::NOFLUSH } else { fopen::NOFLUSH }, backing }
+    /// Describes an opened file. RELEASE has to know whether the tree counted the open, and which server's tree.
+    fn describe(&self, opened: Opened, answer: Answer) -> Open {
+        let in_upper = match opened {
+            Opened::Lower => 0,
+            Opened::Upper => IN_UPPER,
+        };
+        let (keep, backing) = match answer {
+            Answer::Cached { keep } => (keep, None),
+            Answer::Passed(backing) => (false, Some(backing)),
+            Answer::Again | Answer::Moved => (false, None),
+        };
+        let flags = if keep { fopen::KEEP_CACHE | fopen::NOFLUSH } else { fopen::NOFLUSH };
+        Open { handle: self.nodes.generation << GENERATION | in_upper, flags, backing }
+    }
 }
 
 thread_local! {
@@ -339,6 +346,8 @@ thread_local! {
 /// In handles of open files.
 const IN_UPPER: u64 = 1;
 const EXECUTED: u64 = 2;
+/// From this bit on: which server has opened the file.
+const GENERATION: u32 = 8;
 /// `__FMODE_EXEC`, which no program can set: the file is opened to be executed.
 const FOR_EXECUTION: i32 = 0x20;
 /// Largest file whose content comes with its opening.

@@ -39,7 +39,8 @@ pub(crate) fn channels(device: &Arc<OwnedFd>, threads: usize) -> Vec<Arc<OwnedFd
 }
 
 impl Transport for Device {
-    fn serve(self: Box<Self>, operations: &Arc<Operations>) -> io::Result<()> {
+    fn serve(self: Box<Self>, operations: &Arc<Operations>, ready: &(dyn Fn() + Sync)) -> io::Result<()> {
+        ready();
         let pinned = self.channels.len() >= self.cpus.count();
         let run = |number: usize, channel: &Arc<OwnedFd>| {
             if pinned {

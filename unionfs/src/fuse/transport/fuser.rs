@@ -60,7 +60,8 @@ impl Fuser {
 }
 
 impl Transport for Fuser {
-    fn serve(self: Box<Self>, operations: &Arc<Operations>) -> io::Result<()> {
+    fn serve(self: Box<Self>, operations: &Arc<Operations>, ready: &(dyn Fn() + Sync)) -> io::Result<()> {
+        ready();
         let _ = self.operations.set(Arc::clone(operations));
         match self.session.run() {
             // A thread was just taking a request when the mount went away.

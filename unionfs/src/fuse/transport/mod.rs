@@ -19,19 +19,20 @@ use super::slow::Slow;
 use super::wire::opcode;
 pub(crate) use device::{Device, channels};
 pub(crate) use fuser::Fuser;
-pub(crate) use ring::Ring;
+pub(crate) use ring::{Ring, count_of_ranges};
 
 use crate::survive::{self as journal, Point};
 
 /// A way to the kernel, after the handshake.
 pub(crate) trait Transport: Debug + Send {
-    /// Serves until the mount is gone.
-    fn serve(self: Box<Self>, operations: &Arc<Operations>) -> io::Result<()>;
+    /// Serves until the mount is gone. From when `ready` is called on, every request finds somebody.
+    fn serve(self: Box<Self>, operations: &Arc<Operations>, ready: &(dyn Fn() + Sync)) -> io::Result<()>;
 }
 
 /// Where the answer to one request goes.
 trait Sink: Register + Send + 'static {
-    /// Sends the answer; what is in its room comes with it.
+    /// Sends the answer; what is in its room comes with it. The request is in work until then: whoever only puts the
+    /// answer aside takes the ticket of the journal with it.
     fn send(self, reply: Reply, room: &[u8]);
 }
 

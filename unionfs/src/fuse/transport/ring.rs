@@ -4,17 +4,18 @@
 //! has to be woken on another CPU. What nobody waits for (FORGET, INTERRUPT) still comes by `/dev/fuse`.
 //!
 //! Once a connection is served this way it cannot go back. A process that takes it over answers what lies in the slots,
-//! which is why these are in memory that it shares with the one before.
+//! which is why these are in memory that it shares with the one before. What the kernel has in its own lists meanwhile
+//! starts with the next new request from the same CPU; whoever keeps the mount makes one (`survive/kick.rs`).
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::OFlags;
-use strata_sys::fuse_ring::{Buffers, Event, OUT_HEADER, Queue};
+use strata_sys::fuse_ring::{Buffers, Event, Found, OUT_HEADER, Queue};
 use zerocopy::FromBytes as _;
 
 use super::device::serve_channel;
@@ -25,6 +26,7 @@ use crate::fuse::operations::Operations;
 use crate::fuse::reply::Reply;
 use crate::fuse::request::Frame;
 use crate::fuse::wire::{InHeader, OutHeader};
+use crate::survive::{self as journal, Point, RESENT, Ticket};
 
 /// A connection and the memory of its queues.
 #[derive(Debug)]
@@ -61,13 +63,15 @@ impl Ring {
 }
 
 impl Transport for Ring {
-    fn serve(self: Box<Self>, operations: &Arc<Operations>) -> io::Result<()> {
+    fn serve(self: Box<Self>, operations: &Arc<Operations>, ready: &(dyn Fn() + Sync)) -> io::Result<()> {
         let stop = Stop::new(self.buffers.queues())?;
         // So that the thread that reads it can be stopped as well.
         let flags = rustix::fs::fcntl_getfl(&*self.device)? | OFlags::NONBLOCK;
         rustix::fs::fcntl_setfl(&*self.device, flags)?;
+        operations.expect_only(&self.left());
+        let start = Start { missing: AtomicU16::new(self.buffers.queues()), ready, stop: &stop };
         std::thread::scope(|scope| {
-            let (ring, stop) = (&self, &stop);
+            let (ring, stop, start) = (&self, &stop, &start);
             let mut servers = Vec::new();
             let reader = move || serve_channel(&ring.device, operations, || stop.wait_for(&ring.device));
             let reader = std::thread::Builder::new().name("fuse-forget".to_owned()).spawn_scoped(scope, reader);
@@ -80,7 +84,7 @@ impl Transport for Ring {
                 let server = move || {
                     // Half a set of queues would leave requests where nobody sees them, whatever the reason.
                     let _stop = stop.at_the_end();
-                    ring.serve_queue(number, stop, operations)
+                    ring.serve_queue(number, stop, operations, start)
                 };
                 match std::thread::Builder::new().name(format!("fuse-{number}")).spawn_scoped(scope, server) {
                     Ok(server) => servers.push(server),
@@ -99,26 +103,34 @@ impl Transport for Ring {
 }
 
 impl Ring {
+    /// Returns the numbers of the requests that an earlier process has left.
+    fn left(&self) -> Vec<u64> {
+        let (queues, depth) = (self.buffers.queues(), self.buffers.depth());
+        let slots = (0..queues).flat_map(|queue| (0..depth).map(move |slot| (queue, slot)));
+        let found = slots.map(|(queue, slot)| self.buffers.found(queue, slot));
+        found.filter_map(|found| if let Found::Request(unique) = found { Some(unique) } else { None }).collect()
+    }
+
     /// Serves one queue until the connection is gone.
-    fn serve_queue(&self, number: u16, stop: &Stop, operations: &Arc<Operations>) -> io::Result<()> {
+    fn serve_queue(&self, number: u16, stop: &Stop, operations: &Arc<Operations>, start: &Start<'_>) -> io::Result<()> {
         self.cpus.pin_to_cpu(number.into());
+        operations.expose_this_thread();
         let answers = Arc::new(Answers::new(&self.device, stop.waker(number)?));
-        let mut queue = Queue::new(self.device.try_clone()?, Arc::clone(&self.buffers), number, stop.waker(number)?)?;
+        let device = self.device.try_clone()?;
+        let mut queue = Queue::new(device, Arc::clone(&self.buffers), number, stop.waker(number)?)?;
+        let mut left = take_over(&mut queue, &self.buffers, number, operations.is_forgetful())?;
+        start.registered();
         let mut lost = 0;
-        for slot in 0..self.buffers.depth() {
-            if queue.commit_id(slot) == 0 {
-                queue.register(slot)?;
-            } else if queue.is_answered(slot) {
-                queue.answer_again(slot)?;
-            } else {
-                serve_slot(&mut queue, slot, operations, &answers)?;
-            }
-        }
         while lost < self.buffers.depth() && !stop.is_now() {
+            if start.is_over() {
+                for slot in std::mem::take(&mut left) {
+                    serve_slot(&mut queue, slot, Sent::Again, operations, &answers)?;
+                }
+            }
             queue.wait()?;
             while let Some(event) = queue.event() {
                 match event {
-                    Event::Request(slot) => serve_slot(&mut queue, slot, operations, &answers)?,
+                    Event::Request(slot) => serve_slot(&mut queue, slot, Sent::First, operations, &answers)?,
                     Event::Woken => answers.send_all(&mut queue)?,
                     // An answer that another process has given before; the slot has no request then.
                     Event::Lost(slot, libc::ENOENT) => queue.register(slot)?,
@@ -135,13 +147,69 @@ impl Ring {
     }
 }
 
-fn serve_slot(queue: &mut Queue, number: u16, operations: &Arc<Operations>, answers: &Arc<Answers>) -> io::Result<()> {
+/// The time until the kernel has the slots of all queues. What an earlier process has left is not served before: if it
+/// killed, no process would ever be ready.
+struct Start<'a> {
+    missing: AtomicU16,
+    ready: &'a (dyn Fn() + Sync),
+    stop: &'a Stop,
+}
+
+impl Start<'_> {
+    /// Says that one more queue is registered.
+    fn registered(&self) {
+        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            (self.ready)();
+            self.stop.wake_queues();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.missing.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Gives the kernel all slots of a queue but those with a request that an earlier process has left, and returns these.
+fn take_over(queue: &mut Queue, buffers: &Buffers, number: u16, forgetful: bool) -> io::Result<Vec<u16>> {
+    let mut left = Vec::new();
+    for slot in 0..buffers.depth() {
+        match buffers.found(number, slot) {
+            Found::Nothing => queue.register(slot)?,
+            Found::Answer => queue.answer_again(slot)?,
+            Found::Request(_) if forgetful => queue.register(slot)?,
+            Found::Request(_) => {
+                queue.adopt();
+                left.push(slot);
+            }
+        }
+    }
+    queue.submit()?;
+    Ok(left)
+}
+
+/// Whether a request comes to this process only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    First,
+    /// An earlier process had it as well.
+    Again,
+}
+
+fn serve_slot(
+    queue: &mut Queue,
+    number: u16,
+    sent: Sent,
+    operations: &Arc<Operations>,
+    answers: &Arc<Answers>,
+) -> io::Result<()> {
     if let Some(slot) = queue.slot(number)
         && let Ok(header) = InHeader::read_from_bytes(slot.header)
     {
+        let answer = Answer { slot: number, unique: header.unique, answers: Arc::clone(answers) };
+        let mark = if sent == Sent::Again { RESENT } else { 0 };
+        let header = InHeader { unique: header.unique | mark, ..header };
         let (body, room) = slot.payload.split_at_mut(slot.payload_size);
         let frame = Frame::of_parts(header, slot.head, body);
-        let answer = Answer { slot: number, unique: header.unique, answers: Arc::clone(answers) };
         serve_frame(operations, &frame, room, answer);
     }
     answers.send_all(queue)
@@ -152,8 +220,18 @@ fn serve_slot(queue: &mut Queue, number: u16, operations: &Arc<Operations>, answ
 struct Answers {
     device: Arc<OwnedFd>,
     owner: ThreadId,
-    ready: Mutex<Vec<(u16, u64, Reply)>>,
+    ready: Mutex<Vec<Ready>>,
     wake: OwnedFd,
+}
+
+/// An answer that its slot waits for.
+#[derive(Debug)]
+struct Ready {
+    slot: u16,
+    unique: u64,
+    reply: Reply,
+    /// Of the request, which is in work until the answer lies in the slot.
+    ticket: Ticket,
 }
 
 /// The answer to one request.
@@ -170,14 +248,15 @@ impl Answers {
         Answers { device: Arc::clone(device), owner, ready: Mutex::default(), wake }
     }
 
-    fn ready(&self) -> MutexGuard<'_, Vec<(u16, u64, Reply)>> {
+    fn ready(&self) -> MutexGuard<'_, Vec<Ready>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts all that is ready into the queue.
     fn send_all(&self, queue: &mut Queue) -> io::Result<()> {
         loop {
-            let Some((slot, unique, reply)) = self.ready().pop() else { return Ok(()) };
+            let Some(Ready { slot, unique, reply, ticket }) = self.ready().pop() else { return Ok(()) };
+            journal::attach(ticket);
             let in_room = if let Reply::InRoom(length) = reply { length } else { 0 };
             reply.with_bytes(|encoded| {
                 let encoded = encoded.unwrap_or_default();
@@ -196,6 +275,8 @@ impl Answers {
                 let header: [u8; OUT_HEADER] = zerocopy::transmute!(OutHeader { len, error: encoded.error, unique });
                 queue.answer(slot, &header, bytes, size)
             })?;
+            journal::pass(Point::Replied);
+            journal::finish();
         }
     }
 }
@@ -211,7 +292,8 @@ impl Register for Answer {
 impl Sink for Answer {
     /// What lies in the room is in its place already.
     fn send(self, reply: Reply, _room: &[u8]) {
-        self.answers.ready().push((self.slot, self.unique, reply));
+        let ticket = journal::detach();
+        self.answers.ready().push(Ready { slot: self.slot, unique: self.unique, reply, ticket });
         if std::thread::current().id() != self.answers.owner {
             // It only fails if it is already woken as often as can be counted.
             let _ = rustix::io::write(&self.answers.wake, &1_u64.to_ne_bytes());
@@ -244,7 +326,16 @@ impl Stop {
 
     fn now(&self) {
         self.now.store(true, Ordering::Relaxed);
-        for waker in &self.wakers {
+        self.wake(&self.wakers);
+    }
+
+    /// Wakes the threads of all queues. Who reads the device would not go to sleep again.
+    fn wake_queues(&self) {
+        self.wake(&self.wakers[..self.wakers.len().saturating_sub(1)]);
+    }
+
+    fn wake(&self, wakers: &[OwnedFd]) {
+        for waker in wakers {
             // It only fails if it is already woken as often as can be counted.
             let _ = rustix::io::write(waker, &1_u64.to_ne_bytes());
         }
@@ -277,7 +368,7 @@ fn possible_cpus() -> io::Result<usize> {
 }
 
 /// Counts the numbers in a list such as `0-3,8`.
-fn count_of_ranges(text: &str) -> Option<usize> {
+pub(crate) fn count_of_ranges(text: &str) -> Option<usize> {
     text.split(',').try_fold(0, |count, range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let length = last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1;

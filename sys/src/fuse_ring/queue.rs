@@ -1,0 +1,309 @@
+//! One queue of a connection, as its thread uses it.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{
+    ANSWER_AT, ANSWER_MAX, ANSWERED_AT, Buffers, COMMAND_COMMIT_AND_FETCH, COMMAND_REGISTER, COMMIT_ID, HEAD, HEAD_AT,
+    IN_HEADER, LENGTHS_AT, LONG_ANSWER, NEVER, OUT_HEADER, PAYLOAD, PAYLOAD_SIZE, PAYLOAD_SIZE_AT, REQUEST_HEADER,
+    SENT_AT, Tally, WAKE,
+};
+use crate::io_uring::{Completion, Entry, POLL_ADD, Ring, URING_CMD};
+
+/// One queue: all requests that come from one CPU. It may be used only by the thread that made it.
+#[derive(Debug)]
+pub struct Queue {
+    ring: Ring,
+    device: OwnedFd,
+    buffers: Arc<Buffers>,
+    number: u16,
+    armed: Vec<bool>,
+    /// Answers that were put into the ring and perhaps not taken by the kernel yet: slots and commit ids.
+    unsent: Vec<(u16, u64)>,
+    wake: OwnedFd,
+    waits_for_wake: bool,
+}
+
+/// What came out of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A request lies in a slot.
+    Request(u16),
+    /// A slot is not used any more: the kernel took it back or would not take it, for this reason.
+    Lost(u16, i32),
+    /// Somebody wrote to the descriptor by which the queue is woken.
+    Woken,
+}
+
+/// A request as it lies in a slot.
+#[derive(Debug)]
+pub struct Slot<'a> {
+    /// The header of the request (`struct fuse_in_header`).
+    pub header: &'a [u8; IN_HEADER],
+    /// The part with a fixed layout, and unused room behind it.
+    pub head: &'a [u8; HEAD],
+    /// The rest of the request, `payload_size` bytes of it; room for the answer.
+    pub payload: &'a mut [u8],
+    /// How much of the payload belongs to the request.
+    pub payload_size: usize,
+    /// By which the answer is to be given.
+    pub commit_id: u64,
+}
+
+impl Queue {
+    /// Makes a queue of the connection `device` for the calling thread. Nothing is registered yet.
+    pub fn new(device: OwnedFd, buffers: Arc<Buffers>, number: u16, wake: OwnedFd) -> io::Result<Queue> {
+        let depth = buffers.depth();
+        let ring = Ring::new((u32::from(depth) + 2).next_power_of_two())?;
+        let armed = vec![false; depth.into()];
+        let unsent = Vec::with_capacity(depth.into());
+        let mut queue = Queue { ring, device, buffers, number, armed, unsent, wake, waits_for_wake: false };
+        queue.begin_tallies();
+        queue.die_in_order()?;
+        Ok(queue)
+    }
+
+    /// Finds out whether this process may have a ring as it is needed here.
+    pub fn probe() -> io::Result<()> {
+        Ring::new(2).map(drop)
+    }
+
+    /// Offers a slot to the kernel for the first time.
+    pub fn register(&mut self, slot: u16) -> io::Result<()> {
+        self.buffers.touch(self.number, slot);
+        let start = self.buffers.slot(self.number, slot);
+        let vectors = [
+            libc::iovec { iov_base: start.as_ptr().cast(), iov_len: REQUEST_HEADER },
+            // SAFETY: inside the slot.
+            libc::iovec { iov_base: unsafe { start.byte_add(PAYLOAD) }.as_ptr().cast(), iov_len: PAYLOAD_SIZE },
+        ];
+        let mut entry = self.command(COMMAND_REGISTER, slot, 0);
+        entry.address = vectors.as_ptr().expose_provenance() as u64;
+        entry.length = 2;
+        // SAFETY: the vectors are read while the kernel takes the entry, which it has done when `enter` returns. What
+        // they point to is the slot, which lives as long as the queue, and that stays while a slot is armed.
+        unsafe { self.push(slot, &entry) }?;
+        self.enter(0)
+    }
+
+    /// Returns a request, if it lies in this slot.
+    pub fn slot(&mut self, slot: u16) -> Option<Slot<'_>> {
+        if *self.armed.get(usize::from(slot))? {
+            return None;
+        }
+        let start = self.buffers.slot(self.number, slot);
+        let commit_id = self.buffers.word(self.number, slot, COMMIT_ID).load(Ordering::Acquire);
+        let size = self.buffers.word(self.number, slot, PAYLOAD_SIZE_AT).load(Ordering::Acquire) & 0xffff_ffff;
+        // SAFETY: the slot is not armed, so that nobody writes to it but who holds the result, for which `self` is
+        // borrowed; all parts are inside the slot and do not overlap.
+        unsafe {
+            Some(Slot {
+                header: start.cast().as_ref(),
+                head: start.byte_add(HEAD_AT).cast().as_ref(),
+                payload: std::slice::from_raw_parts_mut(start.byte_add(PAYLOAD).as_ptr(), PAYLOAD_SIZE),
+                payload_size: usize::try_from(size).unwrap_or(PAYLOAD_SIZE).min(PAYLOAD_SIZE),
+                commit_id,
+            })
+        }
+    }
+
+    /// Says that a request which an earlier process has left will be answered.
+    pub fn adopt(&mut self) {
+        self.raise(Tally::Taken);
+    }
+
+    /// Answers the request in a slot with a header, these bytes, and behind them what lies in the payload already, in
+    /// all `size` bytes. The slot is armed again. The kernel learns of it by [`wait`](Self::wait).
+    ///
+    /// Until the answer is complete the request stays readable; from then on the answer is. So if this process dies, its
+    /// successor can do one or the other: see [`Buffers::found`].
+    ///
+    /// # Errors
+    /// `EBUSY` if there is no request in the slot, `EMSGSIZE` if there are more bytes than half the payload.
+    pub fn answer(&mut self, slot: u16, header: &[u8; OUT_HEADER], bytes: &[u8], size: u32) -> io::Result<()> {
+        let Some(request) = self.slot(slot) else { return Err(io::Error::from_raw_os_error(libc::EBUSY)) };
+        let commit_id = request.commit_id;
+        let start = self.buffers.slot(self.number, slot);
+        let room = if bytes.len() <= ANSWER_MAX {
+            ANSWER_AT + OUT_HEADER
+        } else if bytes.len() <= PAYLOAD_SIZE - LONG_ANSWER {
+            // Only values of attributes and targets of links are so long, and their requests short.
+            PAYLOAD + LONG_ANSWER
+        } else {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        };
+        // SAFETY: the slot is not armed, so that nobody else writes to it; the header is inside its first page, behind
+        // the kernel's part and our words, and there is room for the bytes, as just checked.
+        unsafe {
+            start.byte_add(ANSWER_AT).cast::<[u8; OUT_HEADER]>().write(*header);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.byte_add(room).as_ptr(), bytes.len());
+        }
+        let lengths = u64::from(size) << 32 | bytes.len() as u64;
+        self.buffers.word(self.number, slot, LENGTHS_AT).store(lengths, Ordering::Release);
+        self.buffers.word(self.number, slot, ANSWERED_AT).store(commit_id, Ordering::Release);
+        self.raise(Tally::Answered);
+        self.answer_again(slot)
+    }
+
+    /// Sends the complete answer that lies in a slot.
+    ///
+    /// # Errors
+    /// `EBUSY` if the kernel has the slot.
+    pub fn answer_again(&mut self, slot: u16) -> io::Result<()> {
+        if self.armed.get(usize::from(slot)) != Some(&false) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let word = |offset| self.buffers.word(self.number, slot, offset).load(Ordering::Acquire);
+        let (commit_id, lengths) = (word(COMMIT_ID), word(LENGTHS_AT));
+        let size = lengths >> 32;
+        let kept = usize::try_from(lengths & 0xffff_ffff).unwrap_or(0).min(PAYLOAD_SIZE - LONG_ANSWER);
+        let room = if kept <= ANSWER_MAX { ANSWER_AT + OUT_HEADER } else { PAYLOAD + LONG_ANSWER };
+        let start = self.buffers.slot(self.number, slot);
+        // SAFETY: the slot is not armed, so that nobody else writes to it; all parts are inside and do not overlap: what
+        // lies in the second half of the payload is no longer than the first.
+        unsafe {
+            std::ptr::copy_nonoverlapping(start.byte_add(ANSWER_AT).as_ptr(), start.as_ptr(), OUT_HEADER);
+            let payload = start.byte_add(PAYLOAD);
+            std::ptr::copy_nonoverlapping(start.byte_add(room).as_ptr(), payload.as_ptr(), kept);
+        }
+        self.buffers.word(self.number, slot, PAYLOAD_SIZE_AT).store(size, Ordering::Release);
+        let entry = self.command(COMMAND_COMMIT_AND_FETCH, slot, commit_id);
+        // SAFETY: the entry points to nothing; the slot stays while it is armed.
+        unsafe { self.push(slot, &entry) }?;
+        self.unsent.push((slot, commit_id));
+        Ok(())
+    }
+
+    /// Tells the kernel of what was done and waits for at least one event.
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.listen_for_wake()?;
+        self.raise(Tally::Turns);
+        let result = self.enter(1);
+        self.raise(Tally::Turns);
+        result
+    }
+
+    /// Tells the kernel of what was done, without waiting.
+    pub fn submit(&mut self) -> io::Result<()> {
+        self.enter(0)
+    }
+
+    /// Returns the next event, if there is one.
+    pub fn event(&mut self) -> Option<Event> {
+        loop {
+            let Completion { user_data, result, .. } = self.ring.completion()?;
+            if user_data == WAKE {
+                self.waits_for_wake = false;
+                let mut count = 0_u64;
+                // SAFETY: reads the eight bytes of `count`, which outlives the call. That there is nothing to read is
+                // no failure.
+                unsafe { libc::read(self.wake.as_raw_fd(), (&raw mut count).cast(), 8) };
+                return Some(Event::Woken);
+            }
+            let Ok(slot) = u16::try_from(user_data) else { continue };
+            if let Some(armed) = self.armed.get_mut(usize::from(slot)) {
+                *armed = false;
+                if result == 0 {
+                    self.raise(Tally::Taken);
+                    return Some(Event::Request(slot));
+                }
+                return Some(Event::Lost(slot, -result));
+            }
+        }
+    }
+
+    /// Returns how many slots the kernel has.
+    pub fn armed(&self) -> usize {
+        self.armed.iter().filter(|armed| **armed).count()
+    }
+
+    fn enter(&mut self, wanted: u32) -> io::Result<()> {
+        let result = self.ring.enter(wanted);
+        if self.ring.all_taken() {
+            for (slot, commit_id) in self.unsent.drain(..) {
+                self.buffers.word(self.number, slot, SENT_AT).store(commit_id, Ordering::Release);
+            }
+        }
+        result
+    }
+
+    /// Makes the kernel take back all that this thread has in the ring at the very start of the thread's end, in order:
+    /// what it had promised to a slot it still puts there, and from then on it keeps requests for whoever comes next.
+    ///
+    /// Without this, slots stay on offer while the process comes apart, and a request for one of them fails with
+    /// `ECANCELED`. The kernel does so for a thread that waits for something on a ring (io_uring's guard against rings
+    /// that hold each other), so this waits for what never happens on a ring that nobody uses.
+    fn die_in_order(&mut self) -> io::Result<()> {
+        let other = Ring::new(1)?;
+        let mut entry = Entry::new(POLL_ADD, other.as_fd().as_raw_fd(), NEVER);
+        entry.operation_flags = libc::POLLIN.unsigned_abs().into();
+        // SAFETY: the entry points to nothing.
+        if !unsafe { self.ring.push(&entry) } {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        // From here on the kernel holds the other ring.
+        self.enter(0)
+    }
+
+    /// What an earlier process has counted is of no use, but that the turns grow.
+    fn begin_tallies(&self) {
+        let turns = self.buffers.tally(self.number, Tally::Turns);
+        turns.store((turns.load(Ordering::Relaxed) + 1) | 1, Ordering::Release);
+        for tally in [Tally::Taken, Tally::Answered] {
+            self.buffers.tally(self.number, tally).store(0, Ordering::Release);
+        }
+    }
+
+    /// Raises a number that only this thread changes.
+    fn raise(&self, tally: Tally) {
+        let word = self.buffers.tally(self.number, tally);
+        word.store(word.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// # Safety
+    /// As [`Ring::push`]: what the entry points to stays valid until it has completed.
+    unsafe fn push(&mut self, slot: u16, entry: &Entry) -> io::Result<()> {
+        // SAFETY: promised by the caller.
+        if !unsafe { self.ring.push(entry) } {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        if let Some(armed) = self.armed.get_mut(usize::from(slot)) {
+            *armed = true;
+        }
+        Ok(())
+    }
+
+    fn command(&self, command: u64, slot: u16, commit_id: u64) -> Entry {
+        let mut entry = Entry::new(URING_CMD, self.device.as_raw_fd(), slot.into());
+        entry.offset = command;
+        // `struct fuse_uring_cmd_req`: flags, commit id, queue.
+        entry.command[8..16].copy_from_slice(&commit_id.to_ne_bytes());
+        entry.command[16..18].copy_from_slice(&self.number.to_ne_bytes());
+        entry
+    }
+
+    fn listen_for_wake(&mut self) -> io::Result<()> {
+        if self.waits_for_wake {
+            return Ok(());
+        }
+        let mut entry = Entry::new(POLL_ADD, self.wake.as_raw_fd(), WAKE);
+        entry.operation_flags = libc::POLLIN.unsigned_abs().into();
+        // SAFETY: the entry points to nothing.
+        if !unsafe { self.ring.push(&entry) } {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        self.waits_for_wake = true;
+        Ok(())
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if self.armed() > 0 {
+            // The kernel takes armed slots back some time after the ring is gone, and may write to them until then.
+            std::mem::forget(Arc::clone(&self.buffers));
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Making sure that a connection over io_uring is served again after a server's death.
+//!
+//! None is known, but if a request were lost in a kernel that behaves in another way than those that were tried, whoever
+//! made it would wait for ever, and no signal would help. So the keeper looks, from each death until it has found that
+//! nothing waits, and gives the connection up rather than let anybody hang: then all get errors.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use strata_sys::fuse_ring::{Buffers, Tally};
+
+use super::kick::kick;
+
+/// What the keeper of a connection over io_uring knows about its queues.
+#[derive(Debug)]
+pub(crate) struct Watchdog {
+    number: u32,
+    slots: Arc<Buffers>,
+    /// Where the kernel says how many requests it has, if it lets us know: only root may.
+    control: Option<Control>,
+    /// Processes that start the queues of the present server.
+    kickers: Vec<OwnedFd>,
+    /// Those of earlier servers. They were killed, and end when what they asked last is answered.
+    dismissed: Vec<OwnedFd>,
+    queues: Vec<Seen>,
+    state: State,
+    patience: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There was no death since it was found that nothing waits.
+    Settled,
+    Watching,
+}
+
+/// What a queue was like when it was last seen to move.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    turns: u64,
+    returned: u64,
+    since: Instant,
+}
+
+/// Why a connection cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stall {
+    /// A request of our own did not come to the server.
+    #[error("requests from CPU {0} do not arrive after the death of a server")]
+    Queue(u16),
+    /// The kernel has more requests than we.
+    #[error("the kernel waits for {waiting} requests, of which the server has {taken}, after the death of the last")]
+    Lost { waiting: u64, taken: u64 },
+}
+
+impl Watchdog {
+    /// Prepares for the deaths of servers of the connection of this number.
+    pub(crate) fn new(number: u32, slots: Arc<Buffers>, patience: Option<Duration>) -> Watchdog {
+        let control = Control::open().ok();
+        let queues = (0..slots.queues()).map(|queue| Seen::now(&slots, queue)).collect();
+        let patience = patience.unwrap_or(PATIENCE);
+        Watchdog {
+            number,
+            slots,
+            control,
+            kickers: Vec::new(),
+            dismissed: Vec::new(),
+            queues,
+            state: State::Settled,
+            patience,
+        }
+    }
+
+    /// Goes to work: a new server has all queues.
+    pub(crate) fn begin(&mut self) -> io::Result<()> {
+        self.state = State::Watching;
+        for kicker in &self.kickers {
+            // What it asks may lie in a queue that is to be started, and while it waits it holds a lock of the
+            // filesystem, behind which an unmounting may wait, and behind that the next one that asks.
+            let _ = rustix::process::pidfd_send_signal(kicker, Signal::KILL);
+        }
+        self.dismissed.append(&mut self.kickers);
+        self.forget_questions();
+        self.queues = (0..self.slots.queues()).map(|queue| Seen::now(&self.slots, queue)).collect();
+        self.kickers.push(kick(self.number, &self.slots)?);
+        Ok(())
+    }
+
+    /// Waits until the server of `worker` ends or there is something to [`look`](Self::look) at. Returns whether that is
+    /// so; if not, nothing has to be looked at before the end of the server.
+    pub(crate) fn wait(&self, worker: &OwnedFd) -> bool {
+        if self.state == State::Settled {
+            return false;
+        }
+        let processes = std::iter::once(worker).chain(&self.kickers).chain(&self.dismissed);
+        let mut processes: Vec<_> = processes.map(|process| PollFd::new(process, PollFlags::IN)).collect();
+        // Interrupted or not, looking does no harm.
+        let _ = poll(&mut processes, Timespec::try_from(INTERVAL).ok().as_ref());
+        processes.first().is_some_and(|worker| worker.revents().is_empty())
+    }
+
+    /// Looks whether everything moves.
+    pub(crate) fn look(&mut self) -> Result<(), Stall> {
+        self.dismissed.retain(|kicker| end_of(kicker).is_none());
+        let mut killed = false;
+        self.kickers.retain(|kicker| {
+            let end = end_of(kicker);
+            killed |= end.as_ref().is_some_and(|status| status.terminating_signal().is_some());
+            end.is_none()
+        });
+        if killed {
+            self.kickers.extend(kick(self.number, &self.slots));
+        }
+        let idle = self.idle_queues();
+        if !self.kickers.is_empty() {
+            let asked = |queue: &u16| {
+                let count = |tally| self.slots.tally(*queue, tally).load(Ordering::Acquire);
+                count(Tally::Asked) > count(Tally::Returned)
+            };
+            return idle.into_iter().find(asked).map_or(Ok(()), |queue| Err(Stall::Queue(queue)));
+        }
+        self.forget_questions();
+        let waiting = self.control.as_ref().and_then(|control| control.waiting(self.number)).unwrap_or(0);
+        if waiting == 0 {
+            self.state = State::Settled;
+        } else if idle.len() == self.queues.len() {
+            let taken = (0..self.slots.queues()).map(|queue| {
+                let count = |tally| self.slots.tally(queue, tally).load(Ordering::Acquire);
+                count(Tally::Taken).saturating_sub(count(Tally::Answered))
+            });
+            let taken = taken.sum();
+            if waiting > taken {
+                return Err(Stall::Lost { waiting, taken });
+            }
+        }
+        Ok(())
+    }
+
+    /// What was asked before does not matter any more. Whoever was killed has not counted its last.
+    fn forget_questions(&self) {
+        for queue in 0..self.slots.queues() {
+            let asked = self.slots.tally(queue, Tally::Asked).load(Ordering::Acquire);
+            self.slots.tally(queue, Tally::Returned).store(asked, Ordering::Release);
+        }
+    }
+
+    /// Returns the queues whose thread has waited for the kernel as long as we are patient.
+    fn idle_queues(&mut self) -> Vec<u16> {
+        let mut idle = Vec::new();
+        for (queue, seen) in (0..).zip(&mut self.queues) {
+            let now = Seen::now(&self.slots, queue);
+            if (now.turns, now.returned) != (seen.turns, seen.returned) {
+                *seen = now;
+            } else if now.turns.is_multiple_of(2) && seen.since.elapsed() >= self.patience {
+                idle.push(queue);
+            }
+        }
+        idle
+    }
+}
+
+impl Seen {
+    fn now(slots: &Buffers, queue: u16) -> Seen {
+        let count = |tally| slots.tally(queue, tally).load(Ordering::Acquire);
+        Seen { turns: count(Tally::Turns), returned: count(Tally::Returned), since: Instant::now() }
+    }
+}
+
+/// Returns how a child ended, if it did.
+fn end_of(child: &OwnedFd) -> Option<WaitIdStatus> {
+    rustix::process::waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok().flatten()
+}
+
+/// The folder of the kernel's control files of FUSE.
+#[derive(Debug)]
+struct Control(OwnedFd);
+
+impl Control {
+    /// Opens it, wherever it is mounted or not.
+    fn open() -> io::Result<Control> {
+        let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(context.as_fd())?;
+        Ok(Control(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?))
+    }
+
+    /// Returns how many requests of a connection are not answered, queued ones among them.
+    fn waiting(&self, number: u32) -> Option<u64> {
+        // Such a file can be read once.
+        let file =
+            rustix::fs::openat(&self.0, format!("{number}/waiting"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        std::io::read_to_string(File::from(file.ok()?)).ok()?.trim().parse().ok()
+    }
+}
+
+/// How often to look.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long a request may be missing while nobody does anything about it.
+const PATIENCE: Duration = Duration::from_secs(10);
