@@ -59,6 +59,7 @@ impl Tree {
         let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let fd = self.upper_file(&object)?;
+        *object.heritage() = None;
         if let Some(size) = change.size {
             self.accounted(&object, fd.as_fd(), || self.truncate(&object, fd.as_fd(), size))?;
         }
@@ -118,12 +119,17 @@ impl Tree {
 
     fn object_stat(&self, object: &Object) -> Result<Stat> {
         let in_upper = object.is_in_upper();
-        let mut stat = if in_upper {
-            let stat = backing::to_stat(&self.upper_stat(self.upper_file(object)?.as_fd())?, object.ino)?;
+        let raw = if in_upper { Some(self.upper_stat(self.upper_file(object)?.as_fd())?) } else { None };
+        self.object_stat_with(object, raw.as_ref())
+    }
+
+    /// The same, if `raw` is what the upper says of its file. The caller holds `namespace`.
+    pub(super) fn object_stat_with(&self, object: &Object, raw: Option<&backing::RawStat>) -> Result<Stat> {
+        let in_upper = raw.is_some();
+        let mut stat = match raw {
             // The device 0:0 lies there in another form.
-            Stat { kind: object.kind, ..stat }
-        } else {
-            self.lower.stat(object.ino)?
+            Some(raw) => Stat { kind: object.kind, ..backing::to_stat(raw, object.ino)? },
+            None => self.lower.stat(object.ino)?,
         };
         let content = object.state().content;
         if let (true, Content::Lower(data)) = (in_upper, content) {

@@ -17,7 +17,7 @@ use super::directory::Directory;
 use super::intent::Intent;
 use super::object::{Data, Object, State};
 use crate::Result;
-use crate::backing;
+use crate::backing::{self, RawStat};
 use crate::node::{Device, Ino, Kind, Stat, is_null_device};
 use crate::survive;
 use crate::upper::{LOOK, UpperLayer};
@@ -73,17 +73,17 @@ impl Tree {
             self.unmake(dir, name, whiteout)?;
         }
         let (parent, directory) = self.directory_for_change(dir)?;
-        let found = self.name(&directory, name)?;
+        let found = self.name_to_make(&directory, name)?;
         if found.found.is_some() {
             return Err(Errno::EXIST);
         }
         Intent::Make { whiteout: found.whiteout }.note();
         survive::step();
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
-        let maker = self.maker(upper, parent_fd, new, mode, umask, caller)?;
+        let maker = self.maker(upper, &parent, parent_fd, new, mode, umask, caller)?;
         let admission = self.admit(if matches!(new, New::Directory | New::Symlink(_)) { FIRST_BLOCK } else { 0 })?;
         let opaque = new == New::Directory && directory.lower.is_some();
-        let (file, data) = if found.whiteout {
+        let Made { file, data, raw } = if found.whiteout {
             let (staged, made) = maker.stage(opaque)?;
             if new == New::Directory {
                 upper.exchange(&staged, parent_fd, name)?;
@@ -91,11 +91,11 @@ impl Tree {
             } else {
                 upper.put_in_place(&staged, parent_fd, name)?;
             }
-            made
+            // Moving it is a change of it.
+            Made { raw: upper.owners().stat(made.file.as_fd())?, ..made }
         } else {
             maker.make(parent_fd, name, opaque)?
         };
-        let raw = upper.owners().stat(file.as_fd())?;
         let ino = self.number(backing::identity(&raw));
         let state = State {
             upper: Some(backing::identity(&raw)),
@@ -111,7 +111,9 @@ impl Tree {
         self.account_directory(&parent);
         self.handles.insert(ino, Arc::new(file));
         parent.list(name);
-        self.hold(ino, dir, name)
+        self.count_one(ino, dir, name)?;
+        let stat = self.object_stat_with(&object, Some(&raw)).inspect_err(|_| self.forget(ino, 1))?;
+        Ok(self.to_shown(stat))
     }
 
     /// Makes a regular file without a name in the filesystem of the directory `dir`, open for writing, and counts a
@@ -119,10 +121,10 @@ impl Tree {
     pub fn create_unnamed(&self, dir: Ino, mode: u16, umask: u16, caller: &Caller) -> Result<Stat> {
         let upper = self.writable_upper()?;
         let _names = self.write_names();
-        let (_, directory) = self.directory_for_change(dir)?;
+        let (parent, directory) = self.directory_for_change(dir)?;
         let parent_fd = directory.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
         let new = New::File { open: true };
-        let maker = self.maker(upper, parent_fd, new, mode.into(), umask.into(), caller)?;
+        let maker = self.maker(upper, &parent, parent_fd, new, mode.into(), umask.into(), caller)?;
         let admission = self.admit(0)?;
         let file = Arc::new(maker.make_unnamed(parent_fd)?);
         let raw = backing::stat(file.as_fd())?;
@@ -156,7 +158,7 @@ impl Tree {
             }
             let _names = self.write_names();
             let (parent, directory) = self.directory_for_change(dir)?;
-            let found = self.name(&directory, name)?;
+            let found = self.name_to_make(&directory, name)?;
             let before = matches!(past, Some(Intent::Link { ino: linked }) if linked == ino);
             if before && found.found.as_ref().is_some_and(|found| found.ino == ino && found.upper.is_some()) {
                 survive::was_executed();
@@ -220,29 +222,33 @@ impl Tree {
         }
     }
 
-    /// Collects how a new node in `parent` is to be made.
+    /// Collects how a new node in the directory `parent`, open at `file`, is to be made. The caller holds `namespace` for
+    /// writing.
+    #[expect(clippy::too_many_arguments, reason = "all that a request says, and where")]
     fn maker<'a>(
         &self,
         upper: &'a UpperLayer,
-        parent: BorrowedFd<'_>,
+        parent: &Object,
+        file: BorrowedFd<'_>,
         new: New<'a>,
         mode: u32,
         umask: u32,
         caller: &Caller,
     ) -> Result<Maker<'a>> {
-        let raw = upper.owners().stat(parent)?;
+        let known = parent.heritage().clone();
+        let Heritage { group, default_acl } = match known {
+            Some(heritage) => heritage,
+            None => parent.heritage().insert(Heritage::of(upper, file)?).clone(),
+        };
         let (uid, gid) = self.ids.owner_to_disk(caller.uid, caller.gid, upper.server())?;
-        let setgid = raw.mode & libc::S_ISGID != 0;
-        let gid = if setgid { raw.gid } else { gid };
-        let default_acl = backing::xattr(parent, b"system.posix_acl_default")?;
         let mut bits = mode & 0o7777;
         if default_acl.is_none() {
             bits &= !(umask & 0o777);
         }
-        if new == New::Directory && setgid {
+        if new == New::Directory && group.is_some() {
             bits |= libc::S_ISGID;
         }
-        Ok(Maker { upper, new, bits, default_acl, uid, gid })
+        Ok(Maker { upper, new, bits, default_acl, uid, gid: group.unwrap_or(gid) })
     }
 
     /// Returns a directory that is in the upper now. The caller holds `namespace` for writing.
@@ -270,8 +276,32 @@ struct Maker<'a> {
     gid: u32,
 }
 
-/// A new node, and its data if it is a regular file.
-type Made = (OwnedFd, Option<OwnedFd>);
+/// A new node.
+struct Made {
+    file: OwnedFd,
+    /// Its data, if it is a regular file that is to be open.
+    data: Option<OwnedFd>,
+    /// Its attributes.
+    raw: RawStat,
+}
+
+/// What is made in a directory gets from it.
+#[derive(Clone, Debug)]
+pub(super) struct Heritage {
+    /// The group, where set-group-id says so.
+    group: Option<u32>,
+    default_acl: Option<Vec<u8>>,
+}
+
+impl Heritage {
+    fn of(upper: &UpperLayer, dir: BorrowedFd<'_>) -> Result<Heritage> {
+        let raw = upper.owners().stat(dir)?;
+        Ok(Heritage {
+            group: (raw.mode & libc::S_ISGID != 0).then_some(raw.gid),
+            default_acl: backing::xattr(dir, b"system.posix_acl_default")?,
+        })
+    }
+}
 
 impl Maker<'_> {
     /// Makes the node in the staging folder.
@@ -322,19 +352,21 @@ impl Maker<'_> {
         survive::step();
         let finish = || {
             let file = rustix::fs::openat(dir, name, LOOK, Mode::empty())?;
-            self.finish(file.as_fd(), opaque)?;
-            Ok(file)
+            let raw = self.finish(file.as_fd(), opaque)?;
+            Ok((file, raw))
         };
-        let file = finish().inspect_err(|_: &Errno| {
+        let (file, raw) = finish().inspect_err(|_: &Errno| {
             let flags = if self.new == New::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             let _ = rustix::fs::unlinkat(dir, name, flags);
         })?;
-        Ok((file, data))
+        Ok(Made { file, data, raw })
     }
 
-    fn finish(&self, file: BorrowedFd<'_>, opaque: bool) -> Result<()> {
+    /// Gives a new node what it is to have, and returns its attributes.
+    fn finish(&self, file: BorrowedFd<'_>, opaque: bool) -> Result<RawStat> {
         let owners = self.upper.owners();
         let mut raw = owners.stat(file)?;
+        let mut changed = false;
         if raw.uid != self.uid || raw.gid != self.gid {
             owners.set_owner(file, Some(self.uid), Some(self.gid))?;
             raw = owners.stat(file)?;
@@ -345,11 +377,13 @@ impl Maker<'_> {
             let wanted = self.bits & 0o7000 | ordinary;
             if raw.mode & 0o7777 != wanted {
                 owners.set_permissions(file, crate::node::permission_bits(wanted))?;
+                changed = true;
             }
         }
         if opaque {
             self.upper.set_opaque(file)?;
+            changed = true;
         }
-        Ok(())
+        if changed { owners.stat(file) } else { Ok(raw) }
     }
 }

@@ -112,6 +112,10 @@ impl Tree {
             };
             return Ok(Name { found, covered, whiteout: false });
         };
+        if let Some(ino) = self.plain_file(dir.ino, name, &raw) {
+            let found = Found { upper: Some((fd, raw)), ..Found::lower(ino, Kind::Regular) };
+            return Ok(Name { found: Some(found), covered, whiteout: false });
+        }
         let marks = if backing::is_whiteout(&raw) { Marks::default() } else { self.marks.read(fd.as_fd())? };
         let found = match marks.shown_kind(&raw)? {
             None => return Ok(Name { found: None, covered, whiteout: true }),
@@ -119,6 +123,38 @@ impl Tree {
             Some(kind) => self.found_file(dir, name, (fd, raw, kind), &marks, covered)?,
         };
         Ok(Name { found: Some(found), covered, whiteout: false })
+    }
+
+    /// As [`name`](Self::name), for a name that is about to be made. The kernel has looked it up just before, so that
+    /// mostly there is nothing to look for. The caller holds `namespace` for writing.
+    pub(super) fn name_to_make(&self, dir: &Directory, name: &[u8]) -> Result<Name> {
+        let absent = dir.object.as_ref().and_then(|object| object.absent().take());
+        // Only this change has begun since.
+        let unchanged = |state: u64| state + 1 == self.changes.load(Ordering::Relaxed);
+        match absent {
+            Some((state, absent)) if unchanged(state) && absent == name => {
+                Ok(Name { found: None, covered: None, whiteout: false })
+            }
+            _ => self.name(dir, name),
+        }
+    }
+
+    /// Returns the number of a regular file that was made in the upper, if it is known by this name: such a file has no
+    /// marks that would have to be read.
+    fn plain_file(&self, dir: Ino, name: &[u8], raw: &RawStat) -> Option<Ino> {
+        if raw.mode & libc::S_IFMT != libc::S_IFREG {
+            return None;
+        }
+        let identity = backing::identity(raw);
+        let object = self.objects.get(self.number(identity))?;
+        let state = object.state();
+        let made_there = object.kind == Kind::Regular
+            && !object.over_lower
+            && state.upper == Some(identity)
+            && state.content == Content::Own
+            && state.link.is_none();
+        let known = || state.places.iter().any(|place| place.parent == dir && place.name == name);
+        (made_there && known()).then_some(object.ino)
     }
 
     /// Makes the object of something found, if it needs one, and notes the name. With `hold`, a reference to the object

@@ -13,7 +13,8 @@
 //!         FolderLower::nodes, then ::loose, a node's places, ::devices
 //! ```
 //!
-//! `Tree::forgotten`, `Tree::outdated`, `Links` and `Handles` are taken with any of these held, and nothing under them.
+//! `Tree::forgotten`, `Tree::outdated`, `Links`, `Handles`, `Object::heritage` and `Object::absent` are taken with any of
+//! these held, and nothing under them.
 
 mod accounting;
 mod attributes;
@@ -50,7 +51,7 @@ pub(crate) use xattr::SERVER;
 pub use xattr::SetGroupId;
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::io::Errno;
@@ -97,6 +98,8 @@ pub struct Tree {
     ending: OnceLock<OwnedFd>,
     /// Guards the names in the upper and the places in the objects. No panic can leave them half changed.
     namespace: RwLock<()>,
+    /// How often names may have changed. Written with `namespace` held for writing.
+    changes: AtomicU64,
 }
 
 /// Why the layers of a mount cannot be used.
@@ -226,6 +229,7 @@ impl Tree {
             root_file,
             ending: OnceLock::new(),
             namespace,
+            changes: AtomicU64::new(0),
         })
     }
 
@@ -329,7 +333,13 @@ impl Tree {
     /// Finds a name and counts a reference. The caller holds `namespace`.
     fn lookup_in(&self, directory: &directory::Directory, name: &[u8]) -> Result<Stat> {
         for _ in 0..RACES {
-            let found = self.name(directory, name)?.found.ok_or(Errno::NOENT)?;
+            let looked = self.name(directory, name)?;
+            let Some(found) = looked.found else {
+                if let (Some(object), None, false) = (&directory.object, looked.covered, looked.whiteout) {
+                    *object.absent() = Some((self.changes.load(Ordering::Relaxed), name.to_vec()));
+                }
+                return Err(Errno::NOENT);
+            };
             let adopted = if self.upper.is_some() {
                 self.adopt(directory.ino, name, &found, Hold::Yes).map(|object| object.is_some())
             } else {
@@ -348,9 +358,13 @@ impl Tree {
 
     /// Counts a reference to a node found as `name` in `dir`. The caller holds `namespace`.
     fn hold(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Stat> {
+        self.count_one(ino, dir, name)?;
+        self.stat_of(ino).inspect_err(|_| self.forget(ino, 1))
+    }
+
+    fn count_one(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<()> {
         if self.upper.is_none() {
-            self.lower.remember(ino, dir, name)?;
-            return self.stat_of(ino).inspect_err(|_| self.forget(ino, 1));
+            return self.lower.remember(ino, dir, name);
         }
         self.objects.counted(ino, |object| match object {
             Some(object) if !object.over_lower => {
@@ -358,8 +372,7 @@ impl Tree {
                 Ok(())
             }
             _ => self.lower.remember(ino, dir, name),
-        })?;
-        self.stat_of(ino).inspect_err(|_| self.forget(ino, 1))
+        })
     }
 
     /// Finds a node by its number alone, as who has a file handle does, and counts a reference to it.
@@ -416,7 +429,9 @@ impl Tree {
     }
 
     fn write_names(&self) -> RwLockWriteGuard<'_, ()> {
-        self.namespace.write().unwrap_or_else(PoisonError::into_inner)
+        let names = self.namespace.write().unwrap_or_else(PoisonError::into_inner);
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        names
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::accounting::Account;
+use super::create::Heritage;
 use super::listing::Listing;
 use super::record;
 use rustix::io::Errno;
@@ -38,6 +39,11 @@ pub(super) struct Object {
     kept: OnceLock<Kept>,
     /// The names in their stable order, once somebody listed the directory. Taken after `Tree::namespace`.
     listing: Mutex<Option<Listing>>,
+    /// What is made in the directory inherits, once that was asked for. Set with `Tree::namespace` held for writing,
+    /// forgotten with it held at all.
+    heritage: Mutex<Option<Heritage>>,
+    /// A name that is neither in the directory nor hidden there, and the state of all names when that was found.
+    absent: Mutex<Option<(u64, Vec<u8>)>>,
     pub(super) account: Account,
 }
 
@@ -155,6 +161,8 @@ impl Object {
             state: Mutex::new(state),
             kept: OnceLock::new(),
             listing: Mutex::default(),
+            heritage: Mutex::default(),
+            absent: Mutex::default(),
             account: Account::default(),
         }
     }
@@ -163,6 +171,16 @@ impl Object {
     pub(super) fn state(&self) -> StateGuard<'_> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         StateGuard { object: self, state, changed: false }
+    }
+
+    /// Returns what is made in the directory inherits, if that is known.
+    pub(super) fn heritage(&self) -> MutexGuard<'_, Option<Heritage>> {
+        self.heritage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the name that was last found to be absent.
+    pub(super) fn absent(&self) -> MutexGuard<'_, Option<(u64, Vec<u8>)>> {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes the state for the next server from now on; it may have been written by an earlier one.

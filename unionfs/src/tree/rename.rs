@@ -85,7 +85,7 @@ impl Tree {
         let (parent, from) = self.directory_for_change(dir)?;
         let (new_parent, to) = self.directory_for_change(new_dir)?;
         let source = self.name(&from, name)?;
-        let target = self.name(&to, new_name)?;
+        let target = self.name_to_make(&to, new_name)?;
         let moved = source.found.as_ref().ok_or(Errno::NOENT)?;
         match (mode, &target.found) {
             (RenameMode::NoReplace | RenameMode::WhiteoutNoReplace, Some(_)) => return Err(Errno::EXIST),

@@ -88,6 +88,7 @@ impl Tree {
         let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
+        *object.heritage() = None;
         let mut flags = flags;
         if flags.contains(XattrFlags::CREATE) && backing::xattr(file.as_fd(), &stored)?.is_none() {
             Intent::AddXattr.note();
@@ -119,6 +120,7 @@ impl Tree {
         let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
+        *object.heritage() = None;
         Intent::RemoveXattr.note();
         self.accounted(&object, file.as_fd(), || backing::remove_xattr(file.as_fd(), &stored))?;
         survive::step();
