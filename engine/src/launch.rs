@@ -11,7 +11,7 @@ use strata_sandbox::{Launch, Orphan, Root, Running, SpawnError, Stdio, WindowSiz
 use strata_unionfs::{Limits, Lower, MountSpec, Options, Upper};
 
 use crate::container::{Container, Containers, RecordError, Use};
-use crate::filesystem::{FilesystemError, FilesystemProcess};
+use crate::filesystem::{FilesystemError, FilesystemProcess, SpareProcess};
 use crate::monitor::Refusal;
 use crate::network_files;
 use crate::spec;
@@ -93,14 +93,15 @@ pub(crate) struct Started {
     pub(crate) filesystem: FilesystemProcess,
 }
 
-/// Mounts the root of a container and starts its first process in it.
+/// Mounts the root of a container and starts its first process in it. `spare` is to serve the root, if there is one.
 pub(crate) fn start(
     containers: &Containers,
     container: &Container,
     layers: &Layers,
+    spare: Option<SpareProcess>,
     size: Option<(u16, u16)>,
 ) -> Result<Started, StartError> {
-    let mut filesystem = mount_root(container, layers)?;
+    let mut filesystem = mount_root(container, layers, spare)?;
     let root = filesystem.take_mount().ok_or_else(|| {
         StartError::Filesystem(FilesystemError::Mount("no descriptor of the mount came back".to_owned()))
     })?;
@@ -113,22 +114,28 @@ pub(crate) fn start(
     }
 }
 
-/// Starts the filesystem process of a container's root, which nothing on the host can see.
-pub(crate) fn mount_root(container: &Container, layers: &Layers) -> Result<FilesystemProcess, StartError> {
+/// Mounts a container's root where nothing on the host can see it, served by `spare` if there is one.
+pub(crate) fn mount_root(
+    container: &Container,
+    layers: &Layers,
+    spare: Option<SpareProcess>,
+) -> Result<FilesystemProcess, StartError> {
     let in_use = container.use_files(Use::Alone, Duration::from_secs(2))?;
     let in_use = in_use.ok_or_else(|| {
         let busy = "its writable layer is in use by another mount".to_owned();
         StartError::Filesystem(FilesystemError::Mount(busy))
     })?;
-    Ok(mount_files(container, layers, in_use, false)?)
+    let server = spare.map_or_else(SpareProcess::spawn, Ok)?;
+    Ok(mount_files(container, layers, in_use, false, server)?)
 }
 
-/// Starts the filesystem process of a container's root, whose files are in use for as long as that runs.
+/// Has `server` mount a container's root, whose files are in use for as long as it runs.
 pub(crate) fn mount_files(
     container: &Container,
     layers: &Layers,
     in_use: OwnedFd,
     read_only: bool,
+    server: SpareProcess,
 ) -> Result<FilesystemProcess, FilesystemError> {
     let id_map = spec::id_map(&container.config);
     let spec = MountSpec {
@@ -147,7 +154,7 @@ pub(crate) fn mount_files(
         },
     };
     let held = [in_use.as_fd(), layers.hold.as_fd()];
-    FilesystemProcess::start(&spec, None, &held)
+    server.mount_detached(&spec, &held)
 }
 
 fn spawn(

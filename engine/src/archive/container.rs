@@ -147,7 +147,8 @@ fn mount(container: &Container, stack: &Stack, usage: FilesUse) -> Result<(Files
     };
     let in_use = container.use_files(usage, PATIENCE_FOR_LOCK)?;
     let in_use = in_use.ok_or_else(|| ArchiveError::InUse(container.config.name.clone()))?;
-    let mut server = launch::mount_files(container, &layers, in_use, usage == Use::Shared)?;
+    let server = crate::filesystem::SpareProcess::spawn()?;
+    let mut server = launch::mount_files(container, &layers, in_use, usage == Use::Shared, server)?;
     let root = server
         .take_mount()
         .ok_or_else(|| crate::filesystem::FilesystemError::Mount("no descriptor of the mount came back".to_owned()))?;

@@ -10,6 +10,9 @@
 //!      | <----- Reply { report | error } + mount fd   |  stdin = /dev/null, serve until unmounted
 //! ```
 //!
+//! A monitor starts its fs process before it knows what to mount, so that this is ready by then; one that is not needed
+//! finds the end of the socket and ends.
+//!
 //! The fs process is the keeper of the mount and has one thread. What serves is its child, forked and not executed; when
 //! that dies, the fs process forks the next, and nobody who uses the mount notices. If the fs process itself dies, so does
 //! its child, and the mount with them.
@@ -23,6 +26,7 @@
 mod process;
 mod server;
 
+pub(crate) use process::SpareProcess;
 pub use process::{FilesystemError, FilesystemProcess};
 pub use server::{ServeError, serve};
 

@@ -26,6 +26,13 @@ pub struct FilesystemProcess {
     mount: Option<OwnedFd>,
 }
 
+/// A filesystem process that has nothing to mount yet. Dropped, it ends.
+#[derive(Debug)]
+pub(crate) struct SpareProcess {
+    child: Child,
+    socket: UnixStream,
+}
+
 /// A filesystem that could not be mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesystemError {
@@ -43,6 +50,63 @@ pub enum FilesystemError {
     Mount(String),
 }
 
+impl SpareProcess {
+    /// Starts one. The earlier, the better: it gets ready while the caller does other things.
+    pub(crate) fn spawn() -> Result<SpareProcess, FilesystemError> {
+        let (ours, theirs) = UnixStream::pair().map_err(FilesystemError::Start)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("strata").arg(VERB).current_dir("/").env_clear();
+        // The only thing looked up by name there is fusermount3.
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        // It may have to start the process that fetches layers.
+        command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().map_err(FilesystemError::Start)?;
+        // The command holds the other end of the socket as long as it lives, and an end of the stream is a message.
+        drop(command);
+        Ok(SpareProcess { child, socket: ours })
+    }
+
+    /// Mounts `spec` detached, as [`FilesystemProcess::start`] does.
+    pub(crate) fn mount_detached(
+        self,
+        spec: &MountSpec,
+        held: &[BorrowedFd<'_>],
+    ) -> Result<FilesystemProcess, FilesystemError> {
+        self.become_one(spec, None, false, held, &mut false)
+    }
+
+    fn become_one(
+        self,
+        spec: &MountSpec,
+        directory: Option<&Path>,
+        inside: bool,
+        held: &[BorrowedFd<'_>],
+        helped: &mut bool,
+    ) -> Result<FilesystemProcess, FilesystemError> {
+        if let Some(store) = absent_in(spec) {
+            // What is not asked for is fetched as well.
+            fetcher::start(store).map_err(FilesystemError::Start)?;
+        }
+        let SpareProcess { mut child, socket } = self;
+        let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from), inside };
+        match converse(&socket, &request, held, &child, helped) {
+            Ok((report, mount, pidfd)) => Ok(FilesystemProcess { child, pidfd, report, mount }),
+            Err(FilesystemError::Talk(error)) if is_end(&error) => {
+                Err(FilesystemError::Died(child.wait().map_err(FilesystemError::Talk)?))
+            }
+            Err(error) => {
+                drop(socket);
+                // It ends by itself once it finds nobody to answer to; it is only reaped here.
+                child.wait().map_err(FilesystemError::Talk)?;
+                Err(error)
+            }
+        }
+    }
+}
+
 impl FilesystemProcess {
     /// Mounts `spec` on `directory`, or detached. Returns when it can be used.
     ///
@@ -55,50 +119,13 @@ impl FilesystemProcess {
         // A plain user's writable layer belongs to his namespace, and his mounts are made by a helper outside of it.
         let inside = directory.is_some() && spec.upper.is_some() && !has_effective(SYS_ADMIN);
         let mut helped = false;
-        let started = Self::spawn(spec, directory, inside, held, &mut helped);
+        let started =
+            SpareProcess::spawn().and_then(|spare| spare.become_one(spec, directory, inside, held, &mut helped));
         if let (Err(_), true, Some(directory)) = (&started, helped, directory) {
             // Inside, it cannot take away what the helper mounted.
             let _ = strata_unionfs::unmount(directory);
         }
         started
-    }
-
-    fn spawn(
-        spec: &MountSpec,
-        directory: Option<&Path>,
-        inside: bool,
-        held: &[BorrowedFd<'_>],
-        helped: &mut bool,
-    ) -> Result<FilesystemProcess, FilesystemError> {
-        let (ours, theirs) = UnixStream::pair().map_err(FilesystemError::Start)?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("strata").arg(VERB).current_dir("/").env_clear();
-        // The only thing looked up by name there is fusermount3.
-        if let Some(path) = std::env::var_os("PATH") {
-            command.env("PATH", path);
-        }
-        if let Some(store) = absent_in(spec) {
-            // It may have to start the process that fetches; and what is not asked for is fetched as well.
-            command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-            fetcher::start(store).map_err(FilesystemError::Start)?;
-        }
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().map_err(FilesystemError::Start)?;
-        // The command holds the other end of the socket as long as it lives, and an end of the stream is a message.
-        drop(command);
-        let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from), inside };
-        match converse(&ours, &request, held, &child, helped) {
-            Ok((report, mount, pidfd)) => Ok(FilesystemProcess { child, pidfd, report, mount }),
-            Err(FilesystemError::Talk(error)) if is_end(&error) => {
-                Err(FilesystemError::Died(child.wait().map_err(FilesystemError::Talk)?))
-            }
-            Err(error) => {
-                drop(ours);
-                // It ends by itself once it finds nobody to answer to; it is only reaped here.
-                child.wait().map_err(FilesystemError::Talk)?;
-                Err(error)
-            }
-        }
     }
 
     /// What the mount turned out to be.

@@ -35,7 +35,11 @@ pub fn serve() -> Result<(), ServeError> {
     crate::fetcher::provide_layers();
     let stdin = rustix::stdio::stdin();
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3).map_err(|error| ServeError::NotStarted(error.into()))?;
-    let (request, held) = channel::receive::<Request>(control.as_fd()).map_err(ServeError::NotStarted)?;
+    let (request, held) = match channel::receive::<Request>(control.as_fd()) {
+        // There turned out to be nothing to mount.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        received => received.map_err(ServeError::NotStarted)?,
+    };
     close_stdin().map_err(ServeError::NotStarted)?;
 
     let mounted = match mount(&request, control.as_fd()) {

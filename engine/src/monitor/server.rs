@@ -18,7 +18,7 @@ use super::{SOCKET, requests};
 use crate::channel;
 use crate::container::{Container, ContainerId, Containers, Ended, Event, Locked, RecordError, StartFailure};
 use crate::durable::Durability;
-use crate::filesystem::FilesystemProcess;
+use crate::filesystem::{FilesystemProcess, SpareProcess};
 use crate::launch::{self, Layers, StartError, Started};
 use crate::log::{LogStream, LogWriter};
 use crate::process::Process;
@@ -48,6 +48,8 @@ pub fn watch() -> Result<(), MonitorError> {
     let _ = rustix::thread::set_name(c"strata-monitor");
     let stdin = rustix::stdio::stdin();
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3).map_err(|error| MonitorError::NotStarted(error.into()))?;
+    // Ready by the time the task comes; without one, another is started then. Nobody else needs it: it ends with us.
+    let spare = SpareProcess::spawn().ok();
     let (task, held) = match channel::receive::<Task>(control.as_fd()) {
         // The command found that it has nothing for us to do, or is gone.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
@@ -75,7 +77,7 @@ pub fn watch() -> Result<(), MonitorError> {
         restart: None,
         buffer: vec![0; 64 << 10],
     };
-    match server.start(size) {
+    match server.start(spare, size) {
         Ok(warnings) => {
             connection.reply(&Reply::Warned(warnings));
             let key = server.main.as_ref().map_or(0, |main| main.member.key);
@@ -165,11 +167,11 @@ impl Server {
     }
 
     /// Starts the first process and writes that down; if that fails, writes that down.
-    fn start(&mut self, size: Option<(u16, u16)>) -> Result<Vec<String>, Refusal> {
+    fn start(&mut self, spare: Option<SpareProcess>, size: Option<(u16, u16)>) -> Result<Vec<String>, Refusal> {
         let refuse = |error: &dyn std::error::Error| Refusal::of(error);
         let container = self.containers.find(self.id.as_str()).map_err(|error| refuse(&error))?;
         let started = LogWriter::open(&container).map_err(StartError::Log).and_then(|log| {
-            let started = launch::start(&self.containers, &container, &self.layers, size)?;
+            let started = launch::start(&self.containers, &container, &self.layers, spare, size)?;
             Ok((started, log))
         });
         let (started, log) = match started {
@@ -564,7 +566,7 @@ impl Server {
         };
         lock(&container)?.apply(Event::Restart, Durability::Relaxed)?;
         self.restart = Some(restart);
-        match self.start(None) {
+        match self.start(None, None) {
             Ok(_) => self.conclude_waiting(&Reply::Done),
             Err(refusal) => {
                 // Written down as how it ended.
