@@ -115,7 +115,12 @@ impl Data {
             }
             make_crate(&root.join("crate"), &mut noise)?;
             make_dpkg_root(&root.join("root"))?;
-            make_repository(&root.join("repo"), &mut noise)
+            // As in an image that was pulled: inode numbers and times of change are not those that git has noted, so that
+            // its first look reads everything, with whoever shows it.
+            let made = folder.join("made");
+            make_repository(&made, &mut noise)?;
+            run(Command::new("cp").arg("-a").arg(&made).arg(root.join("repo")))?;
+            Ok(fs::remove_dir_all(&made)?)
         })
     }
 
