@@ -154,7 +154,7 @@ pub(crate) fn mount_files(
         },
     };
     let held = [in_use.as_fd(), layers.hold.as_fd()];
-    server.mount_detached(&spec, &held)
+    server.mount(&spec, None, &held)
 }
 
 fn spawn(

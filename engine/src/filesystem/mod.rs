@@ -10,8 +10,8 @@
 //!      | <----- Reply { report | error } + mount fd   |  stdin = /dev/null, serve until unmounted
 //! ```
 //!
-//! A monitor starts its fs process before it knows what to mount, so that this is ready by then; one that is not needed
-//! finds the end of the socket and ends.
+//! Whoever will mount something starts the process before knowing what, so that it is ready by then; one that is not
+//! needed finds the end of the socket and ends.
 //!
 //! The fs process is the keeper of the mount and has one thread. What serves is its child, forked and not executed; when
 //! that dies, the fs process forks the next, and nobody who uses the mount notices. If the fs process itself dies, so does

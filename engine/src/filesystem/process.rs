@@ -1,6 +1,7 @@
 //! Starting a filesystem process and hearing from it.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -29,7 +30,8 @@ pub struct FilesystemProcess {
 /// A filesystem process that has nothing to mount yet. Dropped, it ends.
 #[derive(Debug)]
 pub(crate) struct SpareProcess {
-    child: Child,
+    /// Taken once it has mounted something.
+    child: Option<Child>,
     socket: UnixStream,
 }
 
@@ -66,43 +68,62 @@ impl SpareProcess {
         let child = command.spawn().map_err(FilesystemError::Start)?;
         // The command holds the other end of the socket as long as it lives, and an end of the stream is a message.
         drop(command);
-        Ok(SpareProcess { child, socket: ours })
+        Ok(SpareProcess { child: Some(child), socket: ours })
     }
 
-    /// Mounts `spec` detached, as [`FilesystemProcess::start`] does.
-    pub(crate) fn mount_detached(
-        self,
-        spec: &MountSpec,
-        held: &[BorrowedFd<'_>],
-    ) -> Result<FilesystemProcess, FilesystemError> {
-        self.become_one(spec, None, false, held, &mut false)
-    }
-
-    fn become_one(
+    /// Has it mount `spec` on `directory`, or detached. Returns when that can be used.
+    ///
+    /// `held` are locks and the like that must last as long as the mount.
+    pub(crate) fn mount(
         self,
         spec: &MountSpec,
         directory: Option<&Path>,
-        inside: bool,
         held: &[BorrowedFd<'_>],
-        helped: &mut bool,
     ) -> Result<FilesystemProcess, FilesystemError> {
+        // A plain user's writable layer belongs to his namespace, and his mounts are made by a helper outside of it.
+        let inside = directory.is_some() && spec.upper.is_some() && !has_effective(SYS_ADMIN);
+        let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from), inside };
         if let Some(store) = absent_in(spec) {
             // What is not asked for is fetched as well.
             fetcher::start(store).map_err(FilesystemError::Start)?;
         }
-        let SpareProcess { mut child, socket } = self;
-        let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from), inside };
-        match converse(&socket, &request, held, &child, helped) {
+        let mut helped = false;
+        let mounted = self.become_one(&request, held, &mut helped);
+        if let (Err(_), true, Some(directory)) = (&mounted, helped, directory) {
+            // Inside, it cannot take away what the helper mounted.
+            let _ = strata_unionfs::unmount(directory);
+        }
+        mounted
+    }
+
+    fn become_one(
+        mut self,
+        request: &Request,
+        held: &[BorrowedFd<'_>],
+        helped: &mut bool,
+    ) -> Result<FilesystemProcess, FilesystemError> {
+        let Some(mut child) = self.child.take() else {
+            return Err(FilesystemError::Talk(io::ErrorKind::NotFound.into()));
+        };
+        match converse(&self.socket, request, held, &child, helped) {
             Ok((report, mount, pidfd)) => Ok(FilesystemProcess { child, pidfd, report, mount }),
             Err(FilesystemError::Talk(error)) if is_end(&error) => {
                 Err(FilesystemError::Died(child.wait().map_err(FilesystemError::Talk)?))
             }
             Err(error) => {
-                drop(socket);
-                // It ends by itself once it finds nobody to answer to; it is only reaped here.
-                child.wait().map_err(FilesystemError::Talk)?;
+                self.child = Some(child);
                 Err(error)
             }
+        }
+    }
+}
+
+impl Drop for SpareProcess {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It ends by itself once it finds nobody to answer to; it is only reaped here.
+            let _ = self.socket.shutdown(Shutdown::Both);
+            let _ = child.wait();
         }
     }
 }
@@ -116,16 +137,7 @@ impl FilesystemProcess {
         directory: Option<&Path>,
         held: &[BorrowedFd<'_>],
     ) -> Result<FilesystemProcess, FilesystemError> {
-        // A plain user's writable layer belongs to his namespace, and his mounts are made by a helper outside of it.
-        let inside = directory.is_some() && spec.upper.is_some() && !has_effective(SYS_ADMIN);
-        let mut helped = false;
-        let started =
-            SpareProcess::spawn().and_then(|spare| spare.become_one(spec, directory, inside, held, &mut helped));
-        if let (Err(_), true, Some(directory)) = (&started, helped, directory) {
-            // Inside, it cannot take away what the helper mounted.
-            let _ = strata_unionfs::unmount(directory);
-        }
-        started
+        SpareProcess::spawn()?.mount(spec, directory, held)
     }
 
     /// What the mount turned out to be.

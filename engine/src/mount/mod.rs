@@ -19,7 +19,7 @@ use crate::container::{
 use crate::creation::{Creation, InvalidCreation};
 use crate::durable::Durability;
 use crate::engine::{Engine, lease_name, lower_of};
-use crate::filesystem::{FilesystemError, FilesystemProcess};
+use crate::filesystem::{FilesystemError, FilesystemProcess, SpareProcess};
 use crate::launch::prepare_upper;
 
 /// What to mount.
@@ -211,11 +211,13 @@ impl Engine {
             // So that the list of mounts says what is where.
             options.source = name.to_owned();
         }
+        // Ready by the time that it is known what to mount.
+        let spare = start_server(name)?;
         let prepared = self.prepare(name, writable, options.limits.bytes)?;
         // A container's own limit, unless another one is asked for.
         options.limits.bytes = options.limits.bytes.or(prepared.size);
         let lease = prepared.made.as_ref().map(|made| lease_name(made));
-        match mount_prepared(&prepared, &options, &place) {
+        match mount_prepared(&prepared, &options, &place, spare) {
             Ok(server) => {
                 let container = prepared.made.as_ref().map(|made| (made.config.id.clone(), made.config.name.clone()));
                 Ok(MountMade { container, report: server.report().clone(), server })
@@ -330,10 +332,20 @@ pub fn mount_folders(mount: &MountOptions, directory: &Path) -> Result<Filesyste
         what: "the folders".to_owned(),
         size: None,
     };
-    mount_prepared(&prepared, &mount.options, &place)
+    let spare = start_server(&prepared.what)?;
+    mount_prepared(&prepared, &mount.options, &place, spare)
 }
 
-fn mount_prepared(prepared: &Prepared, options: &Options, place: &Path) -> Result<FilesystemProcess, MountError> {
+fn start_server(what: &str) -> Result<SpareProcess, MountError> {
+    SpareProcess::spawn().map_err(|source| MountError::Filesystem { what: what.to_owned(), source })
+}
+
+fn mount_prepared(
+    prepared: &Prepared,
+    options: &Options,
+    place: &Path,
+    server: SpareProcess,
+) -> Result<FilesystemProcess, MountError> {
     let spec = MountSpec { lower: prepared.lower.clone(), upper: prepared.upper.clone(), options: options.clone() };
     let held: Vec<_> = prepared
         .stack
@@ -341,7 +353,8 @@ fn mount_prepared(prepared: &Prepared, options: &Options, place: &Path) -> Resul
         .map(|stack| stack.hold.as_file().as_fd())
         .chain(prepared.in_use.iter().map(AsFd::as_fd))
         .collect();
-    FilesystemProcess::start(&spec, Some(place), &held)
+    server
+        .mount(&spec, Some(place), &held)
         .map_err(|source| MountError::Filesystem { what: prepared.what.clone(), source })
 }
 
