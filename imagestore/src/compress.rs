@@ -5,8 +5,8 @@
 //! digest of a layer that is compressed again is the same again.
 
 use std::io::{self, Read, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use flate2::GzBuilder;
@@ -36,39 +36,80 @@ impl CompressionFormat {
 
 /// The compressed form of a source, made while it is read.
 pub(crate) struct Compressing {
-    pieces: Receiver<Receiver<io::Result<Vec<u8>>>>,
-    piece: Vec<u8>,
+    pieces: Receiver<(Permit, Receiver<io::Result<Vec<u8>>>)>,
+    /// The piece that is read, and what allows it to be there.
+    piece: (Vec<u8>, Option<Permit>),
     position: usize,
 }
 
 impl Compressing {
     /// Begins to compress a source.
     pub(crate) fn new(source: impl Read + Send + 'static, format: CompressionFormat) -> io::Result<Compressing> {
-        // What is ready waits to be taken, or else the memory of large layers that are sent slowly would have no end.
-        let (ordered, pieces) = sync_channel(READY);
+        let (ordered, pieces) = channel();
         thread::Builder::new().name("compress".to_owned()).spawn(move || feed(source, &ordered, format))?;
-        Ok(Compressing { pieces, piece: Vec::new(), position: 0 })
+        Ok(Compressing { pieces, piece: (Vec::new(), None), position: 0 })
     }
 
     /// Returns the next piece that is compressed by itself; `None` at the end.
     pub(crate) fn next_piece(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let Ok(next) = self.pieces.recv() else { return Ok(None) };
-        next.recv().map_err(|_| io::Error::other("a thread that compresses has ended"))?.map(Some)
+        // The one before it is done with.
+        self.piece.1 = None;
+        let Ok((permit, next)) = self.pieces.recv() else { return Ok(None) };
+        let piece = next.recv().map_err(|_| io::Error::other("a thread that compresses has ended"))??;
+        self.piece.1 = Some(permit);
+        Ok(Some(piece))
     }
 }
 
 impl Read for Compressing {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.position == self.piece.len() {
+        while self.position == self.piece.0.len() {
             let Some(next) = self.next_piece()? else { return Ok(0) };
-            (self.piece, self.position) = (next, 0);
+            (self.piece.0, self.position) = (next, 0);
         }
-        let rest = &self.piece[self.position..];
+        let rest = &self.piece.0[self.position..];
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
         self.position += count;
         Ok(count)
     }
+}
+
+/// Allows one piece of any source to be in memory. Without, what is compressed but not taken yet would have no bound.
+struct Permit;
+
+impl Permit {
+    fn wait() -> Permit {
+        let mut used = lock(&PERMITS.0);
+        while *used >= most_pieces() {
+            used = PERMITS.1.wait(used).unwrap_or_else(PoisonError::into_inner);
+        }
+        *used += 1;
+        Permit
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *lock(&PERMITS.0) -= 1;
+        PERMITS.1.notify_one();
+    }
+}
+
+/// How many pieces there are, and that there is one less.
+static PERMITS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+fn lock(count: &Mutex<usize>) -> MutexGuard<'_, usize> {
+    count.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Enough that no thread waits for another one's piece to be sent.
+fn most_pieces() -> usize {
+    threads() * 2 + 2
+}
+
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
 }
 
 /// A piece to compress, and where to send it.
@@ -84,7 +125,7 @@ fn workers() -> &'static SyncSender<Job> {
     WORKERS.get_or_init(|| {
         let (jobs, queue) = sync_channel::<Job>(1);
         let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS) {
+        for _ in 0..threads() {
             let queue = Arc::clone(&queue);
             let work = move || {
                 loop {
@@ -103,16 +144,17 @@ fn workers() -> &'static SyncSender<Job> {
 }
 
 /// Cuts the source into pieces, until it ends or nobody reads any more.
-fn feed(mut source: impl Read, ordered: &SyncSender<Receiver<io::Result<Vec<u8>>>>, format: CompressionFormat) {
+fn feed(mut source: impl Read, ordered: &Sender<(Permit, Receiver<io::Result<Vec<u8>>>)>, format: CompressionFormat) {
     let mut is_first = true;
     loop {
+        let permit = Permit::wait();
         let mut piece = Vec::with_capacity(PIECE);
         let read = source.by_ref().take(PIECE as u64).read_to_end(&mut piece);
         let (done, result) = sync_channel(1);
         match read {
             Err(error) => {
                 let _ = done.send(Err(error));
-                let _ = ordered.send(result);
+                let _ = ordered.send((permit, result));
                 return;
             }
             // An empty source is one empty piece.
@@ -121,7 +163,7 @@ fn feed(mut source: impl Read, ordered: &SyncSender<Receiver<io::Result<Vec<u8>>
         }
         is_first = false;
         let is_last = piece.len() < PIECE;
-        if ordered.send(result).is_err() || workers().send(Job { piece, format, done }).is_err() || is_last {
+        if ordered.send((permit, result)).is_err() || workers().send(Job { piece, format, done }).is_err() || is_last {
             return;
         }
     }
@@ -149,8 +191,6 @@ fn compress(piece: &[u8], format: CompressionFormat) -> io::Result<Vec<u8>> {
 
 /// Large enough that little is lost at the edges, small enough for the memory of several layers at once.
 pub(crate) const PIECE: usize = 1 << 20;
-/// How many pieces of a source wait to be taken.
-const READY: usize = 2;
 const MAX_THREADS: usize = 8;
 const GZIP_LEVEL: u32 = 6;
 const ZSTD_LEVEL: i32 = 3;

@@ -60,7 +60,7 @@ pub(crate) fn outline(
     if Digest::of(contents) != tables.checksum {
         return Err(OutlineError::Malformed("the table of contents has another digest"));
     }
-    let contents: Contents = serde_json::from_reader(bounded(contents)?)?;
+    let contents: Contents = serde_json::from_reader(bounded(contents, MAX_CONTENTS)?)?;
     if contents.tar_split_digest.as_deref() != Some(&Digest::of(tar_split).to_string()) {
         return Err(OutlineError::Malformed("the rest of the tar has another digest, or none is stated"));
     }
@@ -68,7 +68,7 @@ pub(crate) fn outline(
     let mut ingest = LayerIngest::outline(Limits::default());
     let mut chunks = Vec::new();
     let zeros = vec![0; 1 << 20];
-    let mut lines = BufReader::new(bounded(tar_split)?);
+    let mut lines = BufReader::new(bounded(tar_split, MAX_SPLIT)?);
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -139,9 +139,9 @@ fn add_chunks(file: &[&Entry], at: u64, size: u64, chunks: &mut Vec<Chunk>) -> R
 }
 
 /// Reads what is compressed, up to a limit.
-fn bounded(bytes: &[u8]) -> Result<impl Read, OutlineError> {
+fn bounded(bytes: &[u8], limit: u64) -> Result<impl Read, OutlineError> {
     let source = zstd::stream::read::Decoder::new(bytes).map_err(OutlineError::Write)?;
-    Ok(Bounded { source, left: MAX_DECOMPRESSED })
+    Ok(Bounded { source, left: limit })
 }
 
 #[derive(Deserialize)]
@@ -199,7 +199,9 @@ const CONTENTS_KIND: u64 = 1;
 const FILE: u32 = 1;
 const SEGMENT: u32 = 2;
 const MAX_TABLE: u64 = 64 << 20;
-const MAX_DECOMPRESSED: u64 = 1 << 30;
+/// The table of contents is in memory as a whole, the rest of the tar piece by piece.
+const MAX_CONTENTS: u64 = 128 << 20;
+const MAX_SPLIT: u64 = 1 << 30;
 /// A piece has the headers of an entry, which are less than some MiB, in base64.
 const MAX_LINE: u64 = 16 << 20;
 const MAX_TAR: u64 = 64 << 30;

@@ -255,7 +255,8 @@ impl Entry {
 }
 
 const TABLE_NAME: &[u8] = b"stargz.index.json";
-const MAX_TABLE: u64 = 256 << 20;
+/// A table has some hundred bytes for a file, and is in memory as a whole.
+const MAX_TABLE: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests {
