@@ -76,6 +76,8 @@ pub use progress::{Event, Progress, Upload};
 pub use prune::{Pruned, Unused};
 pub use publish::PublishError;
 pub use reference::{ImageRef, InvalidReference};
+#[cfg(feature = "fuzzing")]
+pub use registry::fuzzing;
 pub use registry::{
     FoundRepository, InvalidUrl, Login, Proxies, PullOptions, Pulled, PushOptions, Pushed, RegistryClient,
     RegistryError, Secret, Settings as RegistrySettings, Start, Stored, Timeouts,

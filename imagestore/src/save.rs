@@ -16,7 +16,7 @@ use crate::disk::{DiskError, OnDisk};
 use crate::image_id::ImageId;
 use crate::images::{Image, ImageError, find};
 use crate::layout::TAR;
-use crate::model::{Document, Manifest};
+use crate::model::{Document, Manifest, Platform};
 use crate::publish::PublishError;
 use crate::reference::ImageRef;
 use crate::store::{Store, StoreError};
@@ -34,6 +34,14 @@ pub enum SaveError {
     /// A layer is gone.
     #[error(transparent)]
     Gone(#[from] PublishError),
+    /// An image is for another machine than was asked for. The wording is Docker's.
+    #[error("image with reference {name} was found but does not provide the specified platform ({wanted})")]
+    Platform {
+        /// The image.
+        name: String,
+        /// What was asked for.
+        wanted: String,
+    },
     /// The archive could not be written.
     #[error("write the archive")]
     Write(#[source] io::Error),
@@ -47,11 +55,18 @@ struct Chosen {
 
 impl Store {
     /// Writes images as an archive. A name without a tag stands for all tags of its repository, an ID for the image
-    /// without names.
-    pub fn save(&self, names: &[&str], out: &mut File) -> Result<(), SaveError> {
+    /// without names. Images of other machines than `platform`, if it is given, are refused.
+    pub fn save(&self, names: &[&str], platform: Option<&Platform>, out: &mut File) -> Result<(), SaveError> {
         let mut chosen: BTreeMap<ImageId, Chosen> = BTreeMap::new();
         for text in names {
             for (id, name) in self.chosen_by(text)? {
+                if let Some(wanted) = platform {
+                    let found = self.image(&id)?.config.platform();
+                    if !found.architecture.is_empty() && found.fitness(wanted).is_none() {
+                        let name = (*text).to_owned();
+                        return Err(SaveError::Platform { name, wanted: wanted.to_string() });
+                    }
+                }
                 let entry = match chosen.entry(id) {
                     std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
                     std::collections::btree_map::Entry::Vacant(entry) => {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod faults;
+mod shared;
 mod support;
 
 use std::fs;

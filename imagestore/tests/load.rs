@@ -162,7 +162,7 @@ fn an_index_is_searched_for_this_machine() {
 
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder);
-    let riscv = strata_imagestore::LoadOptions { platform: "linux/riscv64".parse().unwrap(), ..options() };
+    let riscv = strata_imagestore::LoadOptions { platform: Some("linux/riscv64".parse().unwrap()), ..options() };
     let error = store.load(Input::Stream(Box::new(Cursor::new(archive.tar()))), &riscv, &()).unwrap_err();
     assert_eq!(
         chain(&error),

@@ -1,4 +1,4 @@
-//! Archives that skopeo, podman and umoci write. Where a tool is not installed, its test is reported as ignored, with the
+//! Archives that docker, skopeo, podman, buildah and umoci write, and what they make of ours. Where a tool is not installed, its test is reported as ignored, with the
 //! reason.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -33,6 +33,8 @@ fn main() {
         trial("umoci_unpacks_what_is_saved", umoci_unpacks_what_is_saved, &["umoci", "tar"]),
         trial("skopeo_and_the_registry", skopeo_and_the_registry, &["skopeo"]),
         trial("podman_and_the_registry", podman_and_the_registry, &["podman"]),
+        trial("docker_loads_what_is_saved_and_saves_what_is_loaded", docker_both_ways, &["docker", "dockerd"]),
+        trial("buildah_both_ways", buildah_both_ways, &["buildah"]),
         trial("what_umoci_repacks_is_loaded", what_umoci_repacks_is_loaded, &["skopeo", "umoci"]),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -41,6 +43,9 @@ fn main() {
 /// Whether a program is here and works at all: podman, for one, needs more than to be installed.
 fn is_installed(program: &str) -> bool {
     let arguments: &[&str] = if program == "podman" { &["info"] } else { &["--version"] };
+    if program == "dockerd" && !rustix::process::geteuid().is_root() {
+        return false;
+    }
     Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
 }
 
@@ -176,7 +181,7 @@ fn what_umoci_repacks_is_loaded() {
 fn saved(folder: &Path) -> (Store, ImageId) {
     let store = Store::open(&folder.join("saving")).unwrap();
     let id = load_file(&store, &docker_old(&layers(), &["test/x:1", "test/y:2"]).tar()).unwrap()[0].id;
-    store.save(&["test/x:1", "test/y:2"], &mut File::create(folder.join("saved.tar")).unwrap()).unwrap();
+    store.save(&["test/x:1", "test/y:2"], None, &mut File::create(folder.join("saved.tar")).unwrap()).unwrap();
     (store, id)
 }
 
@@ -315,4 +320,114 @@ fn podman_and_the_registry() {
     let pulled = other.pull(&client(), &back.parse().unwrap(), &Default::default(), &());
     let pulled = pulled.unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(merged_paths(&other, &pulled.id), PATHS);
+}
+
+/// A daemon of Docker's with a state of its own, that ends with this.
+struct Daemon {
+    child: std::process::Child,
+    folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start() -> Daemon {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let log = File::create(path("log")).unwrap();
+        let child = Command::new("dockerd")
+            .args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")])
+            .args(["--host", &format!("unix://{}", path("socket")), "--storage-driver", "vfs"])
+            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
+            .env("HOME", folder.path())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let daemon = Daemon { child, folder };
+        for _ in 0..200 {
+            if daemon.command(&["version"]).output().unwrap().status.success() {
+                return daemon;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("{}", fs::read_to_string(daemon.folder.path().join("log")).unwrap());
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        let host = format!("unix://{}", self.folder.path().join("socket").display());
+        command.args(["--host", &host]).args(arguments).env("HOME", self.folder.path());
+        command
+    }
+
+    fn docker(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(0)) {
+            // So that it ends its containerd, too.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+fn docker_both_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, id) = saved(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let daemon = Daemon::start();
+    daemon.docker(&["load", "--input", &path("saved.tar")]);
+    for name in ["test/x:1", "test/y:2"] {
+        assert_eq!(daemon.docker(&["image", "inspect", "--format", "{{.Id}}", name]), id.to_string());
+    }
+    // There and back: names and IDs are the same.
+    daemon.docker(&["save", "--output", &path("docker.tar"), "test/x:1", "test/y:2"]);
+    let mut loaded = load_both(&folder.path().join("docker.tar"));
+    loaded.sort();
+    assert_eq!(loaded, [("Loaded image: test/x:1".to_owned(), id), ("Loaded image: test/y:2".to_owned(), id)]);
+    daemon.docker(&["save", "--output", &path("by-id.tar"), &id.to_string()]);
+    assert_eq!(load_both(&folder.path().join("by-id.tar")), [(format!("Loaded image ID: {id}"), id)]);
+    fs::write(path("root.tar"), &layers()[0]).unwrap();
+    // What Docker makes of a tar, and what it makes of the same tar of ours.
+    let imported = daemon.docker(&["import", "--change", "CMD [\"/bin/tool\"]", &path("root.tar"), "imported:1"]);
+    daemon.docker(&["save", "--output", &path("imported.tar"), "imported:1"]);
+    let loaded = store.load(Input::Path(folder.path().join("imported.tar")), &options(), &()).unwrap();
+    assert_eq!(loaded[0].id.to_string(), imported);
+    assert_eq!(store.image(&loaded[0].id).unwrap().config.config.cmd, Some(vec!["/bin/tool".to_owned()]));
+    // Kept over removal.
+    daemon.docker(&["image", "rm", "--force", &id.to_string()]);
+    store.remove(&id.to_string(), &strata_imagestore::RemoveOptions { force: true, ..Default::default() }).unwrap();
+    assert_eq!(load_file(&store, &fs::read(path("docker.tar")).unwrap()).unwrap()[0].id, id);
+    store.save(&["test/x:1"], None, &mut File::create(path("again.tar")).unwrap()).unwrap();
+    daemon.docker(&["load", "--input", &path("again.tar")]);
+    assert_eq!(daemon.docker(&["image", "inspect", "--format", "{{.Id}}", "test/x:1"]), id.to_string());
+}
+
+fn buildah_both_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, id) = saved(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let buildah = |arguments: &[&str]| {
+        let storage = ["--root", &path("root"), "--runroot", &path("run"), "--storage-driver", "vfs"];
+        let output = Command::new("buildah").args(storage).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    // What is saved is a base for buildah.
+    let pulled = buildah(&["pull", "--quiet", &format!("docker-archive:{}:test/x:1", path("saved.tar"))]);
+    assert_eq!(format!("sha256:{pulled}"), id.to_string());
+    let container = buildah(&["from", &pulled]);
+    buildah(&["config", "--cmd", "/bin/tool", &container]);
+    for (kind, name) in [("docker-archive", "docker.tar"), ("oci-archive", "oci.tar"), ("oci", "oci")] {
+        let to = format!("{kind}:{}:by/buildah:1", path(name));
+        buildah(&["commit", "--quiet", &container, &to]);
+        let loaded = load_both(&folder.path().join(name));
+        assert!(loaded.len() == 1 && loaded[0].0.ends_with("by/buildah:1"), "{kind}: {loaded:?}");
+    }
+    buildah(&["rm", &container]);
 }

@@ -116,6 +116,34 @@ fn what_is_pushed_can_be_pulled_and_is_the_same() {
 }
 
 #[test]
+fn a_root_filesystem_is_imported_from_an_address() {
+    use strata_imagestore::{CommitOptions, Input};
+    let scene = Scene::new(&sample_layers());
+    scene.push_as(CompressionFormat::Gzip);
+    let store = scene.store("other");
+    let id = scene.pull(&store).unwrap().id;
+    let manifest: serde_json::Value = serde_json::from_slice(&store.image(&id).unwrap().raw_manifest).unwrap();
+    let blob = manifest["layers"][0]["digest"].as_str().unwrap();
+    let host = format!("http://127.0.0.1:{}", scene.server.address().port());
+    let url = format!("{host}/v2/team/app/blobs/{blob}");
+    let import = |url: &str| {
+        let stream = scene.client().open(url)?;
+        let options = CommitOptions { reference: Some("imported:1".parse().unwrap()), ..CommitOptions::default() };
+        Ok::<_, RegistryError>(store.import(Input::Stream(stream), &options, &()))
+    };
+    let imported = import(&url).unwrap().unwrap();
+    assert_eq!(merged_paths(&store, &imported), ["/bin/tool", "/etc/passwd", "/gone"]);
+    let missing = import(&format!("{host}/v2/team/app/blobs/sha256:{}", "0".repeat(64))).unwrap_err();
+    assert!(chain(&missing).contains("blob unknown"), "{}", chain(&missing));
+    assert!(import("http://127.0.0.1:1/x").is_err() && import("https://").is_err());
+    // What breaks off is no image.
+    scene.misbehave("GET /v2/*/blobs/* cut=100");
+    let cut = import(&url).unwrap().unwrap_err();
+    assert!(chain(&cut).starts_with("read the layer: "), "{}", chain(&cut));
+    assert_eq!(store.images().unwrap().len(), 2);
+}
+
+#[test]
 fn pulling_what_is_present_asks_for_no_blob() {
     let scene = Scene::new(&sample_layers());
     scene.push();

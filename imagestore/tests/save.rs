@@ -11,7 +11,7 @@ use support::*;
 
 fn save(store: &Store, folder: &Path, names: &[&str]) -> PathBuf {
     let path = folder.join("saved.tar");
-    store.save(names, &mut File::create(&path).unwrap()).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    store.save(names, None, &mut File::create(&path).unwrap()).unwrap_or_else(|error| panic!("{}", chain(&error)));
     path
 }
 
@@ -58,6 +58,6 @@ fn a_repository_an_identity_and_a_mistake() {
     let id = store.resolve("app:1").unwrap();
     let by_id = save(&store, folder.path(), &[&id.to_string()]);
     assert_eq!(texts(&by_id), [format!("Loaded image ID: {id}")]);
-    let error = store.save(&["app:3"], &mut File::create("/dev/null").unwrap()).unwrap_err();
+    let error = store.save(&["app:3"], None, &mut File::create("/dev/null").unwrap()).unwrap_err();
     assert_eq!(chain(&error), "No such image: app:3");
 }

@@ -3,12 +3,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Makes the kernel verify a file from now on (`FS_IOC_ENABLE_VERITY`), by a tree of SHA-256 over blocks of 4096 bytes.
+/// Makes the kernel verify a file from now on (`FS_IOC_ENABLE_VERITY`), by a tree of SHA-256 over blocks of `block_size`
+/// bytes: a power of two from 1024 to the smaller one of the filesystem's blocks and the machine's pages.
 ///
 /// `file` must be open for reading, and nobody may have it open for writing. It can never be written again, only removed.
 /// Fails with `ENOTTY` or `EOPNOTSUPP` where the filesystem cannot, and with `EEXIST` if it was done already.
-pub fn enable(file: BorrowedFd<'_>) -> io::Result<()> {
-    let argument = EnableArgument { version: 1, hash_algorithm: SHA256, block_size: 4096, ..EnableArgument::default() };
+pub fn enable(file: BorrowedFd<'_>, block_size: u32) -> io::Result<()> {
+    let argument = EnableArgument { version: 1, hash_algorithm: SHA256, block_size, ..EnableArgument::default() };
     // SAFETY: the request reads one `struct fsverity_enable_arg`, which `EnableArgument` mirrors; its pointers are null
     // and their lengths zero.
     let ret = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_ENABLE_VERITY, &raw const argument) };
@@ -79,6 +80,6 @@ mod tests {
     fn a_file_in_memory_has_none() {
         let file = std::fs::File::open("/proc/self/stat").unwrap();
         assert!(measure(file.as_fd()).is_ok_and(|digest| digest.is_none()));
-        assert!(enable(file.as_fd()).is_err());
+        assert!(enable(file.as_fd(), 4096).is_err());
     }
 }

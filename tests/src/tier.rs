@@ -23,6 +23,8 @@ pub enum Need {
     Debian,
     /// A static busybox.
     Busybox,
+    /// A kernel with fs-verity.
+    Verity,
     /// A program on this machine.
     Program(&'static str),
     /// A program on this machine or in the test cache.
@@ -136,6 +138,10 @@ impl Need {
                 debian::kept().is_none().then(|| "no Debian image (test-images debian makes it)".to_owned())
             }
             Need::Busybox => busybox::program().err().map(|error| format!("{error:#}")),
+            Need::Verity => {
+                let feature = std::path::Path::new("/sys/fs/ext4/features/verity");
+                (!feature.exists()).then(|| "no fs-verity in this kernel".to_owned())
+            }
             Need::Program(name) => union::on_path(name).is_none().then(|| format!("no {name} on this machine")),
             Need::Tool(name) => {
                 tools::program(name).is_none().then(|| format!("no {name} (./test packages installs it)"))

@@ -98,7 +98,7 @@ pub(crate) fn run(context: &Context, options: &DiskUsage, out: &mut impl Write) 
         .map(|(container, bytes)| {
             let mut row = ps::row(container, false, now);
             row.retain(|field, _| CONTAINERS.iter().any(|column| column.field == field));
-            row.insert("Size".to_owned(), Value::from(human::size(*bytes)));
+            row.insert("Size".to_owned(), Value::from(human::space(*bytes)));
             row
         })
         .collect();
@@ -150,13 +150,13 @@ fn summary(usage: &Usage) -> [Map<String, Value>; 4] {
 fn line(kind: &str, total: usize, active: usize, bytes: u64, reclaimable: u64) -> Map<String, Value> {
     let share = (u128::from(reclaimable) * 100).checked_div(u128::from(bytes));
     let reclaimable = match share {
-        Some(share) => format!("{} ({share}%)", human::size(reclaimable)),
-        None => human::size(reclaimable),
+        Some(share) => format!("{} ({share}%)", human::space(reclaimable)),
+        None => human::space(reclaimable),
     };
     row([
         ("Active", active.to_string()),
         ("Reclaimable", reclaimable),
-        ("Size", human::size(bytes)),
+        ("Size", human::space(bytes)),
         ("TotalCount", total.to_string()),
         ("Type", kind.to_owned()),
     ])
@@ -172,10 +172,10 @@ fn image_row(image: &ImageSummary, usage: &Usage, now: Timestamp) -> Map<String,
         ("CreatedSince", images::created_since(image, now)),
         ("ID", image.id.short()),
         ("Repository", name.map_or_else(|| NONE.to_owned(), |name| name.familiar_repository().into_owned())),
-        ("SharedSize", human::size(whole - alone)),
-        ("Size", human::size(whole)),
+        ("SharedSize", human::space(whole - alone)),
+        ("Size", human::space(whole)),
         ("Tag", name.and_then(ImageRef::tag).unwrap_or(NONE).to_owned()),
-        ("UniqueSize", human::size(alone)),
+        ("UniqueSize", human::space(alone)),
     ])
 }
 
@@ -191,7 +191,7 @@ fn others(usage: &Usage) -> Vec<Map<String, Value>> {
         ("Files of running commands", store.working),
         ("Lists and folders", store.own + usage.other),
     ];
-    kinds.into_iter().map(|(kind, bytes)| row([("Kind", kind.to_owned()), ("Size", human::size(bytes))])).collect()
+    kinds.into_iter().map(|(kind, bytes)| row([("Kind", kind.to_owned()), ("Size", human::space(bytes))])).collect()
 }
 
 fn row<const N: usize>(fields: [(&str, String); N]) -> Map<String, Value> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use strata_engine::{Input, LoadOptions};
+use strata_engine::{Input, LoadOptions, Platform};
 
 use super::{Context, Outcome};
 use crate::failure::Failure;
@@ -26,6 +26,9 @@ pub(crate) struct Load {
     /// Read from FILE or folder instead of standard input
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
+    /// Choose the images for this platform, os/architecture[/variant], and refuse others
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
@@ -45,7 +48,8 @@ pub(crate) fn run(context: &Context, load: &Load, out: &mut impl Write) -> Outco
         // The file itself, as a redirected one can be read at any position.
         None => Input::File(File::from(stdin.as_fd().try_clone_to_owned()?)),
     };
-    let loaded = engine.images().load(input, &LoadOptions::default(), &progress);
+    let options = LoadOptions { platform: load.platform.clone(), ..LoadOptions::default() };
+    let loaded = engine.images().load(input, &options, &progress);
     // The library names members and entries; which archive they are of only we know.
     let loaded = match &load.input {
         Some(path) => loaded.with_context(|| path.display().to_string())?,

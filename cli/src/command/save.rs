@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Args;
+use strata_engine::Platform;
 
 use super::export::Aside;
 use super::{Context, Outcome};
@@ -24,6 +25,9 @@ pub(crate) struct Save {
     /// Write to FILE instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Refuse images for other platforms than this one, os/architecture[/variant]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
     /// The images
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -35,6 +39,7 @@ pub(crate) fn run(context: &Context, save: &Save) -> Outcome {
     for name in &save.images {
         super::pull::complete(&engine, &engine.images().resolve(name)?)?;
     }
+    let platform = save.platform.as_ref();
     let names: Vec<&str> = save.images.iter().map(String::as_str).collect();
     match &save.output {
         None if io::stdout().is_terminal() => {
@@ -43,15 +48,15 @@ pub(crate) fn run(context: &Context, save: &Save) -> Outcome {
         }
         None => {
             let mut out = File::from(rustix::io::dup(rustix::stdio::stdout())?);
-            engine.images().save(&names, &mut out)?;
+            engine.images().save(&names, platform, &mut out)?;
         }
         // Something like a pipe or /dev/null is written as it is.
         Some(path) if path.exists() && !path.is_file() && !path.is_dir() => {
-            engine.images().save(&names, &mut File::options().write(true).open(path)?)?;
+            engine.images().save(&names, platform, &mut File::options().write(true).open(path)?)?;
         }
         Some(path) => {
             let mut aside = Aside::create(path)?;
-            engine.images().save(&names, &mut aside.file)?;
+            engine.images().save(&names, platform, &mut aside.file)?;
             aside.finish(path)?;
         }
     }

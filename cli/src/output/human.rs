@@ -4,6 +4,15 @@ use strata_engine::Timestamp;
 
 /// Writes a number of bytes in decimal units with three significant digits: `72.8MB`.
 pub(crate) fn size(bytes: u64) -> String {
+    decimal_size(bytes, 3)
+}
+
+/// Writes a number of bytes in decimal units with four significant digits, as Docker does for space: `72.81MB`.
+pub(crate) fn space(bytes: u64) -> String {
+    decimal_size(bytes, 4)
+}
+
+fn decimal_size(bytes: u64, digits: usize) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut unit = 0;
     // Exact enough: three digits are shown.
@@ -13,7 +22,7 @@ pub(crate) fn size(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    format!("{}{}", significant(value), UNITS[unit])
+    format!("{}{}", significant(value, digits), UNITS[unit])
 }
 
 /// Writes a number of bytes in binary units with at most four significant digits, as Docker does for memory: `1.95GiB`.
@@ -40,15 +49,16 @@ pub(crate) fn binary_size(bytes: u64) -> String {
     format!("{text}{}", UNITS[unit])
 }
 
-/// Three significant digits, without trailing zeros.
-fn significant(value: f64) -> String {
-    let decimals = if value >= 100.0 {
-        0
+/// So many significant digits, without trailing zeros.
+fn significant(value: f64, digits: usize) -> String {
+    let whole = if value >= 100.0 {
+        3
     } else if value >= 10.0 {
-        1
-    } else {
         2
+    } else {
+        1
     };
+    let decimals = digits.saturating_sub(whole);
     let text = format!("{value:.decimals$}");
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
@@ -124,6 +134,9 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+        assert_eq!(space(1_981_800), "1.982MB");
+        assert_eq!(space(123_456), "123.5kB");
+        assert_eq!(space(0), "0B");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -218,7 +219,8 @@ impl Store {
         let path = folder.join(crate::layout::TAR);
         let tar = File::open(&path).on_disk("open", &path)?;
         // Where it cannot be done there is one guard less; the digest of the tar is checked by fsck as everywhere.
-        if verity::enable(tar.as_fd()).is_err() {
+        let block = tar.metadata().on_disk("examine", &path)?.blksize().clamp(1024, 4096);
+        if verity::enable(tar.as_fd(), u32::try_from(block).unwrap_or(4096)).is_err() {
             return Ok(());
         }
         let Some(digest) = verity::measure(tar.as_fd()).on_disk("measure", &path)? else { return Ok(()) };

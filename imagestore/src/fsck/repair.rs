@@ -14,12 +14,14 @@ use super::{Check, Finding, Mend, Outcome, Subject, with_causes};
 use crate::catalog::{Catalog, CatalogGuard, ImageRecord};
 use crate::disk::{DiskError, OnDisk, make_folder, names_in, sync_file_system, sync_folder, write_durably};
 use crate::image_id::ImageId;
+use crate::images::ImageError;
 use crate::ingest::{NewLayer, ingest_layer};
 use crate::layout::{COMPRESSED, Layout};
 use crate::model::{Document, ImageConfig, Manifest};
 use crate::progress::Progress;
 use crate::reference::ImageRef;
 use crate::registry::RegistryClient;
+use crate::stack::StackError;
 use crate::store::{Store, StoreError};
 use crate::timestamp::Timestamp;
 use crate::work::WorkDir;
@@ -104,6 +106,15 @@ impl Repair<'_> {
         mut documents: BTreeSet<Digest>,
         outcomes: &mut BTreeMap<Subject, Outcome>,
     ) -> Result<(), StoreError> {
+        // A disk that failed to read something may not do so again; then nothing needs to be replaced.
+        documents.retain(|digest| {
+            let damaged = self.store.blob(*digest).is_err();
+            if !damaged {
+                outcomes.insert(Subject::Config(*digest), Outcome::Repaired(READ_AGAIN.to_owned()));
+                outcomes.insert(Subject::Manifest(*digest), Outcome::Repaired(READ_AGAIN.to_owned()));
+            }
+            damaged
+        });
         let mut failures: BTreeMap<ImageId, String> = BTreeMap::new();
         for (id, record) in &self.catalog.images {
             let damaged: BTreeSet<DiffId> =
@@ -149,16 +160,26 @@ impl Repair<'_> {
             let why: Vec<&str> = images.filter_map(|(id, _)| failures.get(id)).map(String::as_str).collect();
             why.first().map_or("no image needs it", |why| why).to_owned()
         };
+        // What cannot be had elsewhere is put aside if it is wrong, and stays if the disk fails to read it.
         for layer in layers {
-            put_aside(&self.store.layout, &self.store.layout.layer(layer))?;
-            let why = why(&|_, record| record.layers.contains(&layer));
-            outcomes.insert(Subject::Layer(layer), Outcome::Lost(why));
+            let outcome = match self.store.read_layer_again(layer, &mut |_| ()) {
+                Ok(_) => Outcome::Repaired(READ_AGAIN.to_owned()),
+                Err(error) => {
+                    if !matches!(error, StackError::Store(_)) {
+                        put_aside(&self.store.layout, &self.store.layout.layer(layer))?;
+                    }
+                    Outcome::Lost(why(&|_, record| record.layers.contains(&layer)))
+                }
+            };
+            outcomes.insert(Subject::Layer(layer), outcome);
         }
         for digest in documents {
-            put_aside(&self.store.layout, &self.store.layout.blob(digest))?;
-            let why = why(&|id, record| id.0 == digest || record.manifest == digest);
-            outcomes.insert(Subject::Config(digest), Outcome::Lost(why.clone()));
-            outcomes.insert(Subject::Manifest(digest), Outcome::Lost(why));
+            if !matches!(self.store.blob(digest), Err(ImageError::Store(_))) {
+                put_aside(&self.store.layout, &self.store.layout.blob(digest))?;
+            }
+            let outcome = Outcome::Lost(why(&|id, record| id.0 == digest || record.manifest == digest));
+            outcomes.insert(Subject::Config(digest), outcome.clone());
+            outcomes.insert(Subject::Manifest(digest), outcome);
         }
         Ok(())
     }
@@ -312,3 +333,5 @@ pub(crate) fn empty_quarantine(layout: &Layout) -> Result<u64, DiskError> {
         _ => Ok(bytes),
     }
 }
+
+const READ_AGAIN: &str = "the disk has read it without an error this time";

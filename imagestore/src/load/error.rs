@@ -14,6 +14,16 @@ use crate::store::StoreError;
 /// Why an archive was not loaded. The store is as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// An image is for another machine than was asked for.
+    #[error("image {name} was found but its platform ({found}) does not match the specified platform ({wanted})")]
+    Platform {
+        /// The image.
+        name: String,
+        /// What it is for.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -28,7 +28,7 @@ use strata_layer::DiffId;
 
 use self::archive::{Archive, LayerSource};
 pub use self::error::LoadError;
-use self::plan::{PlannedImage, PlannedLayer, check, plan};
+use self::plan::{PlannedImage, PlannedLayer, check, check_platform, plan};
 use crate::image_id::ImageId;
 use crate::ingest::{NewLayer, ingest_layer};
 use crate::model::Platform;
@@ -61,15 +61,16 @@ impl fmt::Debug for Input<'_> {
 /// How to load.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// The machine to choose images for.
-    pub platform: Platform,
+    /// The machine to choose images for, and images of other machines are refused; this one, and nothing is refused, if
+    /// `None`.
+    pub platform: Option<Platform>,
     /// The most bytes that one layer may have uncompressed.
     pub max_layer_size: u64,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { platform: Platform::host(), max_layer_size: MAX_LAYER_SIZE }
+        LoadOptions { platform: None, max_layer_size: MAX_LAYER_SIZE }
     }
 }
 
@@ -105,7 +106,11 @@ impl Store {
         self.check_writable()?;
         let work = WorkDir::create(&self.layout).map_err(StoreError::from)?;
         let archive = Archive::open(input, &StreamContext { store: self, work: &work, options, progress })?;
-        let planned = plan(&archive, &options.platform)?;
+        let machine = options.platform.clone().unwrap_or_else(Platform::host);
+        let planned = plan(&archive, &machine)?;
+        if let Some(wanted) = &options.platform {
+            planned.iter().try_for_each(|image| check_platform(image, wanted))?;
+        }
         let layers = self.take_layers(&archive, &planned, &work, options, progress)?;
 
         let images: Result<Vec<_>, _> = planned.into_iter().map(|image| new_image(self, image, &layers)).collect();

@@ -53,6 +53,17 @@ pub(super) fn plan(archive: &Archive, machine: &Platform) -> Result<Vec<PlannedI
     if images.is_empty() { Err(LoadError::NoImages) } else { Ok(images) }
 }
 
+/// Checks that an image is for a machine, as far as it says for which it is.
+pub(super) fn check_platform(image: &PlannedImage, wanted: &Platform) -> Result<(), LoadError> {
+    let Ok(config) = ImageConfig::parse(&image.config) else { return Ok(()) };
+    let found = config.platform();
+    if found.architecture.is_empty() || found.fitness(wanted).is_some() {
+        return Ok(());
+    }
+    let name = image.names.first().map_or_else(|| Digest::of(&image.config).to_string(), ImageRef::familiar);
+    Err(LoadError::Platform { name, found: found.to_string(), wanted: wanted.to_string() })
+}
+
 /// Reads a configuration and pairs its layers with the members that hold them.
 pub(super) fn pair_layers(
     member: &str,

@@ -284,7 +284,7 @@ impl Remote<'_> {
         accepted(self.client.http.send(url, self.proof_of(&url.origin), request)?)
     }
 
-    fn follow(
+    pub(super) fn follow(
         &self,
         url: &Url,
         method: &'static str,
@@ -462,7 +462,7 @@ impl Remote<'_> {
 }
 
 /// Takes every answer but a success for an error.
-fn accepted(response: Response) -> Result<Response, RegistryError> {
+pub(super) fn accepted(response: Response) -> Result<Response, RegistryError> {
     if (200..300).contains(&response.status) { Ok(response) } else { Err(refusal(response)) }
 }
 

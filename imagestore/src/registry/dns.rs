@@ -242,6 +242,24 @@ fn decode(message: &[u8], question: &[u8], kind: Kind) -> Answer {
     }
 }
 
+/// Reads an answer out of memory, for fuzz targets: also one whose beginning is right.
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(bytes: &[u8]) {
+    for kind in [Kind::V4, Kind::V6] {
+        let Some(question) = encode("registry.example", kind, [1, 2]) else { return };
+        decode(bytes, &question, kind);
+        let mut answer = question.clone();
+        answer[2] |= 0x80;
+        answer.extend(bytes);
+        decode(&answer, &question, kind);
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        in_hosts(text, "registry.example");
+        Configuration::parse(text);
+        encode(text, Kind::V4, [0, 0]);
+    }
+}
+
 fn addresses(message: &[u8], mut position: usize, count: u16, kind: Kind) -> Option<Vec<IpAddr>> {
     let mut found = BTreeSet::new();
     let mut order = Vec::new();

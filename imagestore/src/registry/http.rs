@@ -411,25 +411,41 @@ fn read_head(connection: &mut Connection, url: &str, timeouts: &Timeouts) -> Res
                 break;
             }
         }
-        let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut storage);
-        match response.parse(&bytes) {
-            Ok(httparse::Status::Complete(_)) => {}
-            _ => return Err(malformed("its head cannot be understood")),
-        }
-        let (Some(status), Some(version)) = (response.code, response.version) else {
-            return Err(malformed("its head cannot be understood"));
-        };
+        let head = parse_head(&bytes).ok_or_else(|| malformed("its head cannot be understood"))?;
         // Interim answers, such as 100 Continue.
-        if (100..200).contains(&status) && status != 101 {
+        if (100..200).contains(&head.status) && head.status != 101 {
             continue;
         }
-        let headers = response
-            .headers
-            .iter()
-            .map(|header| (header.name.to_ascii_lowercase(), String::from_utf8_lossy(header.value).trim().to_owned()))
-            .collect();
-        return Ok(Head { version, status, headers });
+        return Ok(head);
+    }
+}
+
+fn parse_head(bytes: &[u8]) -> Option<Head> {
+    let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut storage);
+    match response.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        _ => return None,
+    }
+    let headers = response
+        .headers
+        .iter()
+        .map(|header| (header.name.to_ascii_lowercase(), String::from_utf8_lossy(header.value).trim().to_owned()))
+        .collect();
+    Some(Head { version: response.version?, status: response.code?, headers })
+}
+
+/// Reads a head and the frame of a body out of memory, for fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
+    let (head, mut body) = bytes.split_at(end);
+    let Some(head) = parse_head(head) else { return };
+    let _ = head.has("connection", "close");
+    let Ok(Framing::Size { mut after_chunk }) = framing_of(&head, "GET", "") else { return };
+    while let Ok(Framing::Chunk(size)) = next_chunk(&mut body, after_chunk) {
+        body = usize::try_from(size).ok().and_then(|size| body.get(size..)).unwrap_or_default();
+        after_chunk = true;
     }
 }
 

@@ -20,8 +20,11 @@ mod dns;
 mod download;
 mod early;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod http;
 mod manifests;
+mod open;
 mod pull;
 mod push;
 mod push_index;

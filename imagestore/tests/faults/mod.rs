@@ -80,7 +80,7 @@ const OPERATIONS: [Operation; 14] = [
     ("prune", |store, _| store.prune(Unused::All, |_| true, &[]).map(drop).map_err(|error| told(&error))),
     ("save", |store, scene| {
         let mut out = File::create(scene.folder.join("saved.tar")).map_err(|error| told(&error))?;
-        store.save(&["base:1"], &mut out).map_err(|error| told(&error))
+        store.save(&["base:1"], None, &mut out).map_err(|error| told(&error))
     }),
     ("mount", |store, _| {
         // All caches are gone, as after a power cut.

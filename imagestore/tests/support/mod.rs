@@ -226,7 +226,7 @@ pub fn load_file(store: &Store, bytes: &[u8]) -> Result<Vec<Loaded>, LoadError> 
 }
 
 pub fn options() -> LoadOptions {
-    LoadOptions { platform: "linux/amd64".parse().unwrap(), ..Default::default() }
+    LoadOptions { platform: Some("linux/amd64".parse().unwrap()), ..Default::default() }
 }
 
 /// The whole message of an error, with its causes.

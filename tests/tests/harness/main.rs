@@ -1,6 +1,7 @@
 //! End-to-end tests: real mounts, namespaces and processes, with the binary as a user has it.
 
 mod bad_images;
+mod bulk;
 mod comparisons;
 mod conformance;
 mod copying;
@@ -18,6 +19,7 @@ mod oracles;
 mod podman;
 mod power_cut;
 mod registry;
+mod verity;
 mod walls;
 
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::default();
     bad_images::register(&mut suite);
     comparisons::register(&mut suite);
+    bulk::register(&mut suite);
     conformance::register(&mut suite);
     copying::register(&mut suite);
     debian_image::register(&mut suite);
@@ -50,5 +53,6 @@ fn main() -> ExitCode {
     power_cut::register(&mut suite);
     registry::register(&mut suite);
     walls::register(&mut suite);
+    verity::register(&mut suite);
     suite.run()
 }

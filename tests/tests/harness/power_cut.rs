@@ -26,14 +26,14 @@ pub(crate) fn register(suite: &mut Suite) {
 }
 
 /// A file system to try.
-struct Kind {
+pub(crate) struct Kind {
     name: &'static str,
     make: &'static [&'static str],
     options: &'static str,
-    size: u64,
+    pub(crate) size: u64,
 }
 
-const EXT4: Kind = Kind {
+pub(crate) const EXT4: Kind = Kind {
     name: "ext4",
     make: &["mkfs.ext4", "-q", "-F", "-E", "nodiscard", "-O", "verity"],
     options: "nodiscard",
@@ -45,13 +45,13 @@ const BTRFS: Kind =
     Kind { name: "btrfs", make: &["mkfs.btrfs", "-q", "-f", "-K"], options: "nodiscard", size: 256 << 20 };
 
 /// A loop device and what is mounted from it.
-struct Mounted {
+pub(crate) struct Mounted {
     device: String,
     point: PathBuf,
 }
 
 impl Mounted {
-    fn new(file: &Path, point: &Path, kind: &Kind, format: bool) -> Result<Mounted> {
+    pub(crate) fn new(file: &Path, point: &Path, kind: &Kind, format: bool) -> Result<Mounted> {
         let device = run(Command::new("losetup").args(["--find", "--show"]).arg(file))?.trim().to_owned();
         let mounted = Mounted { device, point: point.to_owned() };
         if format {
@@ -76,14 +76,14 @@ fn run(command: &mut Command) -> Result<String> {
 }
 
 /// The command on the store of a mounted disk.
-fn strata(point: &Path, arguments: &[&str]) -> Result<Finished> {
+pub(crate) fn strata(point: &Path, arguments: &[&str]) -> Result<Finished> {
     let program = program().context("no strata binary")?;
     let mut command = Command::new(program);
     command.arg("--root").arg(point.join("root")).args(arguments).env_remove("STRATA_ROOT").env("NO_COLOR", "1");
     finish(&mut command)
 }
 
-fn ok(point: &Path, arguments: &[&str]) -> Result<String> {
+pub(crate) fn ok(point: &Path, arguments: &[&str]) -> Result<String> {
     let finished = strata(point, arguments)?;
     ensure!(finished.status.success(), "{finished}");
     Ok(finished.stdout)

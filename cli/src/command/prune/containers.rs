@@ -29,7 +29,7 @@ pub(crate) fn run(context: &Context, prune: &PruneContainers, out: &mut impl Wri
     }
     let (removed, bytes) = context.engine()?.prune_containers(|container| fits(container, &conditions))?;
     write_containers(&removed, out)?;
-    writeln!(out, "Total reclaimed space: {}", human::size(bytes))?;
+    writeln!(out, "Total reclaimed space: {}", human::space(bytes))?;
     Ok(0)
 }
 

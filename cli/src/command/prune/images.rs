@@ -39,7 +39,7 @@ pub(crate) fn run(context: &Context, prune: &PruneImages, out: &mut impl Write) 
     }
     let pruned = context.engine()?.prune_images(unused, |image| fits(image, &conditions))?;
     write_images(&pruned.removed, out)?;
-    writeln!(out, "Total reclaimed space: {}", human::size(pruned.bytes))?;
+    writeln!(out, "Total reclaimed space: {}", human::space(pruned.bytes))?;
     Ok(0)
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn run(context: &Context, prune: &PruneSystem, out: &mut impl Write) 
     let pruned = engine.prune_images(unused, |image| images::fits(image, &conditions))?;
     write_images(&pruned.removed, out)?;
     bytes += pruned.bytes + engine.images().gc_with(Leftovers::All)?.bytes;
-    writeln!(out, "Total reclaimed space: {}", human::size(bytes))?;
+    writeln!(out, "Total reclaimed space: {}", human::space(bytes))?;
     Ok(0)
 }
 
