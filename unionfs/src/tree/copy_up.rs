@@ -20,6 +20,7 @@ use crate::lower::Place;
 use crate::marks::{self, Recorded};
 use crate::node::{Ino, Kind, Stat, is_null_device};
 use crate::override_stat;
+use crate::survive;
 use crate::upper::{LOOK, Link, UpperLayer};
 
 /// How much of a file a change will keep.
@@ -71,6 +72,8 @@ impl Tree {
         if is_ready(object, wanted) {
             return Ok(());
         }
+        // Before anything changes: this may end anywhere.
+        survive::outdates();
         if object.is_in_upper() {
             self.outdated.add(object.ino);
             return self.complete(upper, object, wanted);
@@ -109,6 +112,7 @@ impl Tree {
             missing.push((object, place));
         }
         while let Some((object, place)) = missing.pop() {
+            survive::outdates();
             let parent = self.objects.get(place.parent).ok_or(Errno::STALE)?;
             let parent_fd = self.upper_file(&parent)?;
             let admission = self.admit_copy(object.ino, Wanted::Everything)?;
