@@ -27,12 +27,13 @@ fn hardened(user: User) -> Result<()> {
                   echo x > /file && cat /file && mkdir -p /a/b && mv /a/b /c && chown 33 /file && stat -c %u /file";
     let text = strata.ok(["run", "--rm", "--security-opt", "hardened", REFERENCE, "sh", "-c", script])?;
     ensure!(text == "0\nNoNewPrivs:\t1\nSeccomp:\t2\nx\n33\n", "{text}");
-    strata.ok(["run", "-d", "--name", "h", "--security-opt", "hardened", REFERENCE, "sleep", "1000"])?;
-    let added = strata.ok(["exec", "h", "sh", "-c", "grep NoNewPrivs /proc/self/status; kill -0 1 && echo reached"])?;
+    strata.ok(["run", "-d", "--name", "hard", "--security-opt", "hardened", REFERENCE, "sleep", "1000"])?;
+    let added =
+        strata.ok(["exec", "hard", "sh", "-c", "grep NoNewPrivs /proc/self/status; kill -0 1 && echo reached"])?;
     ensure!(added == "NoNewPrivs:\t1\nreached\n", "{added}");
-    let options = strata.ok(["inspect", "--format", "{{json .HostConfig.SecurityOpt}}", "h"])?;
+    let options = strata.ok(["inspect", "--format", "{{json .HostConfig.SecurityOpt}}", "hard"])?;
     ensure!(options.trim() == "[\"hardened\"]", "{options}");
-    strata.ok(["rm", "-f", "h"])?;
+    strata.ok(["rm", "-f", "hard"])?;
     Ok(())
 }
 
