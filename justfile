@@ -28,6 +28,10 @@ unit CRATE *ARGS:
 e2e FILTER="": dist
     STRATA_BIN="$(realpath "${CARGO_TARGET_DIR:-target}/$(rustc --print host-tuple)/release/strata")" cargo nextest run --package strata-tests {{FILTER}}
 
+# The sandbox's privileged tests on another kind of host: Debian's kernel, cgroup v2 alone, AppArmor; in QEMU
+test-vm FILTER="":
+    tests/vm/run {{FILTER}}
+
 # The Debian, busybox and synthetic test images, made once and kept
 images *NAMES:
     cargo run --quiet --package strata-tests --bin test-images -- {{NAMES}}

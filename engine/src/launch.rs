@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use strata_layer::index::{Index, NodeId};
 use strata_sandbox::capabilities::{CHOWN, has_effective};
+use strata_sandbox::cgroup::Shortage;
 use strata_sandbox::{Launch, Orphan, Root, Running, SpawnError, Stdio, WindowSize};
 use strata_unionfs::{Limits, Lower, MountSpec, Options, Upper};
 
@@ -176,6 +177,8 @@ fn spawn(
     launch.stdio = stdio;
     launch.cgroup = Some(containers.cgroup_name(&config.id).map_err(|error| failed(error.into()))?);
     launch.seccomp = spec::seccomp(config)?;
+    // As Docker: a limit that this host or this user cannot have is told, and the container runs.
+    launch.shortage = Shortage::Told;
     launch.landlock = spec::landlock(config, false)?;
     launch.orphan = Orphan::IsKilled;
     let running = strata_sandbox::spawn(launch).map_err(failed)?;

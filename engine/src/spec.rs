@@ -48,7 +48,7 @@ pub(crate) fn build(config: &Config, own: &[Mount]) -> Result<Spec, SpecError> {
     let mut mounts = Vec::with_capacity(own.len() + config.mounts.len());
     for mount in own.iter().chain(&config.mounts) {
         mounts.push(match mount {
-            Mount::Bind(bind) => bind_mount(bind)?,
+            Mount::Bind(bind) => bind_mount(bind, config.id_base.is_some())?,
             Mount::Tmpfs(tmpfs) => tmpfs_mount(tmpfs)?,
         });
     }
@@ -143,7 +143,7 @@ pub(crate) fn id_map(config: &Config) -> Option<IdMap> {
     Some(IdMap(vec![IdRange { container: 0, host: base, count: AUTO_SIZE }]))
 }
 
-fn bind_mount(bind: &Bind) -> Result<OciMount, SpecError> {
+fn bind_mount(bind: &Bind, own_ids: bool) -> Result<OciMount, SpecError> {
     if bind.create_source {
         create_source(&bind.source)?;
     }
@@ -152,7 +152,19 @@ fn bind_mount(bind: &Bind) -> Result<OciMount, SpecError> {
     if bind.read_only {
         options.push("ro".to_owned());
     }
+    // Else all files of the volume would be nobody's in a container with ids of its own.
+    if own_ids && can_map_owners(&bind.source) {
+        options.push("idmap".to_owned());
+    }
     Ok(MountBuilder::default().typ("bind").source(&bind.source).destination(&bind.target).options(options).build()?)
+}
+
+/// Whether the owners of what lies there can be mapped: on the common filesystems of disks, by the root of the
+/// machine (`FS_ALLOW_IDMAP`, `mount_setattr(2)`).
+fn can_map_owners(path: &Path) -> bool {
+    /// ext4, XFS, Btrfs: the numbers of `statfs(2)`.
+    const KINDS: [i64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
+    strata_sandbox::userns::is_initial() && rustix::fs::statfs(path).is_ok_and(|found| KINDS.contains(&found.f_type))
 }
 
 fn create_source(path: &Path) -> Result<(), SpecError> {
@@ -235,11 +247,11 @@ mod tests {
             create_source,
             propagation: String::new(),
         };
-        let mount = bind_mount(&bind("made/deep", true)).unwrap();
+        let mount = bind_mount(&bind("made/deep", true), false).unwrap();
         assert!(folder.path().join("made/deep").is_dir());
         assert_eq!(mount.options().as_deref(), Some(&["rbind", "rprivate", "ro"].map(str::to_owned)[..]));
         // What is missing is for the sandbox to say, which opens it.
-        bind_mount(&bind("absent", false)).unwrap();
+        bind_mount(&bind("absent", false), false).unwrap();
         assert!(!folder.path().join("absent").exists());
     }
 

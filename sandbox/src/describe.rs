@@ -99,6 +99,19 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
             format!("set ulimit {name}{hint}")
         }
         Step::Personality => "set the personality".to_owned(),
+        Step::Scheduler => {
+            let hint =
+                if errno == libc::EPERM { " (needs CAP_SYS_NICE, and a real-time budget of its cgroup)" } else { "" };
+            format!("set process.scheduler{hint}")
+        }
+        Step::IoPriority => "set process.ioPriority".to_owned(),
+        Step::MemoryPolicy => "set linux.memoryPolicy".to_owned(),
+        Step::Affinity => "set process.execCPUAffinity".to_owned(),
+        Step::Label => {
+            let label = plan.process.labels.writes.get(index);
+            let label = label.map_or_else(String::new, |(_, label)| label.to_string_lossy().into_owned());
+            format!("set the label {label:?} of the security module (is the profile loaded?)")
+        }
         Step::BoundingSet => "limit the capability bounding set".to_owned(),
         Step::Groups => "set supplementary groups".to_owned(),
         Step::Gid => format!("setgid to {} (is it mapped in the user namespace?)", plan.process.gid.as_raw()),

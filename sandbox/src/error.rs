@@ -52,6 +52,14 @@ pub enum SpawnError {
         /// Why.
         source: io::Error,
     },
+    /// The owners of a mount cannot be mapped.
+    #[error("map the owners of the mount on {path:?}")]
+    MountMap {
+        /// The path in the container.
+        path: PathBuf,
+        /// Why: `EINVAL` where the filesystem cannot be id-mapped.
+        source: io::Error,
+    },
     /// A namespace to join.
     #[error("open namespace {path:?}")]
     Namespace {

@@ -14,7 +14,9 @@ use crate::cgroup::Cgroup;
 use crate::child::join::{self, JoinPlan};
 use crate::landlock::LandlockPlan;
 use crate::notify::Destination;
+use crate::plan::mounts::console_size;
 use crate::plan::process::ProcessPlan;
+use crate::plan::tuning::Affinity;
 use crate::plan::{ConsolePlan, SeccompPlan, StdioPlan};
 use crate::spawn::{Starting, Told, clone_process, compile_filter};
 use crate::{Identity, Landlock, Listener, Running, Seccomp, SpawnError, Stdio, userns};
@@ -79,7 +81,10 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
     let (stdio, console) = match exec.stdio {
         Stdio::Inherit => (StdioPlan::Inherit, None),
         Stdio::Fds { stdin, stdout, stderr } => (StdioPlan::Fds([stdin, stdout, stderr]), None),
-        Stdio::Terminal { size } => (StdioPlan::Terminal, Some(ConsolePlan { size })),
+        Stdio::Terminal { size } => {
+            let size = size.or_else(|| console_size(spec));
+            (StdioPlan::Terminal, Some(ConsolePlan { size }))
+        }
     };
     let (namespaces, joins_pids) = namespaces(spec);
     let plan = JoinPlan {
@@ -87,6 +92,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
         init,
         namespaces,
         cgroups: exec.init.cgroup().map_or(Ok(Vec::new()), |group: &Cgroup| group.doors(false))?,
+        affinity: Affinity::new(spec)?,
         process,
         stdio,
         console,

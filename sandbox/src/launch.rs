@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::cgroup::CgroupName;
+use crate::cgroup::{CgroupName, Shortage};
 
 /// A container to start.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Launch<'a> {
     pub stdio: Stdio,
     /// The cgroup to make for the container; without one the process stays in the caller's.
     pub cgroup: Option<CgroupName>,
+    /// What becomes of limits that cannot be had.
+    pub shortage: Shortage,
     /// The system call filter.
     pub seccomp: Seccomp,
     /// Whether landlock is put up as a second wall.
@@ -49,6 +51,7 @@ impl<'a> Launch<'a> {
             groups: &[],
             stdio: Stdio::Inherit,
             cgroup: None,
+            shortage: Shortage::default(),
             seccomp: Seccomp::FromSpec,
             landlock: Landlock::Auto,
             orphan: Orphan::GoesOn,

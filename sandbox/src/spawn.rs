@@ -9,12 +9,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use strata_sys::clone::{Cloned, clone3, unshare};
+use strata_sys::clone::{CLONE_PARENT, Cloned, clone3, unshare};
 
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::{Cgroup, Door};
 use crate::child;
-use crate::child::report::{Report, receive, send_go};
+use crate::child::report::{Failure, Report, Step, receive, send_child, send_failure, send_go};
 use crate::landlock::LandlockPlan;
 use crate::notify::Destination;
 use crate::plan::process::ProcessPlan;
@@ -47,7 +47,7 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
         false => None,
     };
     let landlock = LandlockPlan::of(&launch.landlock, spec, process.capabilities.bounding, seccomp.as_ref())?;
-    let rootfs = RootfsPlan::new(spec, root, &launch.stdio, &namespaces)?;
+    let rootfs = RootfsPlan::new(spec, root, root_is_folder, &launch.stdio, &namespaces)?;
     let (parent_end, child_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|errno| SpawnError::Parent { what: "make a socket pair", source: errno.into() })?;
     let name = |text: &Option<String>| {
@@ -74,17 +74,21 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
         landlock,
         seccomp,
     };
+    if let Some(user) = plan.namespaces.joined_user() {
+        map_owners(&plan.rootfs, root_is_folder, user.as_fd(), &mut warnings)?;
+    }
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let cgroup = match &launch.cgroup {
         Some(name) => {
-            let (cgroup, notes) = Cgroup::create(name, resources)?;
+            let (cgroup, notes) = Cgroup::create_with(name, resources, launch.shortage)?;
             warnings.extend(notes);
             Some(CgroupGuard(Some(cgroup)))
         }
         None => None,
     };
     let group = cgroup.as_ref().and_then(|guard| guard.0.as_ref());
-    let unified = group.and_then(Cgroup::unified);
+    // From inside a user namespace that is joined, nobody may be born into a cgroup of the host: the way in is opened here.
+    let unified = group.and_then(Cgroup::unified).filter(|_| plan.namespaces.joined_user().is_none());
     if let Some(group) = group {
         plan.cgroups = group.doors(unified.is_some())?;
     }
@@ -210,6 +214,8 @@ impl Starting {
                         destination.deliver(listener, self.pid)?;
                     }
                 }
+                // Only said by a process between, and that is not this one.
+                Some(Report::Child { .. }) => {}
                 Some(Report::Failed(failure)) => return Err(describe::failure(plan, failure)),
                 None if executing => return Ok(console),
                 None => return Err(SpawnError::Died { status: self.reap()? }),
@@ -229,35 +235,15 @@ impl Starting {
         Ok(())
     }
 
-    /// Shows files with the owners that the container's ids stand for, where that was asked for or is the only sense:
-    /// a plain folder as the root of a container with ids of its own.
     fn map_owners(
         &self,
         rootfs: &RootfsPlan,
         root_is_folder: bool,
         warnings: &mut Vec<String>,
     ) -> Result<(), SpawnError> {
-        let binds = rootfs.mounts.iter().filter_map(|mount| match &mount.source {
-            MountSource::Detached { mount, idmap: Some(recursive) } => Some((mount, *recursive)),
-            _ => None,
-        });
-        let mut binds = binds.peekable();
-        if !root_is_folder && binds.peek().is_none() {
-            return Ok(());
-        }
         let fail = |source| SpawnError::Parent { what: "map the owners of a mount", source };
         let namespace = std::fs::File::open(format!("/proc/{}/ns/user", self.pid)).map_err(fail)?;
-        let map = |mount: &OwnedFd, recursive| {
-            strata_sys::mount_attributes::mount_idmap(mount.as_fd(), recursive, namespace.as_fd())
-        };
-        if root_is_folder && let Err(error) = map(&rootfs.root, false) {
-            // Not every filesystem can, and a nested namespace may not. The files keep their owners then.
-            warnings.push(format!("owners of the root filesystem are not mapped: {error}"));
-        }
-        for (mount, recursive) in binds {
-            map(mount, recursive).map_err(fail)?;
-        }
-        Ok(())
+        map_owners(rootfs, root_is_folder, namespace.as_fd(), warnings)
     }
 
     fn reap(&self) -> Result<ExitStatus, SpawnError> {
@@ -285,6 +271,29 @@ impl Drop for Starting {
         let _ = strata_sys::pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
         while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
     }
+}
+
+/// Shows files with the owners that the container's ids stand for, where that was asked for or is the only sense:
+/// a plain folder as the root of a container with ids of its own.
+fn map_owners(
+    rootfs: &RootfsPlan,
+    root_is_folder: bool,
+    namespace: BorrowedFd<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<(), SpawnError> {
+    let map =
+        |mount: &OwnedFd, recursive| strata_sys::mount_attributes::mount_idmap(mount.as_fd(), recursive, namespace);
+    if root_is_folder && let Err(error) = map(&rootfs.root, false) {
+        // Not every filesystem can, and a nested namespace may not. The files keep their owners then.
+        warnings.push(format!("owners of the root filesystem are not mapped: {error}"));
+    }
+    for mount in &rootfs.mounts {
+        if let MountSource::Detached { mount, idmap: Some(recursive) } = &mount.source {
+            map(mount, *recursive)
+                .map_err(|source| SpawnError::Parent { what: "map the owners of a mount", source })?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes a cgroup unless the start succeeds.
@@ -330,6 +339,9 @@ fn clone_child(start: Start<'_>, unified: Option<BorrowedFd<'_>>) -> io::Result<
     if plan.namespaces.joined.is_empty() {
         return clone();
     }
+    if let Some(user) = plan.namespaces.joined_user() {
+        return clone_between(&Between { start, flags, user: user.as_fd() });
+    }
     // Joining is for good and per thread, and a child inherits it: a thread for one child, which then ends.
     std::thread::scope(|scope| {
         let joined = scope.spawn(|| {
@@ -341,6 +353,63 @@ fn clone_child(start: Start<'_>, unified: Option<BorrowedFd<'_>>) -> io::Result<
         });
         joined.join().unwrap_or_else(|_| Err(io::Error::other("the cloning thread panicked")))
     })
+}
+
+/// What a process needs that joins a user namespace and makes the child from there.
+#[derive(Clone, Copy)]
+struct Between<'a> {
+    start: Start<'a>,
+    flags: u64,
+    user: BorrowedFd<'a>,
+}
+
+/// Makes the child by a process between: only one without other threads may join a user namespace, and what is made new
+/// has to belong to that namespace.
+fn clone_between(between: &Between<'_>) -> io::Result<(u32, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let context = (*between, theirs);
+    let (_, pidfd) = clone_process(0, None, &context, |(between, answer)| {
+        let failed = match make_from_between(between, answer.as_fd()) {
+            Ok(()) => strata_sys::process::exit_now(0),
+            Err(errno) => errno,
+        };
+        send_failure(answer.as_fd(), Failure::new(Step::Join, 0, failed.raw_os_error()));
+        strata_sys::process::exit_now(125)
+    })?;
+    drop(context);
+    let report = receive(ours.as_fd());
+    while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
+    match report? {
+        Some(Report::Child { pid, pidfd }) => Ok((pid, pidfd)),
+        Some(Report::Failed(failure)) => Err(io::Error::from_raw_os_error(failure.errno)),
+        _ => Err(io::Error::other("the process that joins the user namespace ended without a word")),
+    }
+}
+
+/// The side of the process between: system calls alone.
+fn make_from_between(between: &Between<'_>, answer: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let plan = between.start.plan;
+    let errno = |error: io::Error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
+    // The user namespace gives the powers to join the others, unless they belong to somebody above it: those come first.
+    let mut pending = 0_u16;
+    for (index, (kind, fd)) in plan.namespaces.joined.iter().enumerate() {
+        if *kind != LinuxNamespaceType::User && move_into_link_name_space(fd.as_fd(), Some(link_kind(*kind))).is_err() {
+            pending |= 1_u16.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
+        }
+    }
+    move_into_link_name_space(between.user, Some(LinkNameSpaceType::User))?;
+    child::become_root()?;
+    for (index, (kind, fd)) in plan.namespaces.joined.iter().enumerate() {
+        if pending & 1_u16.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0) != 0 {
+            move_into_link_name_space(fd.as_fd(), Some(link_kind(*kind)))?;
+        }
+    }
+    let (pid, pidfd) = clone_process(between.flags | CLONE_PARENT, None, &between.start, |start| {
+        strata_sys::process::close_fd(start.other_end);
+        child::run(start.plan)
+    })
+    .map_err(errno)?;
+    send_child(answer, pid, pidfd.as_fd())
 }
 
 /// Makes a child that runs `child` on its copy of `context` and nothing else.
@@ -407,7 +476,7 @@ pub(crate) fn compile_filter(
     Ok(Some(SeccompPlan { filter: program.instructions, flags: program.flags, may_mount }))
 }
 
-fn map_line(map: &LinuxIdMapping) -> String {
+pub(crate) fn map_line(map: &LinuxIdMapping) -> String {
     format!("{} {} {}\n", map.container_id(), map.host_id(), map.size())
 }
 
@@ -426,17 +495,10 @@ fn refuse_what_is_not_done(spec: &Spec) -> Result<(), SpawnError> {
     let checks = [
         (hooks, "hooks"),
         (linux.is_some_and(|linux| linux.intel_rdt().is_some()), "linux.intelRdt"),
-        (linux.is_some_and(|linux| linux.memory_policy().is_some()), "linux.memoryPolicy"),
         (
             linux.is_some_and(|linux| linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
             "linux.netDevices",
         ),
-        (
-            linux.is_some_and(|linux| linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())),
-            "linux.mountLabel",
-        ),
-        (spec.process().as_ref().is_some_and(|process| process.scheduler().is_some()), "process.scheduler"),
-        (spec.process().as_ref().is_some_and(|process| process.io_priority().is_some()), "process.ioPriority"),
     ];
     match checks.into_iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(SpawnError::Unsupported(what.into())),

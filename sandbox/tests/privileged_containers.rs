@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod attacks;
+mod fields;
 mod support;
 mod walls;
 
@@ -93,7 +94,7 @@ fn main() {
         trial("descriptors_of_the_host_do_not_come_along", descriptors_of_the_host_do_not_come_along, &no_python),
         trial("landlock_holds_where_the_mounts_would_not", landlock_holds_where_the_mounts_would_not, &landlock),
     ];
-    for (name, test, missing) in [walls::cases(), attacks::cases()].concat() {
+    for (name, test, missing) in [walls::cases(), attacks::cases(), fields::cases()].concat() {
         trials.push(trial(name, test, &missing));
     }
     libtest_mimic::run(&arguments, trials).exit();
@@ -387,7 +388,7 @@ fn limits_hold() {
     let output = pids.run().unwrap();
     assert!(output.stderr.contains("can't fork"), "{output:?}");
 
-    let script = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; \
+    let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; \
         cat /sys/fs/cgroup/cpu/cpu.stat /sys/fs/cgroup/cpu.stat 2>/dev/null | sed -n 's/nr_throttled //p'; true";
     let mut cpu = Container::shell(root.path(), script);
     let quota = LinuxCpuBuilder::default().quota(5_000).period(50_000_u64).build().unwrap();

@@ -19,7 +19,7 @@ pub enum Cloned {
 
 /// Makes a copy of the calling process in the new namespaces of `namespaces` (`CLONE_NEW*` bits).
 ///
-/// With `cgroup`, a cgroup v2 directory, the child is born inside it. Signal handlers are reset in the child.
+/// With [`CLONE_PARENT`], the child is one of the caller's parent. With `cgroup`, a cgroup v2 directory, it is born inside it. Signal handlers are reset in the child.
 ///
 /// # Errors
 /// The errno of `clone3`; `ENOSYS` on kernels before 5.7 or below a filter that hides the call.
@@ -38,7 +38,8 @@ pub unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     let arguments = CloneArguments {
         flags,
         pidfd: (&raw mut pidfd) as u64,
-        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        // A child of our parent tells that parent of its end as we do.
+        exit_signal: if namespaces & CLONE_PARENT == 0 { u64::from(libc::SIGCHLD.unsigned_abs()) } else { 0 },
         cgroup: cgroup_fd,
         ..CloneArguments::default()
     };
@@ -55,6 +56,9 @@ pub unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Makes a child one of the caller's parent.
+pub const CLONE_PARENT: u64 = 0x8000;
 
 /// Moves the calling thread into new namespaces (`CLONE_NEW*` bits), or with `CLONE_FS` gives it a working directory
 /// and root of its own.

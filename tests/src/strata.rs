@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::{plain_user, tree};
 
-/// A state folder, and who uses it. Dropped, it unmounts what is still mounted below and removes everything.
+/// A state folder, and who uses it. Dropped, it ends its containers, unmounts what is still mounted below and removes everything.
 #[derive(Debug)]
 pub struct Strata {
     program: PathBuf,
@@ -169,8 +169,26 @@ impl Strata {
     }
 }
 
+impl Strata {
+    /// Removes the containers that a test left, with their processes and cgroups, which nobody would find without their
+    /// records.
+    fn remove_containers(&self) {
+        let containers = fs::read_dir(self.state().join("containers")).into_iter().flatten().flatten();
+        if !containers.into_iter().any(|entry| entry.file_name() != "names") {
+            return;
+        }
+        // This also deals with those whose monitors were killed. What fails here failed in the test as well.
+        let Ok(listed) = self.run(["ps", "-aq", "--no-trunc"]) else { return };
+        let ids: Vec<&str> = listed.stdout.lines().collect();
+        if !ids.is_empty() {
+            let _ = self.run(["rm", "-f"].iter().chain(&ids));
+        }
+    }
+}
+
 impl Drop for Strata {
     fn drop(&mut self) {
+        self.remove_containers();
         unmount_below(self.folder.path());
     }
 }

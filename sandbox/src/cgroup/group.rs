@@ -21,6 +21,16 @@ pub struct Cgroup {
     groups: Vec<Group>,
 }
 
+/// What a limit means that this host does not know or this user may not set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shortage {
+    /// An error, as in OCI runtimes.
+    #[default]
+    Refused,
+    /// A warning that names it, as in Docker.
+    Told,
+}
+
 /// The directory in one hierarchy.
 #[derive(Debug)]
 struct Group {
@@ -39,10 +49,22 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError`]; whatever was made before the failure is removed again.
     pub fn create(name: &CgroupName, resources: Option<&LinuxResources>) -> Result<(Self, Vec<String>), CgroupError> {
+        Self::create_with(name, resources, Shortage::Refused)
+    }
+
+    /// As [`create`](Self::create), with a choice of what a limit means that this host or user cannot have.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_with(
+        name: &CgroupName,
+        resources: Option<&LinuxResources>,
+        shortage: Shortage,
+    ) -> Result<(Self, Vec<String>), CgroupError> {
         let hierarchies = Hierarchies::detect()?;
         let mut made = Self { groups: Vec::new() };
         let mut warnings = Vec::new();
-        match made.fill(&hierarchies, name, resources, &mut warnings) {
+        match made.fill(&hierarchies, name, resources, shortage, &mut warnings) {
             Ok(()) => Ok((made, warnings)),
             Err(error) => {
                 if let Err(cleanup) = made.remove() {
@@ -155,7 +177,7 @@ impl Cgroup {
     pub fn update(&self, resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
         let mut warnings = Vec::new();
         for group in &self.groups {
-            apply(group, resources, &mut warnings)?;
+            apply(group, resources, Shortage::Refused, &mut warnings)?;
         }
         Ok(warnings)
     }
@@ -186,21 +208,28 @@ impl Cgroup {
         hierarchies: &Hierarchies,
         name: &CgroupName,
         resources: Option<&LinuxResources>,
+        shortage: Shortage,
         warnings: &mut Vec<String>,
     ) -> Result<(), CgroupError> {
-        let wanted = resources.map(wanted).unwrap_or_default();
-        if let Some(missing) = wanted.iter().find(|limit| hierarchies.with_controller(limit.controller).is_none()) {
+        let mut wanted = resources.map(wanted).unwrap_or_default();
+        for missing in wanted.extract_if(.., |limit| hierarchies.with_controller(limit.controller).is_none()) {
             let (controller, setting) = (missing.controller, missing.name.to_owned());
-            return Err(CgroupError::NoController { controller, setting });
+            shortage.meet(CgroupError::NoController { controller, setting }, warnings)?;
         }
-        let controllers: Vec<_> = wanted.iter().map(|limit| limit.controller).collect();
+        // What cannot be handed on shows when it is set.
+        let controllers: Vec<_> = match shortage {
+            Shortage::Refused => wanted.iter().map(|limit| limit.controller).collect(),
+            Shortage::Told => Vec::new(),
+        };
         for hierarchy in hierarchies.iter() {
             match make(hierarchy, name, &controllers) {
                 Ok(group) => self.groups.push(group),
                 Err(CgroupError::Create { source, path }) if is_denied(&source) => {
                     let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
-                    if let Some(limit) = wanted.iter().find(|limit| has(limit.controller)) {
-                        return Err(CgroupError::NotDelegated { setting: limit.name.to_owned(), source });
+                    for limit in wanted.iter().filter(|limit| has(limit.controller)) {
+                        let source = io::Error::from_raw_os_error(source.raw_os_error().unwrap_or(libc::EACCES));
+                        shortage
+                            .meet(CgroupError::NotDelegated { setting: limit.name.to_owned(), source }, warnings)?;
                     }
                     tracing::debug!(?path, "no cgroup in this hierarchy: not delegated");
                 }
@@ -209,7 +238,7 @@ impl Cgroup {
         }
         let Some(resources) = resources else { return Ok(()) };
         for group in &self.groups {
-            apply(group, resources, warnings)?;
+            apply(group, resources, shortage, warnings)?;
         }
         let rules = resources.devices().iter().flatten().map(DeviceRule::from_oci).collect::<Result<Vec<_>, _>>()?;
         self.restrict_devices(&rules)
@@ -415,13 +444,31 @@ fn enable_controllers(parent: &Path, offered: &[String], wanted: &[&str]) -> Res
     Ok(())
 }
 
-fn apply(group: &Group, resources: &LinuxResources, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
+impl Shortage {
+    /// Refuses, or takes down what was left out.
+    fn meet(self, error: CgroupError, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
+        match self {
+            Self::Refused => Err(error),
+            Self::Told => {
+                warnings.push(format!("{error}. Limitation discarded."));
+                Ok(())
+            }
+        }
+    }
+}
+
+fn apply(
+    group: &Group,
+    resources: &LinuxResources,
+    shortage: Shortage,
+    warnings: &mut Vec<String>,
+) -> Result<(), CgroupError> {
     for setting in settings(resources, group.version) {
         if !group.controllers.iter().any(|name| name == setting.controller) {
             continue;
         }
         let Setting { file, value, name, .. } = setting;
-        match fs::write(group.path.join(&file), &value) {
+        match write_control(&group.path.join(&file), &value) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound && name == "a swap limit" => warnings.push(
                 "Your kernel does not support swap limit capabilities or the cgroup is not mounted. \
@@ -429,10 +476,10 @@ fn apply(group: &Group, resources: &LinuxResources, warnings: &mut Vec<String>) 
                     .to_owned(),
             ),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(CgroupError::NoFile { setting: name.to_owned() });
+                shortage.meet(CgroupError::NoFile { setting: name.to_owned() }, warnings)?;
             }
             Err(source) if is_denied(&source) && !crate::userns::is_initial() => {
-                return Err(CgroupError::NotDelegated { setting: name.to_owned(), source });
+                shortage.meet(CgroupError::NotDelegated { setting: name.to_owned(), source }, warnings)?;
             }
             Err(source) => return Err(CgroupError::Set { file, value, source }),
         }
@@ -444,7 +491,7 @@ fn apply(group: &Group, resources: &LinuxResources, warnings: &mut Vec<String>) 
             }
             let owner = file.split('.').next().unwrap_or_default();
             if owner == "cgroup" || group.controllers.iter().any(|name| name == owner) {
-                fs::write(group.path.join(file), value).map_err(|source| CgroupError::Set {
+                write_control(&group.path.join(file), value).map_err(|source| CgroupError::Set {
                     file: file.clone(),
                     value: value.clone(),
                     source,
@@ -453,6 +500,11 @@ fn apply(group: &Group, resources: &LinuxResources, warnings: &mut Vec<String>) 
         }
     }
     Ok(())
+}
+
+/// Writes a control file that has to be there: asked to make it, the kernel would say that this is forbidden.
+fn write_control(path: &Path, value: &str) -> io::Result<()> {
+    io::Write::write_all(&mut fs::File::options().write(true).open(path)?, value.as_bytes())
 }
 
 /// Removes a directory with everything below it, killing what lives in it.
@@ -504,18 +556,36 @@ const PATIENCE: Duration = Duration::from_secs(2);
 mod tests {
     use std::process::{Command, Stdio};
 
+    use oci_spec::runtime::{LinuxHugepageLimitBuilder, LinuxResourcesBuilder};
+
     use super::super::docker_device_rules;
     use super::*;
 
     /// A cgroup for one test, or nothing where this process may not make any.
     fn group(name: &str) -> Option<Cgroup> {
-        let name = CgroupName::new(&format!("strata-test/unit-{}-{name}", std::process::id())).unwrap();
+        let name = CgroupName::new(&format!("strata-test-unit-{}-{name}", std::process::id())).unwrap();
         let (group, _) = Cgroup::create(&name, None).ok()?;
         if group.is_empty() {
             eprintln!("skipped: may not make cgroups");
             return None;
         }
         Some(group)
+    }
+
+    #[test]
+    fn a_limit_that_cannot_be_had_is_refused_or_told() {
+        let huge = LinuxHugepageLimitBuilder::default().page_size("3MB").limit(1).build().unwrap();
+        let resources = LinuxResourcesBuilder::default().hugepage_limits(vec![huge]).build().unwrap();
+        let name = CgroupName::new(&format!("strata-test-unit-{}-shortage", std::process::id())).unwrap();
+        if group("probe").map(|group| group.remove().unwrap()).is_none() {
+            return;
+        }
+        let refused = Cgroup::create(&name, Some(&resources)).unwrap_err();
+        assert!(matches!(refused, CgroupError::NoController { .. } | CgroupError::NoFile { .. }), "{refused}");
+        let (made, warnings) = Cgroup::create_with(&name, Some(&resources), Shortage::Told).unwrap();
+        assert!(warnings.iter().all(|text| text.ends_with("Limitation discarded.")), "{warnings:?}");
+        assert!(warnings[0].contains("a huge page limit"), "{warnings:?}");
+        made.remove().unwrap();
     }
 
     #[test]
@@ -535,7 +605,7 @@ mod tests {
 
     #[test]
     fn a_living_containers_cgroup_is_not_taken_over_and_a_dead_ones_is() {
-        let name = CgroupName::new(&format!("strata-test/unit-{}-twice", std::process::id())).unwrap();
+        let name = CgroupName::new(&format!("strata-test-unit-{}-twice", std::process::id())).unwrap();
         let Some(first) = group("twice") else { return };
         // Empty, as after a kill of its monitor.
         let (second, _) = Cgroup::create(&name, None).unwrap();

@@ -12,8 +12,8 @@ mod settings;
 mod usage;
 
 pub use devices::{DeviceKind, DeviceRule, docker_device_rules};
-pub use group::Cgroup;
 pub(crate) use group::Door;
+pub use group::{Cgroup, Shortage};
 pub use hierarchies::{Hierarchies, Hierarchy, Layout, Version};
 pub use usage::Usage;
 

@@ -8,7 +8,7 @@ use super::report::{At, Failure, Step};
 use crate::plan::process::{CapabilityPlan, ProcessPlan};
 
 /// Takes user 0 of a fresh user namespace; until then files made by us would have no owner.
-pub(super) fn become_root() -> Result<(), Errno> {
+pub(crate) fn become_root() -> Result<(), Errno> {
     thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
 }

@@ -6,14 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{CpuSet, ThreadNameSpaceType};
 use strata_sys::process;
 
 use super::report::{At, Failure, Step, receive_go};
-use super::{Never, Walls, attach_stdio, become_program, console, give_up, identity, rootfs};
+use super::{Never, Walls, attach_stdio, become_program, console, give_up, identity, rootfs, tuning};
 use crate::cgroup::Door;
 use crate::landlock::LandlockPlan;
 use crate::plan::process::ProcessPlan;
+use crate::plan::tuning::Affinity;
 use crate::plan::{ConsolePlan, SeccompPlan, StdioPlan};
 
 /// Everything the child does, worked out before it exists.
@@ -27,6 +28,7 @@ pub(crate) struct JoinPlan {
     pub(crate) namespaces: ThreadNameSpaceType,
     pub(crate) cgroups: Vec<Door>,
     pub(crate) process: ProcessPlan,
+    pub(crate) affinity: Affinity,
     pub(crate) stdio: StdioPlan,
     pub(crate) console: Option<ConsolePlan>,
     pub(crate) landlock: Option<LandlockPlan>,
@@ -41,12 +43,19 @@ pub(crate) fn run(plan: &JoinPlan) -> ! {
     }
 }
 
+fn set_affinity(processors: Option<&CpuSet>) -> Result<(), Failure> {
+    let Some(processors) = processors else { return Ok(()) };
+    rustix::thread::sched_setaffinity(None, processors).at(Step::Affinity, 0)
+}
+
 fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     let parent = plan.parent.as_fd();
     process::close_on_exec_from(3).at(Step::Descriptors, 0)?;
     receive_go(parent).at(Step::Parent, 2)?;
     // The container sees us in its pid namespace already: it must not get hold of our program through /proc.
     process::set_not_dumpable().at(Step::Parent, 4)?;
+    tuning::set_labels(&plan.process.labels)?;
+    set_affinity(plan.affinity.initial.as_ref())?;
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().at(Step::Session, 0)?;
     // The caller's keys must not be reachable. No key support, or no quota left, is no reason not to start.
@@ -54,6 +63,7 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     for (index, door) in plan.cgroups.iter().enumerate() {
         door.enter().at(Step::EnterCgroup, index)?;
     }
+    set_affinity(plan.affinity.last.as_ref())?;
     // Root and working directory become the root of the container's mount namespace.
     rustix::thread::move_into_thread_name_spaces(plan.init.as_fd(), plan.namespaces).at(Step::Join, 0)?;
     if plan.namespaces.contains(ThreadNameSpaceType::USER) {

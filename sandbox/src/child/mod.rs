@@ -8,17 +8,20 @@ mod identity;
 pub(crate) mod join;
 pub(crate) mod report;
 mod rootfs;
+mod tuning;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use strata_sys::clone::unshare;
 use strata_sys::process;
 
 use crate::landlock::{self, LandlockPlan};
 use crate::plan::process::ProcessPlan;
 use crate::plan::{Plan, SeccompPlan, StdioPlan};
+pub(crate) use identity::become_root;
 use report::{At, Failure, Step, receive_go, send_executing, send_failure, send_listener};
 
 /// Walks through the plan and becomes the program; never returns.
@@ -45,6 +48,7 @@ enum Never {}
 fn follow(plan: &Plan) -> Result<Never, Failure> {
     let parent = plan.parent.as_fd();
     process::close_on_exec_from(3).at(Step::Descriptors, 0)?;
+    tuning::set_labels(&plan.process.labels)?;
     if plan.namespaces.has_new(LinuxNamespaceType::User) {
         // The parent writes the maps; before that no id here means anything.
         receive_go(parent).at(Step::Parent, 0)?;
@@ -97,6 +101,7 @@ fn become_program(
     for (index, (resource, limit)) in process_plan.rlimits.iter().enumerate() {
         rustix::process::setrlimit(*resource, *limit).at(Step::Rlimit, index)?;
     }
+    tuning::apply(&process_plan.tuning)?;
     if let Some(persona) = process_plan.personality {
         process::personality(persona).at(Step::Personality, 0)?;
     }
@@ -175,14 +180,19 @@ fn execute(process: &ProcessPlan) -> Result<Never, Failure> {
     Err(Failure::new(Step::ExecNotFound, 0, libc::ENOENT))
 }
 
-/// The child enters the namespace at its exec, with the offsets written before.
+/// Makes the namespace, sets its clocks, and enters it. An exec does that only since Linux 6.3.
 fn enter_time_namespace(plan: &Plan) -> Result<(), Failure> {
     unshare(LinuxNamespaceType::Time as u64).at(Step::TimeNamespace, 0)?;
-    let Some(offsets) = &plan.time_offsets else { return Ok(()) };
-    let file = rustix::fs::open(c"/proc/self/timens_offsets", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .at(Step::TimeNamespace, 1)?;
-    rustix::io::write(&file, offsets.as_bytes()).at(Step::TimeNamespace, 2)?;
-    Ok(())
+    if let Some(offsets) = &plan.time_offsets {
+        let file = rustix::fs::open(c"/proc/self/timens_offsets", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .at(Step::TimeNamespace, 1)?;
+        rustix::io::write(&file, offsets.as_bytes()).at(Step::TimeNamespace, 2)?;
+    }
+    // Until here it is that of children yet to be born.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let namespace =
+        rustix::fs::open(c"/proc/self/ns/time_for_children", flags, Mode::empty()).at(Step::TimeNamespace, 3)?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Time)).at(Step::TimeNamespace, 4)
 }
 
 /// Moves into the cgroups, once the parent has done what it has to, and makes them the root of what we see.

@@ -54,6 +54,11 @@ pub(crate) enum Step {
     Loopback,
     Rlimit,
     Personality,
+    Scheduler,
+    IoPriority,
+    MemoryPolicy,
+    Affinity,
+    Label,
     BoundingSet,
     Groups,
     Gid,
@@ -113,6 +118,11 @@ impl Step {
             Step::Loopback,
             Step::Rlimit,
             Step::Personality,
+            Step::Scheduler,
+            Step::IoPriority,
+            Step::MemoryPolicy,
+            Step::Affinity,
+            Step::Label,
             Step::BoundingSet,
             Step::Groups,
             Step::Gid,
@@ -169,6 +179,13 @@ pub(crate) enum Report {
     Failed(Failure),
     /// Here is the terminal's other end.
     Console(OwnedFd),
+    /// A process that only came between made the child, which is the receiver's.
+    Child {
+        /// Its process number.
+        pid: u32,
+        /// And a descriptor for it.
+        pidfd: OwnedFd,
+    },
     /// It did everything but the exec. The end of the stream after this is success.
     Executing,
     /// Here is the listener of its filter; it may be waiting for an answer from now on.
@@ -200,11 +217,23 @@ pub(crate) fn send_listener(socket: BorrowedFd<'_>, listener: BorrowedFd<'_>) ->
 fn send_fd(socket: BorrowedFd<'_>, kind: u8, fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut message = [0; SIZE];
     message[0] = kind;
+    send_with(socket, &message, fd)
+}
+
+/// Sends the child that was made for the receiver.
+pub(crate) fn send_child(socket: BorrowedFd<'_>, pid: u32, pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut message = [0; SIZE];
+    message[0] = CHILD;
+    message[4..8].copy_from_slice(&pid.to_ne_bytes());
+    send_with(socket, &message, pidfd)
+}
+
+fn send_with(socket: BorrowedFd<'_>, message: &[u8; SIZE], fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(socket, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
@@ -261,12 +290,17 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
             let errno = i32::from_ne_bytes([message[8], message[9], message[10], message[11]]);
             Ok(Some(Report::Failed(Failure { step, index, errno })))
         }
-        kind @ (CONSOLE | LISTENER) => {
+        kind @ (CONSOLE | LISTENER | CHILD) => {
+            let pid = u32::from_ne_bytes([message[4], message[5], message[6], message[7]]);
             let fd = ancillary.drain().find_map(|part| match part {
                 RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
                 _ => None,
             });
-            let report = if kind == CONSOLE { Report::Console } else { Report::Listener };
+            let report = |fd| match kind {
+                CONSOLE => Report::Console(fd),
+                LISTENER => Report::Listener(fd),
+                _ => Report::Child { pid, pidfd: fd },
+            };
             fd.map(|fd| Some(report(fd))).ok_or(Errno::PROTO)
         }
         EXECUTING => Ok(Some(Report::Executing)),
@@ -278,6 +312,7 @@ const FAILED: u8 = 1;
 const CONSOLE: u8 = 2;
 const EXECUTING: u8 = 3;
 const LISTENER: u8 = 4;
+const CHILD: u8 = 5;
 
 #[cfg(test)]
 mod tests {

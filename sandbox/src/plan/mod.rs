@@ -3,9 +3,13 @@
 //! The child may neither allocate nor take locks, so a plan is C strings, numbers and open descriptors; the child only
 //! walks through it. What can fail for a reason that lies in the configuration fails here, in the parent.
 
+mod copy_up;
+mod idmap;
+pub(crate) mod labels;
 pub(crate) mod mounts;
 pub(crate) mod options;
 pub(crate) mod process;
+pub(crate) mod tuning;
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -45,7 +49,7 @@ pub(crate) struct Plan {
 pub(crate) struct Namespaces {
     /// `CLONE_NEW*` bits of those made anew.
     pub(crate) new: u64,
-    /// Those joined, by the thread that makes the child.
+    /// Those joined, by the thread or process that makes the child.
     pub(crate) joined: Vec<(LinuxNamespaceType, OwnedFd)>,
 }
 
@@ -60,7 +64,8 @@ impl Namespaces {
                 namespaces.new |= kind as u64;
                 continue;
             };
-            if matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Mount) {
+            // Everything below is built in the mount namespace, which nobody else must see.
+            if kind == LinuxNamespaceType::Mount {
                 return Err(SpawnError::Unsupported(format!("joining a {kind} namespace at container creation")));
             }
             let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
@@ -77,6 +82,11 @@ impl Namespaces {
     /// Tells whether a namespace of this kind is made anew.
     pub(crate) fn has_new(&self, kind: LinuxNamespaceType) -> bool {
         self.new & kind as u64 != 0
+    }
+
+    /// The user namespace that is joined.
+    pub(crate) fn joined_user(&self) -> Option<&OwnedFd> {
+        self.joined.iter().find_map(|(kind, fd)| (*kind == LinuxNamespaceType::User).then_some(fd))
     }
 
     /// Tells whether a namespace of this kind is not the caller's.

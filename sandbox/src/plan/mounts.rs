@@ -1,28 +1,45 @@
 //! The part of the plan that builds the root filesystem.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
-use rustix::mount::{MountPropagationFlags, OpenTreeFlags, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
+};
 use strata_sys::mount_attributes::{self as attributes, MountAttributes, mount_setattr};
 
 use super::options::{Bind, MountOptions};
 use super::{
     CgroupMount, ConsolePlan, DevicesPlan, MountPlan, MountSource, Namespaces, NodePlan, Role, RootfsPlan, target,
 };
+use super::{copy_up, idmap, labels};
 use crate::cgroup::{Hierarchies, Version};
-use crate::{Root, SpawnError, Stdio, userns};
+use crate::{Root, SpawnError, Stdio, WindowSize, userns};
 
 impl RootfsPlan {
     /// Plans the root, its mounts and its devices.
-    pub(crate) fn new(spec: &Spec, root: OwnedFd, stdio: &Stdio, namespaces: &Namespaces) -> Result<Self, SpawnError> {
+    pub(crate) fn new(
+        spec: &Spec,
+        root: OwnedFd,
+        root_is_folder: bool,
+        stdio: &Stdio,
+        namespaces: &Namespaces,
+    ) -> Result<Self, SpawnError> {
         let linux = spec.linux().as_ref();
-        let new_user = namespaces.has_new(LinuxNamespaceType::User);
+        let new_user = namespaces.is_private(LinuxNamespaceType::User);
         let gid_mappings = linux.and_then(|linux| linux.gid_mappings().as_deref()).unwrap_or_default();
-        let view = View { namespaces, restricted: new_user || !userns::is_initial(), gid_mappings };
+        let view = View {
+            namespaces,
+            restricted: new_user || !userns::is_initial(),
+            gid_mappings,
+            root: root.as_fd(),
+            root_is_folder,
+            label: labels::mount_label(spec)?,
+        };
         let mut mounts = Vec::new();
         for mount in spec.mounts().iter().flatten() {
             refuse_cover_of_proc(mount)?;
@@ -46,7 +63,7 @@ impl RootfsPlan {
             }
         };
         let console = match stdio {
-            Stdio::Terminal { size } => Some(ConsolePlan { size: *size }),
+            Stdio::Terminal { size } => Some(ConsolePlan { size: size.or_else(|| console_size(spec)) }),
             Stdio::Inherit | Stdio::Fds { .. } => None,
         };
         Ok(Self {
@@ -61,6 +78,13 @@ impl RootfsPlan {
             console,
         })
     }
+}
+
+/// The size of the terminal in the spec (`process.consoleSize`).
+pub(crate) fn console_size(spec: &Spec) -> Option<WindowSize> {
+    let size = spec.process().as_ref()?.console_size()?;
+    let number = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
+    Some(WindowSize { rows: number(size.height()), columns: number(size.width()) })
 }
 
 /// Opens the root as a detached mount of its own, private to its future namespace.
@@ -87,6 +111,27 @@ fn detach(path: &Path, recursive: bool) -> std::io::Result<OwnedFd> {
     Ok(mount)
 }
 
+/// The id maps of one mount.
+struct Maps<'a> {
+    uids: &'a [LinuxIdMapping],
+    gids: &'a [LinuxIdMapping],
+}
+
+impl<'a> Maps<'a> {
+    fn of(mount: &'a Mount) -> Result<Option<Self>, SpawnError> {
+        let uids = mount.uid_mappings().as_deref().unwrap_or_default();
+        let gids = mount.gid_mappings().as_deref().unwrap_or_default();
+        match (uids.is_empty(), gids.is_empty()) {
+            (true, true) => Ok(None),
+            (false, false) => Ok(Some(Self { uids, gids })),
+            _ => Err(SpawnError::Invalid(format!(
+                "uidMappings and gidMappings of the mount on {} belong together",
+                mount.destination().display()
+            ))),
+        }
+    }
+}
+
 /// What decides how a mount can be made here.
 struct View<'a> {
     namespaces: &'a Namespaces,
@@ -94,6 +139,12 @@ struct View<'a> {
     restricted: bool,
     /// Of the user namespace that is made, if one is.
     gid_mappings: &'a [LinuxIdMapping],
+    /// The root that is mounted into.
+    root: BorrowedFd<'a>,
+    /// Whether its owners are those of the host, to be mapped later.
+    root_is_folder: bool,
+    /// The label that a security module gives to new filesystems.
+    label: Option<CString>,
 }
 
 impl View<'_> {
@@ -105,7 +156,13 @@ impl View<'_> {
             let source = mount.source().as_ref().ok_or_else(|| {
                 SpawnError::Invalid(format!("bind mount on {} without a source", mount.destination().display()))
             })?;
-            return Self::bind(source, mount.destination(), bind, options);
+            return Self::bind(source, mount.destination(), bind, options, Maps::of(mount)?);
+        }
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() || options.idmap.is_some() {
+            let place = mount.destination().display();
+            return Err(SpawnError::Unsupported(format!(
+                "mappings of the {kind} mount on {place}: only of bind mounts"
+            )));
         }
         match kind {
             "cgroup" | "cgroup2" => self.cgroups(mount, &options),
@@ -126,10 +183,16 @@ impl View<'_> {
         // the flags reach it.
         let recursive = options.attributes;
         let options = MountOptions { recursive, propagation: None, data: Vec::new(), ..options };
-        Self::bind(&PathBuf::from(source), mount.destination(), Bind::Recursive, options)
+        Self::bind(&PathBuf::from(source), mount.destination(), Bind::Recursive, options, None)
     }
 
-    fn bind(source: &Path, destination: &Path, bind: Bind, options: MountOptions) -> Result<MountPlan, SpawnError> {
+    fn bind(
+        source: &Path,
+        destination: &Path,
+        bind: Bind,
+        options: MountOptions,
+        maps: Option<Maps<'_>>,
+    ) -> Result<MountPlan, SpawnError> {
         let fail = |error: std::io::Error| SpawnError::BindSource { path: source.to_owned(), source: error };
         let recursive = bind == Bind::Recursive;
         let mount = match detach(source, recursive) {
@@ -147,11 +210,17 @@ impl View<'_> {
             let attributes = MountAttributes { propagation, ..MountAttributes::default() };
             mount_setattr(mount.as_fd(), c"", recursive, &attributes).map_err(fail)?;
         }
+        let mut idmap = options.idmap;
+        if let Some(maps) = maps {
+            let recursive = idmap.take().unwrap_or(false);
+            idmap::map_mount(mount.as_fd(), recursive, maps.uids, maps.gids)
+                .map_err(|error| SpawnError::MountMap { path: destination.to_owned(), source: error })?;
+        }
         let kind = statx(&mount, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE).map_err(|error| fail(error.into()))?;
         let is_directory = FileType::from_raw_mode(kind.stx_mode.into()) == FileType::Directory;
         Ok(MountPlan {
             target: target(destination, !is_directory)?,
-            source: MountSource::Detached { mount, idmap: options.idmap },
+            source: MountSource::Detached { mount, idmap },
             attributes: MountAttributes::default(),
             propagation: None,
         })
@@ -173,14 +242,53 @@ impl View<'_> {
             CString::new(text).map_err(|_| SpawnError::Invalid(format!("mount on {:?}", mount.destination())))
         };
         let source = mount.source().as_ref().map(|source| text(source.as_os_str().as_encoded_bytes())).transpose()?;
+        if let Some(label) = self.label.as_ref().filter(|_| !matches!(kind, "proc" | "sysfs" | "mqueue")) {
+            data.push((c"context".to_owned(), Some(label.clone())));
+        }
         let mut all = options.attributes;
         all.set |= options.recursive.set;
+        if options.copy_up && kind == "tmpfs" {
+            return self.copied_up(mount.destination(), &data, all, options.propagation);
+        }
         Ok(MountPlan {
             target: target(mount.destination(), false)?,
             source: MountSource::Filesystem { kind: text(kind.as_bytes())?, source, data, role },
             attributes: all,
             propagation: options.propagation,
         })
+    }
+
+    /// A memory filesystem that is filled before there is a child.
+    fn copied_up(
+        &self,
+        destination: &Path,
+        data: &[(CString, Option<CString>)],
+        attributes: MountAttributes,
+        propagation: Option<(u64, bool)>,
+    ) -> Result<MountPlan, SpawnError> {
+        let target = target(destination, false)?;
+        let make = || -> std::io::Result<OwnedFd> {
+            let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            for (key, value) in data {
+                match value {
+                    Some(value) => fsconfig_set_string(context.as_fd(), key, value)?,
+                    None => fsconfig_set_flag(context.as_fd(), key)?,
+                }
+            }
+            fsconfig_create(context.as_fd())?;
+            let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+            copy_up::fill(mount.as_fd(), self.root, &target.path)?;
+            mount_setattr(mount.as_fd(), c"", false, &attributes)?;
+            Ok(mount)
+        };
+        let mount = make().map_err(|source| SpawnError::Setup {
+            what: format!("copy {} into a memory filesystem (tmpcopyup)", destination.display()),
+            source,
+        })?;
+        // Owners are copied as they are on the disk, and mapped as those of the root are.
+        let idmap = (self.root_is_folder && self.namespaces.is_private(LinuxNamespaceType::User)).then_some(false);
+        let source = MountSource::Detached { mount, idmap };
+        Ok(MountPlan { target, source, attributes: MountAttributes::default(), propagation })
     }
 
     fn gid_exists(&self, gid: u32) -> bool {
@@ -190,14 +298,15 @@ impl View<'_> {
             };
             return self.gid_mappings.iter().any(covers);
         }
-        userns::is_initial() || userns::maps_gid(gid)
+        // Of a namespace that is joined the maps are not ours to know.
+        self.namespaces.joined_user().is_none() && (userns::is_initial() || userns::maps_gid(gid))
     }
 
     fn cgroups(&self, mount: &Mount, options: &MountOptions) -> Result<MountPlan, SpawnError> {
         let hierarchies = Hierarchies::detect()?;
         if !self.namespaces.is_private(LinuxNamespaceType::Cgroup) {
             let options = MountOptions { recursive: options.attributes, ..options.clone() };
-            return Self::bind(Path::new("/sys/fs/cgroup"), mount.destination(), Bind::Recursive, options);
+            return Self::bind(Path::new("/sys/fs/cgroup"), mount.destination(), Bind::Recursive, options, None);
         }
         let text = |text: &str| CString::new(text).expect("names from mountinfo have no NUL");
         let mut mounts = Vec::new();

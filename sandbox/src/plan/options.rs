@@ -19,6 +19,8 @@ pub(crate) struct MountOptions {
     pub(crate) recursive: MountAttributes,
     /// Propagation, and whether it reaches what is below.
     pub(crate) propagation: Option<(u64, bool)>,
+    /// Begin a memory filesystem with what it covers.
+    pub(crate) copy_up: bool,
     /// `idmap` (the mount alone) or `ridmap`.
     pub(crate) idmap: Option<bool>,
     /// What the filesystem gets.
@@ -48,7 +50,8 @@ impl MountOptions {
                 "rbind" => parsed.bind = Some(Bind::Recursive),
                 "idmap" => parsed.idmap = Some(false),
                 "ridmap" => parsed.idmap = Some(true),
-                "tmpcopyup" | "remount" => {
+                "tmpcopyup" => parsed.copy_up = true,
+                "remount" => {
                     return Err(SpawnError::Unsupported(format!("mount option {option:?}")));
                 }
                 _ => {

@@ -7,6 +7,8 @@ use oci_spec::runtime::{LinuxPersonalityDomain, PosixRlimitType, Spec};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 use strata_sys::process::CStringList;
 
+use super::labels::Labels;
+use super::tuning::Tuning;
 use super::{TargetPlan, target};
 use crate::capabilities::CapabilitySet;
 use crate::user::ContainerUser;
@@ -19,6 +21,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) umask: u32,
     pub(crate) rlimits: Vec<(Resource, Rlimit)>,
     pub(crate) personality: Option<u32>,
+    pub(crate) tuning: Tuning,
+    pub(crate) labels: Labels,
     pub(crate) uid: Uid,
     pub(crate) gid: Gid,
     /// `None` where the user namespace forbids `setgroups`.
@@ -57,12 +61,6 @@ impl ProcessPlan {
     ) -> Result<Self, SpawnError> {
         let process = spec.process().as_ref().ok_or_else(|| SpawnError::Invalid("process is missing".into()))?;
         let user = resolve_user(process.user(), root, wanted_user, extra_groups)?;
-        if process.selinux_label().as_ref().is_some_and(|label| !label.is_empty()) {
-            return Err(SpawnError::Unsupported("process.selinuxLabel".into()));
-        }
-        if process.apparmor_profile().as_ref().is_some_and(|profile| !profile.is_empty()) {
-            return Err(SpawnError::Unsupported("process.apparmorProfile".into()));
-        }
         if !process.cwd().is_absolute() {
             return Err(SpawnError::Invalid(format!("cwd {:?} is not an absolute path", process.cwd())));
         }
@@ -91,6 +89,8 @@ impl ProcessPlan {
             umask: process.user().umask().unwrap_or(0o022),
             rlimits: rlimits(process.rlimits().as_deref().unwrap_or_default())?,
             personality: personality(spec)?,
+            tuning: Tuning::new(spec)?,
+            labels: Labels::new(spec)?,
             uid: Uid::from_raw(user.uid),
             gid: Gid::from_raw(user.gid),
             wants_groups: !user.groups.is_empty(),

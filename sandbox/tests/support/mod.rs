@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use oci_spec::runtime::Spec;
+use serde_json::Value;
 use strata_sandbox::cgroup::CgroupName;
 use strata_sandbox::spec_default::{Defaults, spec_default};
 use strata_sandbox::{ExitStatus, Landlock, Launch, Root, Running, Seccomp, SpawnError, Stdio, spawn};
@@ -60,6 +62,8 @@ pub(crate) struct Container<'a> {
     pub(crate) landlock: Landlock,
     pub(crate) cgroup: bool,
     pub(crate) stdin: &'a str,
+    /// Merged into the spec (RFC 7396).
+    pub(crate) patch: Value,
 }
 
 impl<'a> Container<'a> {
@@ -74,6 +78,7 @@ impl<'a> Container<'a> {
             landlock: Landlock::Auto,
             cgroup: true,
             stdin: "",
+            patch: Value::Null,
         }
     }
 
@@ -82,7 +87,9 @@ impl<'a> Container<'a> {
     }
 
     pub(crate) fn start(self, stdio: Stdio) -> Result<Running, SpawnError> {
-        let spec = spec_default(self.defaults).unwrap();
+        let mut spec = serde_json::to_value(spec_default(self.defaults).unwrap()).unwrap();
+        merge(&mut spec, &self.patch);
+        let spec: Spec = serde_json::from_value(spec).unwrap();
         spawn(Launch {
             user: self.user,
             stdio,
@@ -127,11 +134,22 @@ impl<'a> Container<'a> {
     }
 }
 
+fn merge(value: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else { return };
+    for (key, new) in patch {
+        match (&mut value[key.as_str()], new) {
+            (old @ Value::Object(_), Value::Object(_)) => merge(old, new),
+            (old, new) => *old = new.clone(),
+        }
+    }
+}
+
 /// A cgroup that no other test uses.
 pub(crate) fn cgroup_name() -> CgroupName {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    CgroupName::new(&format!("strata-test/{}-{number}", std::process::id())).unwrap()
+    // Without a parent of its own, which nobody would remove.
+    CgroupName::new(&format!("strata-test-{}-{number}", std::process::id())).unwrap()
 }
 
 const APPLETS: [&str; 46] = [

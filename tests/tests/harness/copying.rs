@@ -171,7 +171,18 @@ fn owners_and_volumes() -> Result<()> {
         }
     }
     // Owners are those that the container knows, whatever they are outside.
-    strata.ok(["run", "-d", "--name", "mapped", "--userns", "auto", REFERENCE, "sleep", "1000"])?;
+    fs::write(volume.join("mine"), "")?;
+    std::os::unix::fs::chown(volume.join("mine"), Some(71), Some(72))?;
+    let data = format!("{}:/data", volume.display());
+    let script = "stat -c %u:%g /data/mine > /data/seen; sleep 1000";
+    strata.ok(["run", "-d", "--name", "mapped", "--userns", "auto", "-v", &data, REFERENCE, "sh", "-c", script])?;
+    // A volume too: its owners are those inside, and what the container's root makes is root's.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while fs::read_to_string(volume.join("seen")).unwrap_or_default().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    ensure!(fs::read_to_string(volume.join("seen"))? == "71:72\n");
+    ensure!(fs::metadata(volume.join("seen"))?.uid() == 0);
     for round in 0..2 {
         strata.ok(["cp", "-q", &host(&file), "mapped:/tmp-file"])?;
         let read = strata.command(["cp", "mapped:/tmp-file", "-"]).output()?;

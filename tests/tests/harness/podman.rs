@@ -150,6 +150,7 @@ impl Drop for Podman<'_> {
         // What is left is reported by the end of the test, which removes the folder.
         let _ = finish(&mut self.command(&["rm", "--force", "--all"]));
         if self.user == User::Caller {
+            remove_cgroup_parents();
             return;
         }
         // Files of other users, which only this user's namespace can remove. A `system reset` would wait for the process
@@ -158,6 +159,17 @@ impl Drop for Podman<'_> {
         let pause = fs::read_to_string(self.folder.join("runtime/libpod/tmp/pause.pid")).unwrap_or_default();
         if let Some(pid) = pause.trim().parse().ok().and_then(Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Podman leaves the parent of its containers' cgroups, and in that the one of their monitors.
+fn remove_cgroup_parents() {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    for parent in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|folder| folder.join("libpod_parent")) {
+        for inner in ["conmon", ""] {
+            // Not there, or in use by containers of somebody else: then it stays.
+            let _ = fs::remove_dir(parent.join(inner));
         }
     }
 }
