@@ -91,6 +91,7 @@ pub use strata_imagestore::{
     clean_path,
 };
 pub use strata_sandbox::policy::PolicyError;
+pub use strata_sandbox::runtime as oci;
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
 pub use strata_unionfs::{
     Aspect, Change as FileChange, ChangeKind, Difference, Force, Kind as FileKind, RemountError, Side, Upper,

@@ -60,6 +60,12 @@ impl CapabilitySet {
         Self(self.0 & other.0)
     }
 
+    /// Returns what is in either set.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Returns Docker's default set changed by `--cap-add` and `--cap-drop` names (with or without `CAP_`, any case,
     /// `ALL`). As in Docker, a name in both lists is added.
     ///

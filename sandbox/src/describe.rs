@@ -1,17 +1,19 @@
 //! Failures of the child as errors for people: the step with the path or value it was about.
 
 use std::ffi::{CStr, OsStr};
-use std::io;
+use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::SpawnError;
+use crate::child::hooks::FIRST_START_CONTAINER;
 use crate::child::report::{Failure, Step};
 use crate::plan::{MountSource, TargetPlan};
 use crate::spawn::Told;
+use crate::{HookError, HookFault, SpawnError};
 
 /// Turns a failure of the child into an error.
-pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
+pub(crate) fn failure(plan: Told<'_>, failure: Failure, hook_output: Option<OwnedFd>) -> SpawnError {
     let Failure { step, index, errno } = failure;
     let index = usize::from(index);
     let source = io::Error::from_raw_os_error(errno);
@@ -25,7 +27,7 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
         list.and_then(|list| list.get(index)).map_or_else(String::new, |path| text(path))
     };
     let what = match step {
-        Step::ExecNotFound if plan.process.searched => {
+        Step::ExecNotFound if plan.process.program.searched => {
             return SpawnError::ExecutableNotFound { name: plan.process.name() };
         }
         Step::ExecNotFound => return SpawnError::NoSuchExecutable { name: plan.process.name() },
@@ -122,9 +124,32 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure) -> SpawnError {
         Step::Landlock => "apply landlock".to_owned(),
         Step::Seccomp => "load the seccomp filter".to_owned(),
         Step::Join => "join the namespaces of the container".to_owned(),
+        Step::Hook => return hook(index, HookFault::NotRun(source), hook_output),
+        Step::HookEnded => return hook(index, HookFault::Ended(errno), hook_output),
+        Step::HookTimedOut => return hook(index, HookFault::TimedOut, hook_output),
+        Step::Gate => "wait for the start".to_owned(),
     };
     SpawnError::Setup { what, source }
 }
+
+fn hook(number: usize, fault: HookFault, output: Option<OwnedFd>) -> SpawnError {
+    let (point, index) = match number.checked_sub(FIRST_START_CONTAINER) {
+        Some(index) => ("startContainer", index),
+        None => ("createContainer", number),
+    };
+    SpawnError::Hook(HookError { point, index, fault, output: output.map(hook_text).unwrap_or_default() })
+}
+
+/// Reads what hooks wrote, up to a length that still is a message.
+fn hook_text(output: OwnedFd) -> String {
+    let mut text = Vec::new();
+    let mut file = std::fs::File::from(output);
+    // What cannot be read is not worth another error.
+    let _ = file.rewind().and_then(|()| file.take(HOOK_OUTPUT_LIMIT).read_to_end(&mut text));
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+const HOOK_OUTPUT_LIMIT: u64 = 4096;
 
 fn absolute(target: &TargetPlan) -> PathBuf {
     Path::new("/").join(target.components.iter().map(|name| OsStr::from_bytes(name.as_bytes())).collect::<PathBuf>())

@@ -138,12 +138,55 @@ pub enum SpawnError {
         /// Why.
         source: io::Error,
     },
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// What the caller does while a container is made failed.
+    #[error("{what}")]
+    Stage {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The child ended without a word.
     #[error("container process ended during setup ({status})")]
     Died {
         /// How it ended.
         status: crate::ExitStatus,
     },
+}
+
+/// A hook that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("error running {point} hook #{index}: {fault}{}", output_text(output))]
+pub struct HookError {
+    /// When it runs, as the spec calls it.
+    pub point: &'static str,
+    /// Which of the list, from 0.
+    pub index: usize,
+    /// What happened.
+    pub fault: HookFault,
+    /// What it wrote, standard output and error alike.
+    pub output: String,
+}
+
+/// What happened to a hook.
+#[derive(Debug, thiserror::Error)]
+pub enum HookFault {
+    /// It could not be executed.
+    #[error("{0}")]
+    NotRun(io::Error),
+    /// It ended with this code, 128+n when signal n ended it.
+    #[error("exit status {0}")]
+    Ended(i32),
+    /// It took longer than it may.
+    #[error("timed out")]
+    TimedOut,
+}
+
+fn output_text(output: &str) -> String {
+    if output.trim().is_empty() { String::new() } else { format!(", output: {}", output.trim()) }
 }
 
 impl SpawnError {

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::CgroupName;
 use crate::child::join::{self, JoinPlan};
 use crate::landlock::LandlockPlan;
 use crate::notify::Destination;
@@ -19,7 +19,7 @@ use crate::plan::process::ProcessPlan;
 use crate::plan::tuning::Affinity;
 use crate::plan::{ConsolePlan, SeccompPlan, StdioPlan};
 use crate::spawn::{Starting, Told, clone_process, compile_filter};
-use crate::{Identity, Landlock, Listener, Running, Seccomp, SpawnError, Stdio, userns};
+use crate::{Identity, Inherited, Landlock, Listener, Running, Seccomp, SpawnError, Stdio, userns};
 
 /// A process to add.
 #[derive(Debug)]
@@ -42,6 +42,10 @@ pub struct Exec<'a> {
     pub listener: Listener<'a>,
     /// As in [`Launch`](crate::Launch).
     pub identity: Identity<'a>,
+    /// As in [`Launch`](crate::Launch).
+    pub inherited: Inherited,
+    /// A cgroup that the container has made below its own; the process goes there where it exists.
+    pub cgroup: Option<CgroupName>,
 }
 
 /// Starts a process in a running container and returns once its program has been executed.
@@ -66,7 +70,8 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
     }
     let mut warnings = Vec::new();
     let may_set_groups = userns::may_set_groups();
-    let process = ProcessPlan::new(spec, root.as_fd(), exec.user, exec.groups, may_set_groups)?;
+    let mut process = ProcessPlan::new(spec, root.as_fd(), exec.user, exec.groups, may_set_groups)?;
+    process.inherit(exec.inherited);
     if !may_set_groups && process.has_groups() {
         warnings.push("supplementary groups are left out: this user namespace forbids setgroups".to_owned());
     }
@@ -91,7 +96,11 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
         parent: child_end,
         init,
         namespaces,
-        cgroups: exec.init.cgroup().map_or(Ok(Vec::new()), |group: &Cgroup| group.doors(false))?,
+        cgroups: match (exec.init.cgroup(), &exec.cgroup) {
+            (None, _) => Vec::new(),
+            (Some(group), None) => group.doors(false)?,
+            (Some(group), Some(below)) => group.doors_at(below)?,
+        },
         affinity: Affinity::new(spec)?,
         process,
         stdio,
@@ -106,7 +115,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
     drop(parent);
     let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
     let told = Told { rootfs: None, process: &process, cgroups: &cgroups, notify: notify.as_ref() };
-    let console = starting.after_help(told, starting.score_and_release(&process))?;
+    let console = starting.after_help(told, starting.score_and_release(&process), None)?;
     Ok(Running {
         pid,
         pidfd: starting.started(),

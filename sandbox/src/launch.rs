@@ -37,6 +37,8 @@ pub struct Launch<'a> {
     pub listener: Listener<'a>,
     /// What an agent that is asked is told about the container.
     pub identity: Identity<'a>,
+    /// What of the caller's the process keeps.
+    pub inherited: Inherited,
 }
 
 impl<'a> Launch<'a> {
@@ -57,6 +59,7 @@ impl<'a> Launch<'a> {
             orphan: Orphan::GoesOn,
             listener: Listener::Agent,
             identity: Identity::default(),
+            inherited: Inherited::default(),
         }
     }
 }
@@ -94,6 +97,15 @@ impl Default for Identity<'_> {
     fn default() -> Self {
         Self { id: "", bundle: Path::new("/") }
     }
+}
+
+/// What of the caller's a process keeps, besides its standard streams: nothing, if nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// So many descriptors, from number 3 up. They must be open.
+    pub descriptors: u32,
+    /// The session keyring.
+    pub keyring: bool,
 }
 
 /// What happens to the process when the thread that started it ends.

@@ -8,13 +8,16 @@
 
 #![deny(unsafe_code)]
 
+mod builder;
 pub mod capabilities;
 pub mod cgroup;
 mod child;
 pub mod console;
+mod create;
 mod describe;
 mod error;
 mod exec;
+mod hook_state;
 mod landlock;
 mod launch;
 mod notify;
@@ -23,6 +26,7 @@ pub mod policy;
 pub mod probe;
 mod rooted;
 mod running;
+pub mod runtime;
 pub mod seccomp;
 mod spawn;
 pub mod spec_default;
@@ -30,8 +34,11 @@ pub mod user;
 pub mod userns;
 pub mod view;
 
-pub use error::SpawnError;
+pub use builder::{Access, Policy, Sandbox, Sandboxed};
+pub use create::{Creation, Stages, StartError, create, probe_gate, start};
+pub use error::{HookError, HookFault, SpawnError};
 pub use exec::{Exec, exec};
-pub use launch::{Identity, Landlock, Launch, Listener, Orphan, Pipes, Root, Seccomp, Stdio, WindowSize};
+pub use hook_state::HookState;
+pub use launch::{Identity, Inherited, Landlock, Launch, Listener, Orphan, Pipes, Root, Seccomp, Stdio, WindowSize};
 pub use running::{ExitStatus, Running};
 pub use spawn::spawn;

@@ -28,6 +28,19 @@ pub struct Running {
 }
 
 impl Running {
+    /// Takes a process that somebody else has started. It can be signalled and joined; only its parent can wait for it.
+    pub fn adopt(pid: u32, pidfd: OwnedFd, cgroup: Option<Cgroup>) -> Self {
+        Self {
+            pid,
+            pidfd,
+            console: None,
+            cgroup,
+            warnings: Vec::new(),
+            ended: OnceLock::new(),
+            reaping: Mutex::new(()),
+        }
+    }
+
     /// Returns the process id in the caller's pid namespace.
     #[must_use]
     pub fn pid(&self) -> u32 {

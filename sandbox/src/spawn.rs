@@ -1,5 +1,6 @@
 //! The parent's side of a start: plan, clone, map ids, wait for the word that the program runs.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock};
@@ -18,10 +19,10 @@ use crate::child::report::{Failure, Report, Step, receive, send_child, send_fail
 use crate::landlock::LandlockPlan;
 use crate::notify::Destination;
 use crate::plan::process::ProcessPlan;
-use crate::plan::{MountPlan, MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
+use crate::plan::{GatePlan, MountPlan, MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
 use crate::running::ExitStatus;
 use crate::seccomp::{Profile, ProfileError};
-use crate::{Launch, Orphan, Running, Seccomp, SpawnError, Stdio, describe, userns};
+use crate::{Launch, Orphan, Running, Seccomp, SpawnError, Stages, Stdio, describe, userns};
 
 /// Starts a container and returns once its program has been executed.
 ///
@@ -30,6 +31,14 @@ use crate::{Launch, Orphan, Running, Seccomp, SpawnError, Stdio, describe, usern
 /// # Errors
 /// [`SpawnError`]; nothing of the container is left then, neither process nor cgroup nor mount.
 pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
+    if launch.spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default()) {
+        return Err(SpawnError::Unsupported("hooks".into()));
+    }
+    make(launch, None)
+}
+
+/// Makes a container; with a gate, it waits there for its start.
+pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running, SpawnError> {
     let spec = launch.spec;
     refuse_what_is_not_done(spec)?;
     strata_sys::process::keep_exit_codes_of_children();
@@ -37,7 +46,8 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
     let namespaces = Namespaces::from_spec(spec)?;
     let (root, root_is_folder) = mounts::open_root(launch.root)?;
     let may_set_groups = userns::may_set_groups();
-    let process = ProcessPlan::new(spec, root.as_fd(), launch.user, launch.groups, may_set_groups)?;
+    let mut process = ProcessPlan::new(spec, root.as_fd(), launch.user, launch.groups, may_set_groups)?;
+    process.inherit(launch.inherited);
     if !may_set_groups && process.has_groups() {
         warnings.push("supplementary groups are left out: this user namespace forbids setgroups".to_owned());
     }
@@ -47,12 +57,22 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
         false => None,
     };
     let landlock = LandlockPlan::of(&launch.landlock, spec, process.capabilities.bounding, seccomp.as_ref())?;
-    let rootfs = RootfsPlan::new(spec, root, root_is_folder, &launch.stdio, &namespaces)?;
+    let mut rootfs = RootfsPlan::new(spec, root, root_is_folder, &launch.stdio, &namespaces)?;
+    let not_for_child = gate.as_ref().map(|gate| gate.not_for_child);
+    let (gate, mut stages): (_, Option<&mut dyn Stages>) = match gate {
+        Some(gate) => {
+            if let Some(place) = gate.root_place {
+                rootfs.place = place;
+            }
+            (Some(gate.plan), Some(gate.stages))
+        }
+        None => (None, None),
+    };
     let (parent_end, child_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|errno| SpawnError::Parent { what: "make a socket pair", source: errno.into() })?;
     let name = |text: &Option<String>| {
         let text = text.as_ref().filter(|text| !text.is_empty());
-        text.map(|text| std::ffi::CString::new(text.as_str()))
+        text.map(|text| CString::new(text.as_str()))
             .transpose()
             .map_err(|_| SpawnError::Invalid("NUL in the host name".into()))
     };
@@ -73,6 +93,7 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
         dies_with_parent: launch.orphan == Orphan::IsKilled,
         landlock,
         seccomp,
+        gate,
     };
     if let Some(user) = plan.namespaces.joined_user() {
         map_owners(&plan.rootfs, root_is_folder, user.as_fd(), &mut warnings)?;
@@ -92,14 +113,18 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
     if let Some(group) = group {
         plan.cgroups = group.doors(unified.is_some())?;
     }
-    let (pid, pidfd) = clone_child(Start { plan: &plan, other_end: parent_end.as_fd() }, unified)
+    let (pid, pidfd) = clone_child(Start { plan: &plan, other_end: parent_end.as_fd(), not_for_child }, unified)
         .map_err(|source| SpawnError::Clone { source })?;
     // The child has its own copy; ours would hide its death from us.
     drop(plan.parent);
     let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
     let told =
         Told { rootfs: Some(&plan.rootfs), process: &plan.process, cgroups: &plan.cgroups, notify: notify.as_ref() };
-    let console = starting.guide(told, &plan.namespaces, spec, root_is_folder, &mut warnings)?;
+    if let Some(stages) = stages.as_deref_mut() {
+        stages.cloned(pid)?;
+    }
+    let helped = starting.help(told, &plan.namespaces, spec, root_is_folder, &mut warnings);
+    let console = starting.after_help(told, helped, stages)?;
     Ok(Running {
         pid,
         pidfd: starting.started(),
@@ -109,6 +134,16 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, SpawnError> {
         ended: OnceLock::new(),
         reaping: Mutex::new(()),
     })
+}
+
+/// The second half of a start is somebody else's.
+pub(crate) struct Gate<'a> {
+    pub(crate) plan: GatePlan,
+    /// Where hooks expect the root, if any do.
+    pub(crate) root_place: Option<CString>,
+    pub(crate) stages: &'a mut dyn Stages,
+    /// A descriptor of the parent's that the child closes at once: it may stand for a lock.
+    pub(crate) not_for_child: BorrowedFd<'a>,
 }
 
 /// What the parent still needs of the plan once the child walks through it.
@@ -137,35 +172,24 @@ pub(crate) struct Starting {
 }
 
 impl Starting {
-    /// Does what only the parent can, and listens until the program runs. Returns the terminal.
-    fn guide(
-        &self,
-        plan: Told<'_>,
-        namespaces: &Namespaces,
-        spec: &Spec,
-        root_is_folder: bool,
-        warnings: &mut Vec<String>,
-    ) -> Result<Option<OwnedFd>, SpawnError> {
-        let helped = self.help(plan, namespaces, spec, root_is_folder, warnings);
-        self.after_help(plan, helped)
-    }
-
-    /// Listens until the program runs, once the parent has done its part or failed to.
+    /// Listens until the program runs or waits at its gate, once the parent has done its part or failed to. Returns the
+    /// terminal.
     pub(crate) fn after_help(
         &self,
         plan: Told<'_>,
         helped: Result<(), SpawnError>,
+        stages: Option<&mut dyn Stages>,
     ) -> Result<Option<OwnedFd>, SpawnError> {
         // When the child failed meanwhile, its reason comes before what that made fail here.
         if let Err(error) = helped {
             let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
             let told = poll(&mut ready, Some(&Timespec::default())).is_ok_and(|count| count > 0);
-            return Err(match told.then(|| self.listen(plan)) {
+            return Err(match told.then(|| self.listen(plan, None)) {
                 Some(Err(reason)) => reason,
                 Some(Ok(_)) | None => error,
             });
         }
-        self.listen(plan)
+        self.listen(plan, stages)
     }
 
     fn help(
@@ -200,14 +224,29 @@ impl Starting {
         self.release()
     }
 
-    fn listen(&self, plan: Told<'_>) -> Result<Option<OwnedFd>, SpawnError> {
+    fn listen(&self, plan: Told<'_>, mut stages: Option<&mut dyn Stages>) -> Result<Option<OwnedFd>, SpawnError> {
         let mut console = None;
         let mut executing = false;
+        let mut hook_output = None;
         loop {
             let report = receive(self.socket.as_fd())
                 .map_err(|errno| SpawnError::Parent { what: "listen to the child", source: errno.into() })?;
             match report {
                 Some(Report::Console(fd)) => console = Some(fd),
+                Some(Report::HookOutput(fd)) => hook_output = Some(fd),
+                Some(Report::Mounted) => {
+                    if let Some(stages) = stages.as_deref_mut() {
+                        stages.mounted(self.pid)?;
+                    }
+                    self.release()?;
+                }
+                Some(Report::Ready) => {
+                    if let Some(stages) = stages.as_deref_mut() {
+                        stages.ready(self.pid, console.as_ref().map(AsFd::as_fd))?;
+                    }
+                    self.release()?;
+                    return Ok(console);
+                }
                 Some(Report::Executing) => executing = true,
                 Some(Report::Listener(listener)) => {
                     if let Some(destination) = plan.notify {
@@ -216,7 +255,7 @@ impl Starting {
                 }
                 // Only said by a process between, and that is not this one.
                 Some(Report::Child { .. }) => {}
-                Some(Report::Failed(failure)) => return Err(describe::failure(plan, failure)),
+                Some(Report::Failed(failure)) => return Err(describe::failure(plan, failure, hook_output)),
                 None if executing => return Ok(console),
                 None => return Err(SpawnError::Died { status: self.reap()? }),
             }
@@ -321,6 +360,7 @@ struct Start<'a> {
     plan: &'a Plan,
     /// The parent's end of the socket.
     other_end: BorrowedFd<'a>,
+    not_for_child: Option<BorrowedFd<'a>>,
 }
 
 /// Makes the child, from a thread that has joined namespaces if some are to be joined.
@@ -333,6 +373,9 @@ fn clone_child(start: Start<'_>, unified: Option<BorrowedFd<'_>>) -> io::Result<
         clone_process(flags, unified, &start, |start| {
             // Our own copy of the other end would keep us waiting for ever if the parent died.
             strata_sys::process::close_fd(start.other_end);
+            if let Some(fd) = start.not_for_child {
+                strata_sys::process::close_fd(fd);
+            }
             child::run(start.plan)
         })
     };
@@ -491,9 +534,7 @@ fn time_offsets(spec: &Spec) -> Option<String> {
 /// What is left out is said, not ignored.
 fn refuse_what_is_not_done(spec: &Spec) -> Result<(), SpawnError> {
     let linux = spec.linux().as_ref();
-    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default());
     let checks = [
-        (hooks, "hooks"),
         (linux.is_some_and(|linux| linux.intel_rdt().is_some()), "linux.intelRdt"),
         (
             linux.is_some_and(|linux| linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),

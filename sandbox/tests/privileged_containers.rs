@@ -21,7 +21,7 @@ use oci_spec::runtime::{
 use strata_sandbox::capabilities::CapabilitySet;
 use strata_sandbox::spec_default::Network;
 use strata_sandbox::userns::IdMaps;
-use strata_sandbox::{Landlock, Launch, Root, Seccomp, SpawnError, Stdio, WindowSize};
+use strata_sandbox::{Access, Landlock, Launch, Root, Sandbox, Seccomp, SpawnError, Stdio, WindowSize};
 use support::{Container, rootfs};
 
 fn main() {
@@ -44,6 +44,7 @@ fn main() {
         }
     };
     let mut trials = vec![
+        trial("a_sandbox_in_a_few_words", a_sandbox_in_a_few_words, &None),
         trial("nothing_is_mounted_over_proc", nothing_is_mounted_over_proc, &None),
         trial("a_swapped_folder_leads_no_mount_point_outside", a_swapped_folder_leads_no_mount_point_outside, &None),
         trial("many_threads_start_containers_at_once", many_threads_start_containers_at_once, &None),
@@ -98,6 +99,30 @@ fn main() {
         trials.push(trial(name, test, &missing));
     }
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn a_sandbox_in_a_few_words() {
+    let root = rootfs();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("in"), "given\n").unwrap();
+    let sandbox = Sandbox::new(root.path())
+        .folder(folder.path(), "/data", Access::ReadOnly)
+        .scratch("/tmp", 1 << 20)
+        .directory("/data")
+        .memory(64 << 20)
+        .processes(20);
+    let (stdio, pipes) = Stdio::pipes().unwrap();
+    let script = "cat in; touch /tmp/x; touch /data/x || touch /x || grep CapBnd /proc/self/status; sleep 1000";
+    let sandboxed = sandbox.spawn(&["sh", "-c", script], stdio).unwrap();
+    let (stdio, more) = Stdio::pipes().unwrap();
+    let added = sandboxed.exec(&["sh", "-c", "pwd; exit 3"], stdio).unwrap();
+    assert_eq!(added.wait().unwrap().code(), 3);
+    assert_eq!(std::io::read_to_string(fs::File::from(more.stdout)).unwrap(), "/data\n");
+    assert!(sandboxed.usage().memory_limit.is_none_or(|limit| limit == 64 << 20));
+    assert_eq!(sandboxed.wait_timeout(Duration::from_millis(1)).unwrap(), None);
+    drop(sandboxed);
+    let told = std::io::read_to_string(fs::File::from(pipes.stdout)).unwrap();
+    assert_eq!(told, "given\nCapBnd:\t0000000000000000\n");
 }
 
 fn bind(source: &str, destination: &str, options: &[&str]) -> Mount {

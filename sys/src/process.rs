@@ -42,6 +42,24 @@ pub fn execve(path: &CStr, arguments: &CStringList, environment: &CStringList) -
     io::Error::last_os_error()
 }
 
+/// As [`execve`], of the program that `file` is.
+#[must_use]
+pub fn execve_of(file: BorrowedFd<'_>, arguments: &CStringList, environment: &CStringList) -> io::Error {
+    // SAFETY: the empty path is NUL-terminated, both lists end with a null pointer and point to NUL-terminated strings
+    // that the lists own.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.pointers.as_ptr(),
+            environment.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
 /// Marks every descriptor from `first` up close-on-exec.
 ///
 /// # Errors
@@ -49,6 +67,40 @@ pub fn execve(path: &CStr, arguments: &CStringList, environment: &CStringList) -
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: only descriptor flags change; no descriptor is closed before an exec.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the descriptors of `numbers` go along into the next program; those that are not open are passed over.
+pub fn keep_on_exec(numbers: std::ops::Range<RawFd>) {
+    for number in numbers {
+        // SAFETY: sets a flag by number; nothing is opened or closed, and a number that is not open is an error only.
+        unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
+    }
+}
+
+/// Closes all descriptors from `first` up but those of `kept`, in a process that was just cloned, where the destructors of
+/// their owners will never run. Allocates nothing.
+///
+/// Their numbers must not be used again in this process; in the one it was cloned from they stay open.
+///
+/// # Errors
+/// The errno of `close_range`.
+pub fn close_from_except<const N: usize>(first: u32, kept: [BorrowedFd<'_>; N]) -> io::Result<()> {
+    let mut numbers = kept.map(|fd| fd.as_raw_fd().unsigned_abs());
+    numbers.sort_unstable();
+    let mut next = first;
+    for number in numbers {
+        if number > next {
+            close_range(next, number - 1)?;
+        }
+        next = next.max(number + 1);
+    }
+    close_range(next, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: closing affects this process's table only; the caller never uses the owners of these numbers again.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -1,6 +1,6 @@
 //! Processes that are added to the container.
 
-use strata_sandbox::{Exec, Identity, Listener, Seccomp, SpawnError};
+use strata_sandbox::{Exec, Identity, Inherited, Listener, Seccomp, SpawnError};
 
 use super::connection::Role;
 use super::protocol::{Execution, Refusal};
@@ -33,6 +33,8 @@ pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -
         landlock: spec::landlock(&config, true).map_err(|error| Refusal::of(&error))?,
         listener: Listener::Agent,
         identity: Identity::default(),
+        inherited: Inherited::default(),
+        cgroup: None,
     });
     let running = started.map_err(|error| explain(&error))?;
     let warnings = running.warnings().to_vec();

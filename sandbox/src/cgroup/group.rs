@@ -116,6 +116,22 @@ impl Cgroup {
         groups.map(Group::door).collect()
     }
 
+    /// Opens the way into `below`, a directory that the container has made below its own in some hierarchy.
+    ///
+    /// # Errors
+    /// [`CgroupError::Name`], [`CgroupError::Attach`].
+    pub(crate) fn doors_at(&self, below: &CgroupName) -> Result<Vec<Door>, CgroupError> {
+        let mut doors = Vec::new();
+        let mut found = false;
+        for group in &self.groups {
+            let inner = Group { path: group.path.join(below.as_str()), directory: None, ..group.clone_place() };
+            let exists = inner.path.is_dir();
+            found |= exists;
+            doors.push(if exists { inner.door()? } else { group.door()? });
+        }
+        if found { Ok(doors) } else { Err(CgroupError::Name(below.as_str().to_owned())) }
+    }
+
     /// Moves process `pid` into every directory.
     ///
     /// # Errors
@@ -136,6 +152,18 @@ impl Cgroup {
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
+    /// Lists the processes inside, also those in groups that the container has made below.
+    #[must_use]
+    pub fn all_processes(&self) -> Vec<u32> {
+        let mut found = Vec::new();
+        if let Some(group) = self.groups.first() {
+            collect_processes(&group.path, &mut found);
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     /// Tells whether the kernel killed a process inside for memory.
     #[must_use]
     pub fn had_oom_kill(&self) -> bool {
@@ -152,6 +180,19 @@ impl Cgroup {
     #[must_use]
     pub fn can_freeze(&self) -> bool {
         self.with_controller("freezer").is_some() || self.groups.iter().any(|group| group.version == Version::V2)
+    }
+
+    /// Tells whether the processes inside have been stopped.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let v1 = self.with_controller("freezer");
+        let v2 = self.groups.iter().find(|group| group.version == Version::V2);
+        let Some(group) = v1.or(v2) else { return false };
+        let (file, frozen) = match group.version {
+            Version::V1 => ("freezer.self_freezing", "1"),
+            Version::V2 => ("cgroup.freeze", "1"),
+        };
+        fs::read_to_string(group.path.join(file)).is_ok_and(|text| text.trim() == frozen)
     }
 
     /// Stops every process inside where it is.
@@ -194,7 +235,7 @@ impl Cgroup {
     }
 
     /// Returns the directory of a controller, and of which version that is.
-    pub(super) fn place_of(&self, controller: &str) -> Option<(&Path, Version)> {
+    pub(crate) fn place_of(&self, controller: &str) -> Option<(&Path, Version)> {
         let group = self.with_controller(controller)?;
         Some((&group.path, group.version))
     }
@@ -317,6 +358,12 @@ impl Door {
 }
 
 impl Group {
+    /// The same directory, not held open.
+    fn clone_place(&self) -> Self {
+        let (path, controllers) = (self.path.clone(), self.controllers.clone());
+        Self { version: self.version, path, controllers, directory: None }
+    }
+
     /// Opens the way in.
     ///
     /// In version 1 that is `tasks`: the kernel moves a thread that names itself at once, but before it moves any other
@@ -463,7 +510,9 @@ fn apply(
     shortage: Shortage,
     warnings: &mut Vec<String>,
 ) -> Result<(), CgroupError> {
-    for setting in settings(resources, group.version) {
+    let mut all = settings(resources, group.version);
+    raise_both_first(group, &mut all);
+    for setting in all {
         if !group.controllers.iter().any(|name| name == setting.controller) {
             continue;
         }
@@ -507,6 +556,19 @@ fn write_control(path: &Path, value: &str) -> io::Result<()> {
     io::Write::write_all(&mut fs::File::options().write(true).open(path)?, value.as_bytes())
 }
 
+/// Version 1 refuses a memory limit above that of memory and swap together, and the other way round: whichever is in the
+/// way of the other is written first.
+fn raise_both_first(group: &Group, all: &mut [Setting]) {
+    const BOTH: &str = "memory.memsw.limit_in_bytes";
+    let position = |file: &str| all.iter().position(|setting| setting.file == file);
+    let (Some(memory), Some(both)) = (position("memory.limit_in_bytes"), position(BOTH)) else { return };
+    let present = fs::read_to_string(group.path.join(BOTH)).unwrap_or_default();
+    let (Ok(present), Ok(wanted)) = (present.trim().parse::<i64>(), all[both].value.parse::<i64>()) else { return };
+    if memory < both && (wanted < 0 || wanted > present) {
+        all.swap(memory, both);
+    }
+}
+
 /// Removes a directory with everything below it, killing what lives in it.
 fn remove_directory(path: &Path) -> Result<(), CgroupError> {
     let deadline = Instant::now() + PATIENCE;
@@ -539,6 +601,17 @@ fn kill_all(path: &Path) {
     for pid in text.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
         // Already gone is fine; anything else shows when the directory stays busy.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// A threaded group of version 2 cannot be read; its processes are those of its parent.
+fn collect_processes(path: &Path, found: &mut Vec<u32>) {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    for child in fs::read_dir(path).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_processes(&child.path(), found);
+        }
     }
 }
 

@@ -58,8 +58,10 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     set_affinity(plan.affinity.initial.as_ref())?;
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().at(Step::Session, 0)?;
-    // The caller's keys must not be reachable. No key support, or no quota left, is no reason not to start.
-    let _ = process::new_session_keyring(&plan.process.session_keyring);
+    if let Some(name) = &plan.process.session_keyring {
+        // The caller's keys must not be reachable. No key support, or no quota left, is no reason not to start.
+        let _ = process::new_session_keyring(name);
+    }
     for (index, door) in plan.cgroups.iter().enumerate() {
         door.enter().at(Step::EnterCgroup, index)?;
     }
@@ -82,7 +84,7 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     let walls = Walls { landlock: plan.landlock.as_ref(), seccomp: plan.seccomp.as_ref() };
     // Where the container has a pid namespace, the kernel ends it with the container's first process; the thread that made
     // it is gone by now in any case.
-    become_program(parent, &plan.process, walls, false)
+    become_program(Some(parent), &plan.process, &plan.process.program, walls, false)
 }
 
 /// Opens the container's devpts, and looks at what was opened: it could have put something else in its place.

@@ -4,6 +4,8 @@
 //! rustix's raw backend or `strata_sys`, given C strings. A failure travels to the parent as a step and an errno.
 
 mod console;
+mod gate;
+pub(crate) mod hooks;
 mod identity;
 pub(crate) mod join;
 pub(crate) mod report;
@@ -19,18 +21,35 @@ use strata_sys::clone::unshare;
 use strata_sys::process;
 
 use crate::landlock::{self, LandlockPlan};
-use crate::plan::process::ProcessPlan;
+use crate::plan::process::{ProcessPlan, ProgramPlan};
 use crate::plan::{Plan, SeccompPlan, StdioPlan};
 pub(crate) use identity::become_root;
 use report::{At, Failure, Step, receive_go, send_executing, send_failure, send_listener};
 
 /// Walks through the plan and becomes the program; never returns.
 pub(crate) fn run(plan: &Plan) -> ! {
-    let failure = match follow(plan) {
-        Ok(never) => match never {},
-        Err(failure) => failure,
+    if let Err(failure) = prepare(plan) {
+        give_up(plan.parent.as_fd(), failure)
+    }
+    let Some(gate) = &plan.gate else {
+        match finish(plan, plan.parent.as_fd()) {
+            Ok(never) => match never {},
+            Err(failure) => give_up(plan.parent.as_fd(), failure),
+        }
     };
-    give_up(plan.parent.as_fd(), failure)
+    let starter = match gate::wait(plan, gate) {
+        Ok(starter) => starter,
+        Err(failure) => give_up(plan.parent.as_fd(), failure),
+    };
+    // From here whoever starts us is told.
+    let finished = match hooks::start_container(plan, starter.as_fd()) {
+        Ok(()) => finish(plan, starter.as_fd()),
+        Err(failure) => Err(failure),
+    };
+    match finished {
+        Ok(never) => match never {},
+        Err(failure) => give_up(starter.as_fd(), failure),
+    }
 }
 
 fn give_up(parent: BorrowedFd<'_>, failure: Failure) -> ! {
@@ -45,7 +64,8 @@ fn give_up(parent: BorrowedFd<'_>, failure: Failure) -> ! {
 
 enum Never {}
 
-fn follow(plan: &Plan) -> Result<Never, Failure> {
+/// Makes everything that the program will find, up to its standard streams.
+fn prepare(plan: &Plan) -> Result<(), Failure> {
     let parent = plan.parent.as_fd();
     process::close_on_exec_from(3).at(Step::Descriptors, 0)?;
     tuning::set_labels(&plan.process.labels)?;
@@ -56,8 +76,10 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
     }
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().at(Step::Session, 0)?;
-    // The caller's keys must not be reachable. No key support, or no quota left, is no reason not to start.
-    let _ = process::new_session_keyring(&plan.process.session_keyring);
+    if let Some(name) = &plan.process.session_keyring {
+        // The caller's keys must not be reachable. No key support, or no quota left, is no reason not to start.
+        let _ = process::new_session_keyring(name);
+    }
     if let Some(name) = &plan.hostname {
         rustix::system::sethostname(name.as_bytes()).at(Step::Hostname, 0)?;
     }
@@ -79,9 +101,12 @@ fn follow(plan: &Plan) -> Result<Never, Failure> {
             strata_sys::network::loopback_up(socket.as_fd()).at(Step::Loopback, 0)?;
         }
     }
+    Ok(())
+}
 
-    let walls = Walls { landlock: plan.landlock.as_ref(), seccomp: plan.seccomp.as_ref() };
-    become_program(parent, &plan.process, walls, plan.dies_with_parent)
+/// Becomes the program, telling `listener` how that goes.
+fn finish(plan: &Plan, listener: BorrowedFd<'_>) -> Result<Never, Failure> {
+    become_program(Some(listener), &plan.process, &plan.process.program, Walls::of(plan), plan.dies_with_parent)
 }
 
 /// What is put up around the process before it executes its program.
@@ -91,10 +116,19 @@ struct Walls<'a> {
     seccomp: Option<&'a SeccompPlan>,
 }
 
-/// Takes on limits, ids and walls, in the container's root, and executes the program.
+impl<'a> Walls<'a> {
+    fn of(plan: &'a Plan) -> Self {
+        Self { landlock: plan.landlock.as_ref(), seccomp: plan.seccomp.as_ref() }
+    }
+}
+
+/// Takes on limits, ids and walls, in the container's root, and executes `program`: that of the plan, or a hook.
+///
+/// Whoever listens is told when nothing but the exec is left.
 fn become_program(
-    parent: BorrowedFd<'_>,
+    listener: Option<BorrowedFd<'_>>,
     process_plan: &ProcessPlan,
+    program: &ProgramPlan,
     walls: Walls<'_>,
     dies_with_parent: bool,
 ) -> Result<Never, Failure> {
@@ -114,18 +148,26 @@ fn become_program(
         if let Some(ruleset) = &ruleset {
             landlock::enforce(ruleset.as_fd()).at(Step::Landlock, 1)?;
         }
-        send_executing(parent).at(Step::Parent, 1)?;
+        if let Some(listener) = listener {
+            send_executing(listener).at(Step::Parent, 1)?;
+        }
         if let Some(seccomp) = walls.seccomp {
-            let listener = strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
-            if let Some(listener) = listener {
-                send_listener(parent, listener.as_fd()).at(Step::Seccomp, 1)?;
+            let questions = strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
+            if let Some(questions) = questions {
+                if let Some(listener) = listener {
+                    send_listener(listener, questions.as_fd()).at(Step::Seccomp, 1)?;
+                }
                 // Left to the exec: a call more could be one that somebody is asked about.
-                std::mem::forget(listener);
+                std::mem::forget(questions);
             }
         }
         Ok(())
     };
     process::reset_signals();
+    // A hook gets none of what the caller has left open for the program.
+    if listener.is_some() {
+        process::keep_on_exec(process_plan.preserved.clone());
+    }
     identity::limit_bounding_set(&process_plan.capabilities)?;
     if early {
         wall()?;
@@ -138,11 +180,11 @@ fn become_program(
     if dies_with_parent {
         // Only now: every change of ids switches it off. A filter may forbid it, and that is not worth a failed start.
         let _ = process::set_parent_death_signal(libc::SIGKILL);
-        if is_gone(parent) {
+        if listener.is_some_and(is_gone) {
             process::exit_now(125);
         }
     }
-    execute(process_plan)
+    execute(program)
 }
 
 /// Tells whether the parent has ended: it keeps its end of the socket until the program runs.
@@ -154,18 +196,18 @@ fn is_gone(parent: BorrowedFd<'_>) -> bool {
 }
 
 /// Tries the candidates in order. What exists and is refused stops a search only at its end, as in Go's `LookPath`.
-fn execute(process: &ProcessPlan) -> Result<Never, Failure> {
-    for (index, candidate) in process.candidates.iter().enumerate() {
-        let error = strata_sys::process::execve(candidate, &process.arguments, &process.environment);
+fn execute(program: &ProgramPlan) -> Result<Never, Failure> {
+    for (index, candidate) in program.candidates.iter().enumerate() {
+        let error = strata_sys::process::execve(candidate, &program.arguments, &program.environment);
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         let exists = || rustix::fs::stat(candidate.as_c_str());
         match errno {
             libc::ENOENT | libc::ENOTDIR if exists().is_err() => {
-                if !process.searched {
+                if !program.searched {
                     return Err(Failure::new(Step::ExecNotFound, index, errno));
                 }
             }
-            libc::EACCES if process.searched => {}
+            libc::EACCES if program.searched => {}
             libc::EACCES => {
                 let is_directory = exists().is_ok_and(|found| {
                     rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Directory
@@ -216,7 +258,11 @@ fn attach_stdio(
     terminal: Option<BorrowedFd<'_>>,
 ) -> Result<(), Failure> {
     match stdio {
-        StdioPlan::Inherit => {}
+        StdioPlan::Inherit => {
+            for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+                give_pipe(fd, process_plan);
+            }
+        }
         StdioPlan::Fds(fds) => {
             for (number, fd) in (0..).zip(fds) {
                 let position = usize::try_from(number).unwrap_or(0);

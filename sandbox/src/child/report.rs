@@ -69,6 +69,10 @@ pub(crate) enum Step {
     Landlock,
     Seccomp,
     Join,
+    Hook,
+    HookEnded,
+    HookTimedOut,
+    Gate,
     Exec,
     ExecNotFound,
 }
@@ -133,6 +137,10 @@ impl Step {
             Step::Landlock,
             Step::Seccomp,
             Step::Join,
+            Step::Hook,
+            Step::HookEnded,
+            Step::HookTimedOut,
+            Step::Gate,
             Step::Exec,
             Step::ExecNotFound,
         ];
@@ -186,6 +194,12 @@ pub(crate) enum Report {
         /// And a descriptor for it.
         pidfd: OwnedFd,
     },
+    /// Here is what hooks wrote before one of them failed.
+    HookOutput(OwnedFd),
+    /// Everything is mounted, the root not yet switched; it waits for a word.
+    Mounted,
+    /// It did everything but start; it waits for a word, and then at its gate.
+    Ready,
     /// It did everything but the exec. The end of the stream after this is success.
     Executing,
     /// Here is the listener of its filter; it may be waiting for an answer from now on.
@@ -206,15 +220,20 @@ pub(crate) fn send_failure(socket: BorrowedFd<'_>, failure: Failure) {
 
 /// Sends the terminal.
 pub(crate) fn send_console(socket: BorrowedFd<'_>, console: BorrowedFd<'_>) -> Result<(), Errno> {
-    send_fd(socket, CONSOLE, console)
+    send_with_fd(socket, CONSOLE, console)
 }
 
 /// Sends the listener of the filter that was just loaded: this call must be one that it lets through.
 pub(crate) fn send_listener(socket: BorrowedFd<'_>, listener: BorrowedFd<'_>) -> Result<(), Errno> {
-    send_fd(socket, LISTENER, listener)
+    send_with_fd(socket, LISTENER, listener)
 }
 
-fn send_fd(socket: BorrowedFd<'_>, kind: u8, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Sends what hooks wrote; the parent may be gone, then nobody wants to know.
+pub(crate) fn send_hook_output(socket: BorrowedFd<'_>, output: BorrowedFd<'_>) {
+    let _ = send_with_fd(socket, HOOK_OUTPUT, output);
+}
+
+fn send_with_fd(socket: BorrowedFd<'_>, kind: u8, fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut message = [0; SIZE];
     message[0] = kind;
     send_with(socket, &message, fd)
@@ -239,8 +258,22 @@ fn send_with(socket: BorrowedFd<'_>, message: &[u8; SIZE], fd: BorrowedFd<'_>) -
 
 /// Says that nothing but the exec is left.
 pub(crate) fn send_executing(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_word(socket, EXECUTING)
+}
+
+/// Says that everything is mounted.
+pub(crate) fn send_mounted(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_word(socket, MOUNTED)
+}
+
+/// Says that nothing but the start is left.
+pub(crate) fn send_ready(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_word(socket, READY)
+}
+
+fn send_word(socket: BorrowedFd<'_>, word: u8) -> Result<(), Errno> {
     let mut message = [0; SIZE];
-    message[0] = EXECUTING;
+    message[0] = word;
     rustix::net::send(socket, &message, SendFlags::NOSIGNAL)?;
     Ok(())
 }
@@ -290,7 +323,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
             let errno = i32::from_ne_bytes([message[8], message[9], message[10], message[11]]);
             Ok(Some(Report::Failed(Failure { step, index, errno })))
         }
-        kind @ (CONSOLE | LISTENER | CHILD) => {
+        kind @ (CONSOLE | LISTENER | CHILD | HOOK_OUTPUT) => {
             let pid = u32::from_ne_bytes([message[4], message[5], message[6], message[7]]);
             let fd = ancillary.drain().find_map(|part| match part {
                 RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
@@ -299,10 +332,13 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
             let report = |fd| match kind {
                 CONSOLE => Report::Console(fd),
                 LISTENER => Report::Listener(fd),
+                HOOK_OUTPUT => Report::HookOutput(fd),
                 _ => Report::Child { pid, pidfd: fd },
             };
             fd.map(|fd| Some(report(fd))).ok_or(Errno::PROTO)
         }
+        MOUNTED => Ok(Some(Report::Mounted)),
+        READY => Ok(Some(Report::Ready)),
         EXECUTING => Ok(Some(Report::Executing)),
         _ => Err(Errno::PROTO),
     }
@@ -313,6 +349,9 @@ const CONSOLE: u8 = 2;
 const EXECUTING: u8 = 3;
 const LISTENER: u8 = 4;
 const CHILD: u8 = 5;
+const HOOK_OUTPUT: u8 = 6;
+const MOUNTED: u8 = 7;
+const READY: u8 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -337,6 +376,12 @@ mod tests {
         assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Console(_))));
         send_listener(one.as_fd(), one.as_fd()).unwrap();
         assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Listener(_))));
+        send_hook_output(one.as_fd(), one.as_fd());
+        assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::HookOutput(_))));
+        send_mounted(one.as_fd()).unwrap();
+        assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Mounted)));
+        send_ready(one.as_fd()).unwrap();
+        assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Ready)));
         drop(one);
         assert!(receive(other.as_fd()).unwrap().is_none());
     }

@@ -17,7 +17,7 @@ use rustix::mount::{
 use strata_sys::mount_attributes::{MountAttributes, NODEV, NOEXEC, NOSUID, RDONLY, mount_setattr};
 
 use super::report::{At, Failure, Step};
-use super::{Terminal, console, enter_cgroup};
+use super::{Terminal, console, enter_cgroup, hooks};
 use crate::plan::mounts::READ_ONLY;
 use crate::plan::{CgroupMount, DevicesPlan, MountPlan, MountSource, NodePlan, Plan, Role, TargetPlan};
 use crate::rooted;
@@ -36,7 +36,8 @@ pub(super) fn build(plan: &Plan) -> Result<Terminal, Failure> {
     let rootfs = &plan.rootfs;
     let root = rootfs.root.as_fd();
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at(Step::PrivateMounts, 0)?;
-    move_mount(root, c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at(Step::AttachRoot, 0)?;
+    move_mount(root, c"", CWD, rootfs.place.as_c_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .at(Step::AttachRoot, 0)?;
 
     let mut built = Built::default();
     for (index, mount) in rootfs.mounts.iter().enumerate() {
@@ -54,6 +55,7 @@ pub(super) fn build(plan: &Plan) -> Result<Terminal, Failure> {
     if !built.in_cgroup {
         enter_cgroup(plan)?;
     }
+    hooks::when_mounted(plan)?;
     write_sysctls(plan, &built)?;
     mask(&rootfs.masked, root, built.dev.as_ref().map(AsFd::as_fd))?;
     for (index, path) in rootfs.read_only.iter().enumerate() {

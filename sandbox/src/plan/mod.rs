@@ -4,6 +4,7 @@
 //! walks through it. What can fail for a reason that lies in the configuration fails here, in the parent.
 
 mod copy_up;
+pub(crate) mod hooks;
 mod idmap;
 pub(crate) mod labels;
 pub(crate) mod mounts;
@@ -21,6 +22,7 @@ use strata_sys::seccomp::Instruction;
 use crate::SpawnError;
 use crate::cgroup::Door;
 use crate::landlock::LandlockPlan;
+use crate::plan::hooks::HooksPlan;
 use crate::plan::process::ProcessPlan;
 
 /// The whole plan.
@@ -42,6 +44,18 @@ pub(crate) struct Plan {
     pub(crate) dies_with_parent: bool,
     pub(crate) landlock: Option<LandlockPlan>,
     pub(crate) seccomp: Option<SeccompPlan>,
+    /// Where the child waits between everything being made and its start.
+    pub(crate) gate: Option<GatePlan>,
+}
+
+/// The wait between the two halves of a start.
+#[derive(Debug)]
+pub(crate) struct GatePlan {
+    /// Listens for whoever starts the container.
+    pub(crate) listener: OwnedFd,
+    /// Whether the parent has something to do once all is mounted.
+    pub(crate) pauses_when_mounted: bool,
+    pub(crate) hooks: HooksPlan,
 }
 
 /// Which namespaces are made anew, and which are joined.
@@ -110,6 +124,8 @@ pub(crate) struct RootfsPlan {
     pub(crate) read_only: Vec<CString>,
     /// Path below `/proc/sys` and value.
     pub(crate) sysctls: Vec<(CString, Vec<u8>)>,
+    /// Where the root is attached before it becomes the root: over `/`, or where hooks expect it.
+    pub(crate) place: CString,
     /// Make a terminal in the container's devpts.
     pub(crate) console: Option<ConsolePlan>,
 }

@@ -75,6 +75,7 @@ impl RootfsPlan {
             masked: paths(linux.and_then(|linux| linux.masked_paths().as_ref()))?,
             read_only: paths(linux.and_then(|linux| linux.readonly_paths().as_ref()))?,
             sysctls: sysctls(spec, namespaces)?,
+            place: c"/".to_owned(),
             console,
         })
     }

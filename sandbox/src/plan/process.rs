@@ -1,7 +1,8 @@
 //! The part of the plan that is about the process: ids, capabilities, limits, program.
 
 use std::ffi::CString;
-use std::os::fd::BorrowedFd;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use oci_spec::runtime::{LinuxPersonalityDomain, PosixRlimitType, Spec};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
@@ -12,7 +13,7 @@ use super::tuning::Tuning;
 use super::{TargetPlan, target};
 use crate::capabilities::CapabilitySet;
 use crate::user::ContainerUser;
-use crate::{SpawnError, user};
+use crate::{Inherited, SpawnError, user};
 
 /// The process from its working directory to `execve`.
 #[derive(Debug)]
@@ -31,7 +32,16 @@ pub(crate) struct ProcessPlan {
     pub(crate) capabilities: CapabilityPlan,
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score: Option<i32>,
-    pub(crate) session_keyring: CString,
+    /// The name of the session keyring to make; without one the caller's is kept.
+    pub(crate) session_keyring: Option<CString>,
+    /// Descriptors that go along into the program.
+    pub(crate) preserved: Range<RawFd>,
+    pub(crate) program: ProgramPlan,
+}
+
+/// What is executed.
+#[derive(Debug)]
+pub(crate) struct ProgramPlan {
     /// The paths to try, in order; the first that exists and can be executed wins.
     pub(crate) candidates: Vec<CString>,
     /// Whether the candidates came from `PATH`.
@@ -98,12 +108,23 @@ impl ProcessPlan {
             capabilities,
             no_new_privileges: process.no_new_privileges() == Some(true),
             oom_score: process.oom_score_adj(),
-            session_keyring: CString::new("_ses.strata").expect("no NUL"),
-            candidates,
-            searched,
-            arguments: strings(&arguments, "argument")?,
-            environment: strings(&environment, "environment")?,
+            session_keyring: Some(CString::new("_ses.strata").expect("no NUL")),
+            preserved: 3..3,
+            program: ProgramPlan {
+                candidates,
+                searched,
+                arguments: strings(&arguments, "argument")?,
+                environment: strings(&environment, "environment")?,
+            },
         })
+    }
+
+    /// Takes what the caller says about keys and descriptors, which the spec has no words for.
+    pub(crate) fn inherit(&mut self, inherited: Inherited) {
+        if inherited.keyring {
+            self.session_keyring = None;
+        }
+        self.preserved = 3..RawFd::try_from(inherited.descriptors).map_or(RawFd::MAX, |count| count.saturating_add(3));
     }
 }
 
@@ -143,7 +164,7 @@ fn candidates(name: &str, environment: &[String]) -> Result<(Vec<CString>, bool)
     Ok((candidates, true))
 }
 
-fn strings(list: &[String], what: &str) -> Result<CStringList, SpawnError> {
+pub(super) fn strings(list: &[String], what: &str) -> Result<CStringList, SpawnError> {
     let strings = list.iter().map(|entry| CString::new(entry.as_str())).collect::<Result<_, _>>();
     Ok(CStringList::new(strings.map_err(|_| SpawnError::Invalid(format!("NUL in an {what} string")))?))
 }
@@ -203,6 +224,6 @@ impl ProcessPlan {
 
     /// Returns the name of the program as the user wrote it.
     pub(crate) fn name(&self) -> String {
-        self.arguments.strings().first().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        self.program.arguments.strings().first().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }
 }

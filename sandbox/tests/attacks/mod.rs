@@ -63,6 +63,8 @@ fn add(init: &Running, spec: &Spec, user: Option<&str>) -> Result<(u8, String), 
         landlock: Landlock::Auto,
         listener: Listener::Agent,
         identity: Identity::default(),
+        inherited: strata_sandbox::Inherited::default(),
+        cgroup: None,
     })?;
     drop(pipes.stdin);
     let text = std::io::read_to_string(fs::File::from(pipes.stdout)).unwrap();

@@ -136,6 +136,8 @@ fn an_agent_answers_for_the_filter() {
         landlock: Landlock::Auto,
         listener: Listener::Agent,
         identity,
+        inherited: strata_sandbox::Inherited::default(),
+        cgroup: None,
     })
     .unwrap();
     let (init, joined) = (running.pid(), second.pid());
