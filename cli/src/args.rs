@@ -103,6 +103,7 @@ pub(crate) enum Verb {
     System(SystemVerb),
     Fsck(command::fsck::Fsck),
     Info(command::info::Info),
+    Runtime(RuntimeVerb),
     Login(command::login::Login),
     Logout(command::login::Logout),
     Search(command::search::Search),
@@ -122,6 +123,15 @@ pub(crate) enum Verb {
         #[arg(long)]
         stay: bool,
     },
+}
+
+/// Run containers from OCI bundles, with runc's command line
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct RuntimeVerb {
+    /// See `strata runtime --help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    pub(crate) words: Vec<std::ffi::OsString>,
 }
 
 /// What to do with images.

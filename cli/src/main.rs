@@ -18,6 +18,7 @@ mod progress;
 mod registries;
 mod relay;
 mod root;
+mod runtime;
 mod terminal;
 
 use std::ffi::{OsStr, OsString};
@@ -33,12 +34,19 @@ use crate::failure::Failure;
 use crate::mount_helper::Role;
 
 fn main() -> ExitCode {
-    // What a careless caller left open must not live on in a filesystem process or a container. Kernels before 5.11
-    // cannot, and then nothing is lost but that.
-    let _ = strata_sys::process::close_on_exec_from(3);
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
+    let name = std::path::Path::new(&program).file_name();
+    if runtime::NAMES.iter().any(|known| name == Some(OsStr::new(known))) {
+        return runtime::main(rest);
+    }
+    if rest.first().is_some_and(|verb| verb == "runtime") {
+        return runtime::main(rest.into_iter().skip(1).collect());
+    }
+    // What a careless caller left open must not live on in a filesystem process or a container. Kernels before 5.11
+    // cannot, and then nothing is lost but that.
+    let _ = strata_sys::process::close_on_exec_from(3);
     // Before anything else: these run once per mount and once per container, and must cost nothing.
     let hidden = rest.first().map(OsString::as_os_str);
     let unblock = || {
@@ -69,6 +77,11 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     logging::start(cli.global.log_level);
+    if let Verb::Runtime(verb) = cli.verb {
+        return Err(
+            anyhow!("`runtime` comes first, before other options: strata runtime {}", shown(&verb.words)).into()
+        );
+    }
     if let Some(host) = &cli.global.host {
         let failure = Failure::of_engine(anyhow!("cannot talk to {host}: strata has no daemon yet"));
         return Err(failure.hint("leave out -H/--host: every command works without a daemon"));
@@ -84,6 +97,10 @@ fn run(cli: Cli) -> Outcome {
     let code = dispatch(&context, &cli.verb, &mut out)?;
     out.flush()?;
     Ok(code)
+}
+
+fn shown(words: &[OsString]) -> String {
+    words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 /// Whether a verb touches writable layers, whose files a plain user owns only inside a user namespace.
@@ -136,6 +153,7 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Mount(_)
         | Verb::Umount(_)
         | Verb::Fsck(_)
+        | Verb::Runtime(_)
         | Verb::Info(_) => false,
     }
 }
@@ -196,6 +214,8 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Umount(verb) => command::umount::run(context, verb),
         Verb::Fsck(verb) => command::fsck::run(context, verb, out),
         Verb::Info(verb) => command::info::run(context, verb, out),
+        // Taken care of before anything else.
+        Verb::Runtime(_) => Ok(125),
         Verb::Bench(BenchVerb::Lookup(verb)) => command::bench::run(context, verb, out),
     }
 }

@@ -150,7 +150,7 @@ pub fn start(folder: BorrowedFd<'_>, spec: &Spec, identity: Identity<'_>, pid: u
                 let told = Told { rootfs: None, process: &process, cgroups: &[], notify: None };
                 return Err(describe::failure(told, failure, hook_output).into());
             }
-            Some(Report::Console(_) | Report::Mounted | Report::Ready) => {}
+            Some(Report::Console(_) | Report::Mounted | Report::Ready | Report::Child { .. }) => {}
             None if executing => return Ok(()),
             None => return Err(StartError::Ended),
         }

@@ -1,0 +1,106 @@
+//! `create` and `run`.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use strata_engine::oci::{Container, ContainerId, Create, Delete, Inherited, Receiver};
+
+use super::Context;
+use super::console::{Kept, Socket};
+use super::flags::{Flag, Given, Positionals};
+use super::foreground::{Signals, stay};
+
+/// Makes a container.
+pub(super) fn create(context: &Context<'_>, words: Vec<String>) -> Result<u8> {
+    let given = Given::parse(&FLAGS, words, Positionals::Anywhere)?;
+    let id: ContainerId = given.exactly_one("container ID")?.parse()?;
+    make(context, &given, &id, None)?;
+    Ok(0)
+}
+
+/// Makes a container, starts it, and stays with it unless told otherwise.
+pub(super) fn run(context: &Context<'_>, words: Vec<String>) -> Result<u8> {
+    let given = Given::parse(&FLAGS, words, Positionals::Anywhere)?;
+    let id: ContainerId = given.exactly_one("container ID")?.parse()?;
+    let detached = given.has("detach");
+    if given.has("console-socket") && !detached {
+        bail!("cannot use console socket if runc will not detach or allocate tty");
+    }
+    let signals = if detached { None } else { Some(Signals::collect()?) };
+    let mut console = Kept::default();
+    // Dropped at once: it would keep others from changing the container.
+    let keeps = if detached { None } else { Some(&mut console) };
+    drop(make(context, &given, &id, keeps)?);
+    let container = context.runtime.container(&id)?;
+    let process = container.running()?;
+    if let Err(error) = container.start() {
+        remove(context, &id)?;
+        return Err(error.into());
+    }
+    let Some(signals) = signals else { return Ok(0) };
+    let code = stay(&process, console.0, &signals)?;
+    if !given.has("keep") {
+        remove(context, &id)?;
+    }
+    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+fn make(context: &Context<'_>, given: &Given, id: &ContainerId, kept: Option<&mut Kept>) -> Result<Container> {
+    let mut console_socket = given.value("console-socket").map(|path| Socket::new(path, "/dev/ptmx"));
+    let mut pidfd_socket = given.value("pidfd-socket").map(|path| Socket::new(path, "pidfd"));
+    let console: Option<&mut dyn Receiver> = match &mut console_socket {
+        Some(socket) => Some(socket),
+        None => kept.map(|kept| kept as &mut dyn Receiver),
+    };
+    if given.has("no-pivot") {
+        context.log.warn("--no-pivot: the root is switched by pivot_root all the same");
+    }
+    let (container, warnings) = context.runtime.create(
+        id,
+        Create {
+            bundle: Path::new(given.value("bundle").unwrap_or(".")),
+            inherited: inherited(given)?,
+            console,
+            pidfd: pidfd_socket.as_mut().map(|socket| socket as &mut dyn Receiver),
+            pid_file: given.value("pid-file").map(Path::new),
+        },
+    )?;
+    context.warn(warnings);
+    Ok(container)
+}
+
+/// Removes a container that has ended; somebody else may have been faster.
+fn remove(context: &Context<'_>, id: &ContainerId) -> Result<()> {
+    match context.runtime.container(id) {
+        Ok(container) => context.warn(container.delete(Delete::Any)?),
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Which descriptors and keys go along.
+pub(super) fn inherited(given: &Given) -> Result<Inherited> {
+    let descriptors = given.number("preserve-fds")?.unwrap_or(0);
+    for number in 3..descriptors.saturating_add(3) {
+        if !Path::new("/proc/self/fd").join(number.to_string()).exists() {
+            bail!("--preserve-fds={descriptors}: descriptor {number} is not open");
+        }
+    }
+    Ok(Inherited { descriptors, keyring: given.has("no-new-keyring") })
+}
+
+const FLAGS: [Flag; 12] = [
+    Flag::value(&["bundle", "b"]),
+    Flag::value(&["console-socket"]),
+    Flag::value(&["pidfd-socket"]),
+    Flag::value(&["pid-file"]),
+    Flag::value(&["preserve-fds"]),
+    Flag::switch(&["no-pivot"]),
+    Flag::switch(&["no-new-keyring"]),
+    Flag::switch(&["no-subreaper"]),
+    Flag::switch(&["detach", "d"]),
+    Flag::switch(&["keep"]),
+    Flag::value(&["config", "f"]),
+    Flag::switch(&["no-mount-fallback"]),
+];
