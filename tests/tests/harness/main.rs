@@ -18,7 +18,9 @@ mod mounts;
 mod oracles;
 mod podman;
 mod power_cut;
+mod reaper;
 mod registry;
+mod runtime;
 mod verity;
 mod walls;
 
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     podman::register(&mut suite);
     power_cut::register(&mut suite);
     registry::register(&mut suite);
+    runtime::register(&mut suite);
     walls::register(&mut suite);
     verity::register(&mut suite);
     suite.run()

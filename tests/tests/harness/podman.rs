@@ -4,16 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rustix::process::{Pid, WaitOptions};
 use strata_tests::image::busybox;
 use strata_tests::plain_user;
 use strata_tests::strata::{Strata, User, finish, mounts_below, program};
 use strata_tests::tier::{Need, Suite};
+
+use crate::reaper::Reaper;
 
 pub(crate) fn register(suite: &mut Suite) {
     let needs = [Need::Fuse, Need::Busybox, Need::Program("podman"), Need::Program("runc")];
@@ -51,47 +49,6 @@ struct Podman<'a> {
     root_type: &'static str,
     _reaper: Reaper,
 }
-
-/// Reaps what Podman leaves to itself: it waits for these to disappear, and the tests' process, to which all orphans come,
-/// reaps at its end only.
-struct Reaper(Arc<AtomicBool>);
-
-impl Reaper {
-    fn start() -> Reaper {
-        let running = Arc::new(AtomicBool::new(true));
-        let seen = Arc::clone(&running);
-        std::thread::spawn(move || {
-            while seen.load(Ordering::Relaxed) {
-                for pid in children().filter(|pid| ORPHANS.contains(&command_name(*pid).trim_end())) {
-                    // Fails for what is no child of ours any more.
-                    let _ = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        Reaper(running)
-    }
-}
-
-impl Drop for Reaper {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
-fn children() -> impl Iterator<Item = i32> {
-    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
-    let pids = lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>());
-    pids.collect::<Vec<_>>().into_iter()
-}
-
-fn command_name(pid: i32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default()
-}
-
-/// No test starts a program of these names by itself.
-const ORPHANS: [&str; 2] = ["conmon", "podman"];
 
 impl<'a> Podman<'a> {
     fn new(strata: &'a Strata, user: User, name: &str, mount_program: Option<&Path>) -> Result<Podman<'a>> {
@@ -157,7 +114,7 @@ impl Drop for Podman<'_> {
         // that holds the namespace to disappear, and as an orphan of ours it stays until the tests end.
         let _ = finish(&mut self.command(&["unshare", "rm", "-rf", &self.folder.join("root").display().to_string()]));
         let pause = fs::read_to_string(self.folder.join("runtime/libpod/tmp/pause.pid")).unwrap_or_default();
-        if let Some(pid) = pause.trim().parse().ok().and_then(Pid::from_raw) {
+        if let Some(pid) = pause.trim().parse().ok().and_then(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }

@@ -1,0 +1,28 @@
+//! `strata runtime` beside runc and crun: the same bundles, the same commands, the same outcome.
+//!
+//! What differs on purpose is in `docs/compat.md`. The peers see a machine with version 1 of cgroups alone: crun refuses
+//! the two side by side.
+
+mod bundle;
+mod containerd;
+mod dockerd;
+mod hooks;
+mod interrupted;
+mod lifecycle;
+mod podman;
+mod processes;
+mod resources;
+
+use strata_tests::tier::{Need, Suite};
+
+pub(crate) fn register(suite: &mut Suite) {
+    let needs = [Need::Busybox];
+    lifecycle::register(suite, &needs);
+    hooks::register(suite, &needs);
+    processes::register(suite, &needs);
+    resources::register(suite, &needs);
+    interrupted::register(suite, &needs);
+    podman::register(suite);
+    containerd::register(suite);
+    dockerd::register(suite);
+}
