@@ -102,6 +102,8 @@ fn affinity_of_an_exec() {
             landlock,
             listener: Listener::Agent,
             identity: Identity::default(),
+            inherited: strata_sandbox::Inherited::default(),
+            cgroup: None,
         })
         .unwrap();
         let mut text = String::new();
