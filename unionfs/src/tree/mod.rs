@@ -5,6 +5,7 @@
 //! In this order, each taken only after those above it:
 //!
 //! ```text
+//! a shard of the open nodes  (`fuse/operations/nodes.rs`) held while it is chosen how a node is served
 //! Object::copying        one node's copy-up, held while its data is copied
 //!   Tree::namespace      write: names change; read: everything that follows names. Never taken twice by one thread
 //!     Object::listing    the order of one directory
@@ -15,6 +16,9 @@
 //!
 //! `Tree::forgotten`, `Tree::outdated`, `Links`, `Handles`, `Object::heritage` and `Object::absent` are taken with any of
 //! these held, and nothing under them.
+//!
+//! What [`Tree::read_dir`] calls with each entry runs under `namespace` and `listing`: it must take no shard of the open
+//! nodes and call nothing here that takes either again. A reader too waits for a writer that waits.
 
 mod accounting;
 mod attributes;

@@ -1,6 +1,7 @@
 //! What the requests of the kernel mean for the tree. One implementation, whatever brings the requests.
 
 mod directory;
+mod mapped;
 mod nodes;
 mod open;
 mod sent_away;

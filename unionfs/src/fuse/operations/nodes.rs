@@ -9,7 +9,8 @@
 //! is *superseded* by a further one with the same inode number (`superseded.rs`), and the writer's open is answered
 //! ESTALE, upon which the kernel looks the name up again, once. The old readers keep the old bytes.
 //!
-//! Locks: a shard, then the table of superseding nodes or that of callers sent away.
+//! Locks: a shard, under which the tree may be used; then the table of superseding nodes, that of callers sent away or the
+//! set of mapped ones, under which nothing is waited for. No shard is taken by what the tree calls under its own locks.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -20,6 +21,7 @@ use crate::fuse::backing::Backing;
 use crate::node::Ino;
 use crate::survive::{Header, Keep, Known};
 
+use super::mapped::Mapped;
 use super::sent_away::SentAway;
 use super::superseded::{FIRST_ALIAS, Superseded};
 
@@ -36,6 +38,8 @@ pub(super) struct Nodes {
     shards: [Mutex<HashMap<NodeNumber, Node>>; SHARDS],
     superseded: Superseded,
     pub(super) sent_away: SentAway,
+    /// The nodes that are `mapped`.
+    mapped: Mapped,
     idle: AtomicU64,
 }
 
@@ -55,8 +59,9 @@ pub(super) struct Node {
     pub(super) sent_along: bool,
     /// Whether the lower's file is one to pass through, once that was found out.
     pub(super) suits: Option<bool>,
-    /// Stores through a mapping may change it without the kernel telling, so attributes must not be kept.
-    pub(super) mapped: bool,
+    /// Stores through a mapping may change it without the kernel telling, so attributes must not be kept. Set by
+    /// [`Nodes::note_mapped`] only.
+    mapped: bool,
 }
 
 /// How the data of an open node is served.
@@ -82,6 +87,7 @@ impl Nodes {
             shards: std::array::from_fn(|_| Mutex::default()),
             superseded: Superseded::new(FIRST_ALIAS + (generation << 32)),
             sent_away: SentAway::default(),
+            mapped: Mapped::default(),
             idle: AtomicU64::new(0),
         }
     }
@@ -107,6 +113,9 @@ impl Nodes {
             let ino = Ino(if known.ino == 0 { known.node } else { known.ino });
             let counted = if known.opens > 0 && counts(ino) { known.opens } else { 0 };
             let node = Node { opens: known.opens, counted, backing, ..Node::of_bits(known.state) };
+            if node.mapped {
+                self.mapped.add(known.node);
+            }
             self.lock(known.node).insert(known.node, node);
         });
     }
@@ -207,12 +216,19 @@ impl Nodes {
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether the kernel may keep the attributes of a node.
+    /// Notes that a node, if anything is known of it, may be changed through a mapping.
+    pub(super) fn note_mapped(&self, node: NodeNumber) {
+        self.with_known(node, |state| {
+            state.mapped = true;
+            self.mapped.add(node);
+        });
+    }
+
+    /// Returns whether the kernel may keep the attributes of a node. Takes no shard: it is called while the tree lists a
+    /// directory, and who holds a shard may wait for the tree.
     pub(super) fn attributes_stay(&self, node: NodeNumber) -> bool {
         // What two nodes share is changed by one without the other.
-        self.current(Ino(node)) == node
-            && !self.supersedes(node)
-            && self.lock(node).get(&node).is_none_or(|state| !state.mapped)
+        self.current(Ino(node)) == node && !self.supersedes(node) && !self.mapped.contains(node)
     }
 
     /// Takes back `count` references of the kernel to a node.
@@ -224,6 +240,9 @@ impl Nodes {
                 if shard.get(&node).is_some_and(|state| state.opens == 0) { shard.remove(&node) } else { None };
             if let Some(removed) = &removed {
                 self.write(node, removed.written(), None);
+                if removed.mapped {
+                    self.mapped.remove(node);
+                }
             }
             removed
         };
@@ -367,6 +386,31 @@ mod tests {
         nodes.with(7, |node| node.opens = 0);
         nodes.forget(7, 1);
         assert_eq!(nodes.current(Ino(7)), 7);
+    }
+
+    #[test]
+    fn attributes_of_a_mapped_node_do_not_stay_and_are_asked_for_without_its_shard() {
+        let nodes = Nodes::new(None);
+        nodes.note_mapped(7);
+        assert!(nodes.attributes_stay(7), "nothing is known of it");
+        nodes.with(7, |node| node.opens = 1);
+        nodes.note_mapped(7);
+        // With the shard taken by somebody else this would wait for ever.
+        nodes.with(7, |_| {
+            std::thread::scope(|scope| {
+                let (tell, told) = std::sync::mpsc::channel();
+                let nodes = &nodes;
+                scope.spawn(move || tell.send((nodes.attributes_stay(7), nodes.attributes_stay(7 + SHARDS as u64))));
+                let told = told.recv_timeout(std::time::Duration::from_secs(10));
+                if told != Ok((false, true)) {
+                    eprintln!("{told:?}");
+                    std::process::abort();
+                }
+            });
+        });
+        nodes.with(7, |node| node.opens = 0);
+        nodes.forget(7, 1);
+        assert!(nodes.attributes_stay(7));
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Operations {
                 Answer::Cached { .. } => return self.opened(node, opened, answer, flags),
                 Answer::Passed(_) => {
                     if flags & libc::O_ACCMODE == libc::O_RDWR {
-                        self.note_mapped(node);
+                        self.nodes.note_mapped(node);
                     }
                     return self.opened(node, opened, answer, flags);
                 }
@@ -111,7 +111,7 @@ impl Operations {
         let node = self.nodes.tell(stat.ino);
         let answer = self.choose(node, stat.ino, Opened::Upper, true, true, register);
         if flags & libc::O_ACCMODE == libc::O_RDWR && matches!(answer, Answer::Passed(_)) {
-            self.note_mapped(node);
+            self.nodes.note_mapped(node);
         }
         Reply::Created(self.entry(stat, node), self.describe(Opened::Upper, answer))
     }
@@ -316,10 +316,6 @@ impl Operations {
         let Ok(stat) = self.tree.stat(ino) else { return false };
         let Ok(length) = self.tree.read(ino, &mut head, 0) else { return false };
         suits_passthrough(stat.size, &head[..length])
-    }
-
-    fn note_mapped(&self, node: NodeNumber) {
-        self.nodes.with_known(node, |state| state.mapped = true);
     }
 
     /// Describes an opened file. RELEASE has to know whether the tree counted the open, and which server's tree.
