@@ -129,7 +129,8 @@ impl Engine {
             if progress.here != here {
                 (last, here) = (Instant::now(), progress.here);
             }
-            if last.elapsed() > PATIENCE {
+            // What was refused does not come, however long one waits.
+            if progress.refused || last.elapsed() > PATIENCE {
                 let failure = progress.failure.unwrap_or_else(|| "the registry does not answer".to_owned());
                 return Err(CompleteError::Stalled { here, size: progress.size, failure });
             }

@@ -108,9 +108,11 @@ fn image_json(image: &Image) -> Value {
 fn state_of(lazy: Option<&LazyProgress>) -> Value {
     match lazy {
         None => json!({ "Status": "whole" }),
-        Some(LazyProgress { here, size, failure }) => json!({
-            "Status": "fetching", "Fetched": here, "Size": size, "Failure": failure.clone().unwrap_or_default(),
-        }),
+        Some(LazyProgress { here, size, failure, refused }) => {
+            let status = if *refused { "refused" } else { "fetching" };
+            let failure = failure.clone().unwrap_or_default();
+            json!({ "Status": status, "Fetched": here, "Size": size, "Failure": failure })
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 use strata_layer::{DiffId, Digest};
 
-use crate::disk::{DiskError, Lock, OnDisk, Sharing, read_if_present, sync_folder, write_durably};
+use crate::disk::{DiskError, Lock, OnDisk, Sharing, exists, names_in, read_if_present, sync_folder, write_durably};
 use crate::image_id::ImageId;
 use crate::layout::Layout;
 use crate::model::parse_own_json;
@@ -45,12 +45,26 @@ pub(crate) struct NameRecord {
 }
 
 impl Catalog {
-    /// Reads the catalog of a store. A new store has none yet.
+    /// Reads the catalog of a store. A new store has none yet; one that has layers has lost it.
     pub(crate) fn read(layout: &Layout) -> Result<Catalog, CatalogError> {
         match read_if_present(&layout.catalog())? {
             Some(bytes) => Catalog::from_bytes(&bytes),
+            None if has_layers(layout)? => Err(CatalogError::Damaged),
             None => Ok(Catalog::default()),
         }
+    }
+
+    /// Gives a new store its catalog: afterwards it cannot be missing rightly.
+    pub(crate) fn establish(layout: &Layout) -> Result<(), DiskError> {
+        if exists(&layout.catalog())? {
+            return Ok(());
+        }
+        let guard = CatalogGuard::lock(layout)?;
+        // Raced with another process that has opened the new store.
+        if exists(&layout.catalog())? || has_layers(layout)? {
+            return Ok(());
+        }
+        guard.write(&Catalog::default())
     }
 
     /// Returns the names of an image.
@@ -84,6 +98,12 @@ impl Catalog {
         bytes.extend(body);
         bytes
     }
+}
+
+/// Returns whether there are layers, which only a store with a catalog gets.
+fn has_layers(layout: &Layout) -> Result<bool, DiskError> {
+    let layers = layout.layers();
+    Ok(exists(&layers)? && !names_in(&layers)?.is_empty())
 }
 
 /// The lock of the catalog, held exclusively.
@@ -127,8 +147,8 @@ pub enum CatalogError {
     /// The file could not be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The file is not what was written.
-    #[error("the list of images (refs/catalog) is damaged")]
+    /// The file is not what was written, or is missing.
+    #[error("the list of images (refs/catalog) is damaged or missing")]
     Damaged,
 }
 

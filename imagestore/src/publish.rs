@@ -19,7 +19,7 @@ use crate::gc::sweep_locked;
 use crate::image_id::ImageId;
 use crate::ingest::NewLayer;
 use crate::layout::{BLOB, INDEX, TAR};
-use crate::lazy::is_lazy;
+use crate::lazy::{is_lazy, is_refused};
 use crate::model::Manifest;
 use crate::new_stack::NewStack;
 use crate::reference::ImageRef;
@@ -158,10 +158,10 @@ impl Store {
         rename_unless_present(folder, &place).map(|_| ())
     }
 
-    /// Returns whether a layer is in the store, be it that it is not whole yet.
+    /// Returns whether a layer is in the store, be it that it is not whole yet. One that turned out to be another is not.
     pub(crate) fn has_layer(&self, layer: DiffId) -> Result<bool, DiskError> {
         let folder = self.layout.layer(layer);
-        Ok(exists(&folder.join(TAR))? || is_lazy(&folder)?)
+        Ok(exists(&folder.join(TAR))? || (is_lazy(&folder)? && !is_refused(&folder)?))
     }
 
     /// Moves a merged index to its place. It is a cache, so what is there already is as good.

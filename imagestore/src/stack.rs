@@ -16,9 +16,10 @@ use crate::disk::{
     DiskError, Lock, OnDisk, Sharing, create_new, exists, make_folder, open_if_present, read_if_present,
     rename_unless_present, sync_folder, write_durably,
 };
+use crate::fsck::with_causes;
 use crate::image_id::ImageId;
 use crate::layout::{BUILD_LOCK, CHAIN_LAYERS, INDEX, OBJECTS, TAR};
-use crate::lazy::{FolderAccess, LAZY, LazyFolder, LazyProgress, is_lazy};
+use crate::lazy::{FolderAccess, LAZY, LazyFolder, LazyProgress, is_lazy, is_refused};
 use crate::lease;
 use crate::store::{Store, StoreError};
 use crate::work::WorkDir;
@@ -140,6 +141,9 @@ impl Store {
         for (paths, expected) in layers.iter().zip((0..).map_while(|number| merged.layer(number))) {
             let layer = paths.diff_id;
             if paths.lazy_in.is_some() {
+                if is_refused(&self.layout.layer(layer))? {
+                    return Err(StackError::RefusedLayer { layer });
+                }
                 // What there is of it is told by its map.
                 continue;
             }
@@ -178,14 +182,21 @@ impl Store {
     pub fn lazy_progress(&self, layers: &[DiffId]) -> Result<Option<LazyProgress>, StoreError> {
         let mut sum: Option<LazyProgress> = None;
         for layer in self.absent_layers(layers) {
-            // Whole by now, if it cannot be opened.
             let folder = self.layout.layer(layer).join(LAZY);
-            let Some(folder) = LazyFolder::open(&folder, FolderAccess::Read)? else { continue };
-            let progress = folder.progress()?;
+            let progress = match LazyFolder::open(&folder, FolderAccess::Read) {
+                Ok(Some(folder)) => folder.progress()?,
+                // Whole by now.
+                Ok(None) => continue,
+                Err(error) if error.source.kind() == io::ErrorKind::InvalidData => {
+                    LazyProgress { failure: Some(with_causes(&error)), refused: true, ..LazyProgress::default() }
+                }
+                Err(error) => return Err(error.into()),
+            };
             let sum = sum.get_or_insert_default();
             sum.here += progress.here;
             sum.size += progress.size;
             sum.failure = sum.failure.take().or(progress.failure);
+            sum.refused |= progress.refused;
         }
         Ok(sum)
     }
@@ -329,6 +340,12 @@ pub enum StackError {
         layer: DiffId,
         /// The digest of what is there, if it could be read as a layer at all.
         found: Option<Digest>,
+    },
+    /// A layer that was used before it was whole turned out to be another.
+    #[error("layer {layer} is not what its table of contents said; pull the image again to fetch the layer as a whole")]
+    RefusedLayer {
+        /// The layer.
+        layer: DiffId,
     },
     /// An index that was just written cannot be read.
     #[error("the new index of layer {layer} cannot be read back")]

@@ -38,6 +38,7 @@ impl Store {
                 make_folder(&folder)?;
             }
             work::remove_leftovers(&layout)?;
+            Catalog::establish(&layout)?;
             reserve::put_aside(&layout);
         }
         Ok(Store { layout, access })

@@ -510,7 +510,7 @@ fn a_damaged_list_of_images_is_named() {
     let last = bytes.len() - 5;
     bytes[last] ^= 1;
     fs::write(&path, bytes).unwrap();
-    let message = "the list of images (refs/catalog) is damaged";
+    let message = "the list of images (refs/catalog) is damaged or missing";
     assert_eq!(store.images().unwrap_err().to_string(), message);
     assert_eq!(store.gc().unwrap_err().to_string(), message);
     assert_eq!(count(&store, "layers"), 3);

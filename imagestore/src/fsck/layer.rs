@@ -13,7 +13,8 @@ use strata_sys::verity;
 
 use super::{Check, Depth, Subject, is_damage};
 use crate::disk::{DiskError, OnDisk, create_new, open_if_present, read_if_present};
-use crate::layout::{BLOB, CHECKED, COMPRESSED, OBJECTS, VERITY};
+use crate::layout::{BLOB, CHECKED, COMPRESSED, OBJECTS, TAR, VERITY};
+use crate::lazy::{FolderAccess, LAZY, LazyFolder, is_lazy};
 use crate::progress::Event;
 use crate::stack::{StackError, open_sound};
 use crate::store::{Store, StoreError};
@@ -23,8 +24,7 @@ impl Check<'_> {
     pub(super) fn layer(&mut self, layer: DiffId) -> Result<(), StoreError> {
         let paths = self.store.layer_paths(layer);
         if paths.lazy_in.is_some() {
-            // It is verified chunk by chunk when it comes, and as a whole at the end.
-            return Ok(());
+            return self.lazy(layer);
         }
         let Some(tar) = open_if_present(&paths.tar)? else {
             self.found(Subject::Layer(layer), "its tar is missing");
@@ -46,6 +46,32 @@ impl Check<'_> {
         }
         self.objects(layer)?;
         self.notes(layer)
+    }
+
+    /// Checks what there is of a layer that is not whole. Its content is verified when it comes, and as a whole at the end.
+    fn lazy(&mut self, layer: DiffId) -> Result<(), StoreError> {
+        let place = self.store.layout.layer(layer);
+        match LazyFolder::open(&place.join(LAZY), FolderAccess::Read) {
+            Err(error) if error.source.kind() == io::ErrorKind::InvalidData => {
+                self.found(Subject::Layer(layer), super::with_causes(&error));
+                return Ok(());
+            }
+            Ok(Some(folder)) if folder.is_refused()? => {
+                self.found(Subject::Layer(layer), "it is not what its table of contents said");
+                return Ok(());
+            }
+            // It may have become an ordinary one meanwhile.
+            Ok(None) if open_if_present(&place.join(TAR))?.is_none() && is_lazy(&place)? => {
+                self.found(Subject::Layer(layer), "what was fetched of it is missing");
+                return Ok(());
+            }
+            result => drop(result?),
+        }
+        // It cannot be made of a tar that is not there.
+        if open_sound(&self.store.layer_paths(layer).index)?.is_none() {
+            self.found(Subject::Layer(layer), "it is not whole, and its index is damaged");
+        }
+        Ok(())
     }
 
     /// Reads the whole tar.

@@ -303,7 +303,7 @@ fn is_damage(error: &StoreError) -> bool {
 }
 
 /// Returns an error with its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -278,7 +278,8 @@ impl Check<'_> {
             Ok(catalog) => return Ok(catalog),
             Err(_) => self.store.images_by_documents()?,
         };
-        put_aside(&self.store.layout, &self.store.layout.catalog())?;
+        // The old one stays in its place until the new one is there: without any, everything would count as unneeded.
+        keep_copy(&self.store.layout, &self.store.layout.catalog())?;
         guard.write(&catalog)?;
         if let Some(finding) = self.report.findings.last_mut() {
             let how = format!("{} images found again by their documents; their names are lost", catalog.images.len());
@@ -289,35 +290,65 @@ impl Check<'_> {
 }
 
 impl Store {
-    /// Finds the images whose documents and layers are in the store.
+    /// Finds the images by their documents. Those that lack something are among them, so that the rest of them is kept, and
+    /// what is missing is found by whoever checks them.
     fn images_by_documents(&self) -> Result<Catalog, StoreError> {
         let mut catalog = Catalog::default();
         let now = u64::try_from(Timestamp::now().seconds).unwrap_or(0);
+        let by_blob = self.layers_by_blob()?;
+        let mut configs = Vec::new();
         for name in names_in(&self.layout.blobs())? {
             let Ok(digest) = Digest::from_hex(&name) else { continue };
             let Ok(bytes) = self.blob(digest) else { continue };
-            let Ok(Document::Manifest(manifest)) = Document::parse(&bytes, "") else { continue };
+            let Ok(Document::Manifest(manifest)) = Document::parse(&bytes, "") else {
+                let config = ImageConfig::parse(&bytes).ok().filter(|config| !config.rootfs.diff_ids.is_empty());
+                configs.extend(config.map(|config| (ImageId(digest), config.rootfs.diff_ids)));
+                continue;
+            };
             let config = self.blob(manifest.config.digest).ok().and_then(|bytes| ImageConfig::parse(&bytes).ok());
-            let Some(config) = config else { continue };
-            let layers = config.rootfs.diff_ids;
-            if layers.len() == manifest.layers.len()
-                && layers.iter().all(|layer| self.has_layer(*layer).unwrap_or(false))
-            {
-                let record = ImageRecord { manifest: digest, layers, tagged: now };
-                catalog.images.insert(ImageId(manifest.config.digest), record);
-            }
+            let layers = match config {
+                Some(config) if config.rootfs.diff_ids.len() == manifest.layers.len() => config.rootfs.diff_ids,
+                Some(_) => continue,
+                // The blobs tell which layers these are; a layer that is stored as it came has the digest of its tar.
+                None => {
+                    let layer = |blob: Digest| by_blob.get(&blob).copied().unwrap_or(DiffId(blob));
+                    manifest.layers.iter().map(|descriptor| layer(descriptor.digest)).collect()
+                }
+            };
+            let record = ImageRecord { manifest: digest, layers, tagged: now };
+            catalog.images.insert(ImageId(manifest.config.digest), record);
+        }
+        for (id, layers) in configs {
+            // The digest of a manifest that nobody has: a check finds it missing, and a repair writes another.
+            let manifest = Digest::of(format!("manifest of {id}").as_bytes());
+            catalog.images.entry(id).or_insert(ImageRecord { manifest, layers, tagged: now });
         }
         Ok(catalog)
     }
 }
 
-/// Moves something damaged out of the way. What is not there needs no moving.
-fn put_aside(layout: &Layout, path: &Path) -> Result<(), DiskError> {
+/// Returns a free place for something damaged.
+fn aside(layout: &Layout, path: &Path) -> Result<PathBuf, DiskError> {
     make_folder(&layout.quarantine())?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let free = |place: &PathBuf| !place.exists();
     let numbered = |number: usize| layout.quarantine().join(format!("{name}.{number}"));
-    let place = (1..).map(numbered).find(free).unwrap_or_else(|| numbered(0));
+    Ok((1..).map(numbered).find(free).unwrap_or_else(|| numbered(0)))
+}
+
+/// Keeps a damaged file that is about to be replaced. What is not there needs no keeping.
+fn keep_copy(layout: &Layout, path: &Path) -> Result<(), DiskError> {
+    let place = aside(layout, path)?;
+    // Where there are no hard links, a copy does.
+    match fs::hard_link(path, &place).or_else(|_| fs::copy(path, &place).map(drop)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.on_disk("copy", path),
+    }
+}
+
+/// Moves something damaged out of the way. What is not there needs no moving.
+fn put_aside(layout: &Layout, path: &Path) -> Result<(), DiskError> {
+    let place = aside(layout, path)?;
     match fs::rename(path, &place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.on_disk("rename", path),

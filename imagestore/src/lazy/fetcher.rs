@@ -5,14 +5,15 @@
 
 pub(super) mod layer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +24,8 @@ use super::LAZY;
 use super::folder::{FolderAccess, LazyFolder};
 use super::reader::{ENDING, REQUEST, SOCKET, wake};
 use crate::disk::{DiskError, Lock, OnDisk, Sharing, make_folder, names_in};
-use crate::layout::FETCHER;
+use crate::fsck::with_causes;
+use crate::layout::{FETCHER, TAR};
 use crate::registry::{RegistryClient, RegistryError};
 use crate::store::{Store, StoreError};
 use crate::timestamp::Timestamp;
@@ -100,6 +102,12 @@ pub struct Fetcher {
     asked: AtomicU64,
     /// When something was last received or asked for.
     alive: Mutex<Instant>,
+    /// Held while a layer is opened.
+    opening: Mutex<()>,
+    /// Layers that could not be opened and were told of.
+    unusable: Mutex<HashSet<DiffId>>,
+    /// Counts what was taken in the background.
+    turn: AtomicUsize,
 }
 
 impl Fetcher {
@@ -113,6 +121,9 @@ impl Fetcher {
             ending: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             alive: Mutex::new(Instant::now()),
+            opening: Mutex::default(),
+            unusable: Mutex::default(),
+            turn: AtomicUsize::new(0),
         }
     }
 
@@ -184,23 +195,36 @@ impl Fetcher {
     fn look_for_layers(&self) -> Result<(), FetchError> {
         for name in names_in(&self.store.layout.layers())? {
             let Ok(diff_id) = Digest::from_hex(&name).map(DiffId) else { continue };
-            if !self.layers().contains_key(&diff_id) {
-                self.open_layer(diff_id)?;
+            if self.known(diff_id).is_none() {
+                // One that cannot be opened must not keep the others from coming. Its readers are told.
+                if let Err(error) = self.open_layer(diff_id)
+                    && self.unusable.lock().unwrap_or_else(PoisonError::into_inner).insert(diff_id)
+                {
+                    self.log(diff_id, &with_causes(&error));
+                }
             }
         }
-        // What was removed from the store stays open until nobody can be using it.
-        self.layers().retain(|_, layer| !layer.is_over());
+        // Nobody uses what was removed from the store.
+        self.layers().retain(|_, layer| !layer.is_over() && layer.is_in_store());
         Ok(())
     }
 
+    /// Returns a layer that is known, unless it was removed from the store: then another one may have its place.
+    fn known(&self, diff_id: DiffId) -> Option<Arc<FetchedLayer>> {
+        self.layers().get(&diff_id).filter(|layer| layer.is_in_store()).cloned()
+    }
+
     fn open_layer(&self, diff_id: DiffId) -> Result<Option<Arc<FetchedLayer>>, DiskError> {
-        let path = self.store.layout.layer(diff_id).join(LAZY);
-        if !path.exists() {
-            return Ok(None);
+        // Two at once would take back chunks that the other one has just fetched.
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layer) = self.known(diff_id) {
+            return Ok(Some(layer));
         }
+        let path = self.store.layout.layer(diff_id).join(LAZY);
         let Some(folder) = LazyFolder::open(&path, FolderAccess::Write)? else { return Ok(None) };
         let layer = Arc::new(FetchedLayer::new(diff_id, folder)?);
-        Ok(Some(Arc::clone(self.layers().entry(diff_id).or_insert(layer))))
+        self.layers().insert(diff_id, Arc::clone(&layer));
+        Ok(Some(layer))
     }
 
     /// Makes ordinary layers of those that are all here.
@@ -209,19 +233,18 @@ impl Fetcher {
         for layer in ready {
             match layer.complete(&self.store) {
                 Ok(()) => {}
-                Err(error) => self.note(&layer, &error),
+                Err(error) => {
+                    layer.put_off();
+                    self.note(&layer, &error);
+                }
             }
         }
     }
 
     /// Fetches in the background.
     fn prefetch(&self) {
-        let mut pause = LOOK;
         loop {
-            let next = self.layers().values().find_map(|layer| {
-                let chunks = layer.take_next(PREFETCHED)?;
-                Some((Arc::clone(layer), chunks))
-            });
+            let next = self.take_next();
             // Readers come first: they wait, and the link is one.
             if self.asked.load(Ordering::Acquire) > 0 {
                 thread::sleep(YIELD);
@@ -231,17 +254,23 @@ impl Fetcher {
                 continue;
             };
             match layer.fetch(&self.client, chunks) {
-                Ok(()) => {
-                    self.note_life();
-                    pause = LOOK;
-                }
+                Ok(()) => self.note_life(),
                 Err(error) => {
+                    layer.put_off();
                     self.note(&layer, &error);
-                    thread::sleep(pause);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }
+    }
+
+    /// Takes the next chunks of one layer, each time of another one: none waits for the others, nor for one that fails.
+    fn take_next(&self) -> Option<(Arc<FetchedLayer>, Range<usize>)> {
+        let layers = self.layers();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % layers.len().max(1);
+        layers.values().cycle().skip(turn).take(layers.len()).find_map(|layer| {
+            let chunks = layer.take_next(PREFETCHED)?;
+            Some((Arc::clone(layer), chunks))
+        })
     }
 
     fn note_life(&self) {
@@ -282,13 +311,11 @@ impl Fetcher {
             return 0;
         }
         let diff_id = DiffId(Digest::from_bytes(request[..32].try_into().expect("32 bytes")));
-        let known = self.layers().get(&diff_id).cloned();
-        let layer = match known {
-            Some(layer) => layer,
-            None => match self.open_layer(diff_id) {
-                Ok(Some(layer)) => layer,
-                Ok(None) | Err(_) => return failed,
-            },
+        let layer = match self.known(diff_id).map_or_else(|| self.open_layer(diff_id), |layer| Ok(Some(layer))) {
+            Ok(Some(layer)) => layer,
+            // It became an ordinary layer just now, and the reader has all of it.
+            Ok(None) if self.store.layout.layer(diff_id).join(TAR).exists() => return 0,
+            Ok(None) | Err(_) => return failed,
         };
         match layer.demand(&self.client, offset, length) {
             Ok(()) => {
@@ -304,20 +331,19 @@ impl Fetcher {
 
     /// Tells people what failed: beside the layer, where `inspect` finds it, and in the log.
     fn note(&self, layer: &FetchedLayer, error: &FetchError) {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(source) = cause {
-            text.push_str(&format!(": {source}"));
-            cause = source.source();
-        }
+        let text = with_causes(error);
         layer.note_failure(&format!("{} {text}", Timestamp::now()));
+        self.log(layer.diff_id, &text);
+    }
+
+    fn log(&self, layer: DiffId, text: &str) {
         let path = self.store.layout.root().join(FETCHER).join(LOG);
         let mut options = OpenOptions::new();
         let is_full = fs::metadata(&path).is_ok_and(|metadata| metadata.len() > MAX_LOG);
         let log = options.create(true).append(!is_full).write(true).truncate(is_full).mode(0o600).open(&path);
         // Without a log there is still what lies beside the layer.
         if let Ok(mut log) = log {
-            let _ = writeln!(log, "{} layer {}: {text}", Timestamp::now(), layer.diff_id);
+            let _ = writeln!(log, "{} layer {layer}: {text}", Timestamp::now());
         }
     }
 }
@@ -342,7 +368,6 @@ const PREFETCHED: u64 = 4 << 20;
 /// How often new layers are looked for.
 const LOOK: Duration = Duration::from_millis(200);
 const YIELD: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long it stays when there is nothing to do.
 const LINGER: Duration = Duration::from_secs(3);
 /// How long it tries when nothing comes and nobody asks.

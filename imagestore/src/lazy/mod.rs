@@ -27,7 +27,7 @@ use fetcher::layer::NEXT_INDEX;
 
 pub use fetcher::{FetchError, Fetcher};
 pub use folder::LazyProgress;
-pub(crate) use folder::{FolderAccess, LAZY, LazyFolder, Source, is_lazy};
+pub(crate) use folder::{FolderAccess, LAZY, LazyFolder, Source, is_lazy, is_refused};
 pub use map::MapError;
 pub use reader::{LazyLayer, StartFetcher};
 

@@ -30,6 +30,8 @@ pub struct LazyLayer {
     /// The layer's tar once it is there.
     tar: PathBuf,
     whole: AtomicBool,
+    /// What counts as here was compared since the machine was started.
+    compared: AtomicBool,
     /// Connections to the fetcher that nobody uses right now.
     idle: Mutex<Vec<UnixStream>>,
     start: StartFetcher,
@@ -47,6 +49,7 @@ impl LazyLayer {
             folder,
             tar: layer.join(TAR),
             whole: AtomicBool::new(false),
+            compared: AtomicBool::new(false),
             idle: Mutex::default(),
             start,
             deadline: deadline(),
@@ -78,8 +81,23 @@ impl LazyLayer {
 
     /// Returns whether reading these bytes needs nothing to be fetched.
     pub fn is_here(&self, offset: u64, length: u64) -> bool {
-        let here = |offset| self.folder.has(self.folder.map.covering(offset, length)).unwrap_or(false);
-        self.whole.load(Ordering::Relaxed) || self.place(offset).is_ok_and(here) || self.is_whole()
+        self.whole.load(Ordering::Relaxed)
+            || self.place(offset).is_ok_and(|place| self.has(place, length))
+            || self.is_whole()
+    }
+
+    /// Returns whether these bytes of the content are here and verified.
+    fn has(&self, place: u64, length: u64) -> bool {
+        self.is_compared() && self.folder.has(self.folder.map.covering(place, length)).unwrap_or(false)
+    }
+
+    /// Returns whether what counts as here can be believed. After a power cut only the fetcher knows what of it has reached
+    /// the disk: it compares everything before it answers.
+    fn is_compared(&self) -> bool {
+        let compared =
+            self.compared.load(Ordering::Relaxed) || self.folder.is_of_another_boot().is_ok_and(|another| !another);
+        self.compared.store(compared, Ordering::Relaxed);
+        compared
     }
 
     /// Fills a buffer from an address of the layer's index on. Waits for what is not here, up to the deadline; then, and
@@ -119,7 +137,15 @@ impl LazyLayer {
             match asked {
                 Ok((connection, 0)) => {
                     self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-                    return Ok(());
+                    if self.has(place, length) || self.is_whole() {
+                        return Ok(());
+                    }
+                    // The answer was about another object: what this one lacks nobody fetches any more once it was
+                    // removed from the store, and the fetcher looks again otherwise.
+                    if !self.folder.is_in_place() || Instant::now() >= end {
+                        return Err(failed());
+                    }
+                    std::thread::sleep(RETRY);
                 }
                 Ok((_, errno)) if errno == ENDING => std::thread::sleep(RETRY),
                 Ok((_, errno)) => return Err(io::Error::from_raw_os_error(errno)),

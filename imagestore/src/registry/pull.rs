@@ -16,6 +16,7 @@ use super::manifests::Fetched;
 use crate::image_id::ImageId;
 use crate::ingest::{NewLayer, ingest_layer};
 use crate::layout::COMPRESSED;
+use crate::lazy::is_refused;
 use crate::model::{Descriptor, Document, ImageConfig, MAX_CONFIG, Manifest, Platform};
 use crate::progress::{Event, Progress};
 use crate::publish::NewImage;
@@ -246,6 +247,10 @@ impl Store {
             let describer = Early::new(&found.remote, place, by_tag.then_some(found.manifest.digest), progress);
             for layer in &found.layers {
                 let Some((_, diff_id)) = wanted.get(&layer.digest) else { continue };
+                if is_refused(&self.layout.layer(*diff_id)).map_err(StoreError::from)? {
+                    // What was told of it beforehand was wrong once.
+                    continue;
+                }
                 let folder = work.path().join(format!("early-{}", early.len()));
                 if let Some(new) = describer.describe(layer, *diff_id, folder)? {
                     progress.report(Event::Early { layer: &layer.digest.to_string() });

@@ -67,6 +67,10 @@ impl Pulled {
         self.tars[layer].with_file_name(name)
     }
 
+    fn blobs_of(&self, image: &strata_imagestore::ImageId) -> PathBuf {
+        self.store.root().join("blobs/sha256").join(image.0.hex())
+    }
+
     fn blobs(&self) -> (PathBuf, PathBuf) {
         let image = &self.store.images().unwrap()[0];
         let blob = |digest: strata_layer::Digest| self.store.root().join("blobs/sha256").join(digest.hex());
@@ -245,6 +249,26 @@ fn a_damaged_list_of_images_is_made_again() {
     let images = store.images().unwrap();
     assert!(images.len() == 1 && images[0].id == id && images[0].names.is_empty());
     check_whole(store);
+    assert!(fs::read_dir(store.root().join("quarantine")).unwrap().count() == 1);
+}
+
+#[test]
+fn a_list_of_images_that_is_missing_is_no_empty_one() {
+    let pulled = pulled();
+    let store = &pulled.store;
+    let id = store.images().unwrap()[0].id;
+    fs::remove_file(store.root().join("refs/catalog")).unwrap();
+    assert!(store.images().is_err() && store.gc().is_err());
+    assert!(Store::open(store.root()).unwrap().images().is_err());
+    // What an image has lost is no reason to lose the rest of it.
+    fs::remove_file(&pulled.tars[0]).unwrap();
+    fs::remove_file(pulled.blobs_of(&id)).unwrap();
+    let report = fsck(store, Depth::Whole, Mend::Everything(None));
+    let kinds: Vec<&str> = report.findings.iter().map(|finding| finding.subject.kind()).collect();
+    assert_eq!(kinds, ["catalog", "config", "layer"], "{report:#?}");
+    store.gc().unwrap();
+    assert_eq!(store.images().map(|images| images.len()).unwrap_or(1), 1);
+    assert!(pulled.tars[1].exists() && pulled.tars[2].exists());
 }
 
 #[test]

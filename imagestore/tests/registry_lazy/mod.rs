@@ -245,6 +245,7 @@ fn a_table_that_lies_is_found_out_and_nothing_is_served_any_more() {
         let image = put_image(&scene, &[blob]);
         let store = scene.store("early");
         pull_early(&scene, &store).unwrap();
+        let extent = some_file(&store, &image);
         fetch(&scene, &store);
         let layers = store.image(&image).unwrap().layers;
         let end = Instant::now() + Duration::from_secs(20);
@@ -259,10 +260,105 @@ fn a_table_that_lies_is_found_out_and_nothing_is_served_any_more() {
         assert!(failure.contains("turned out to have the digest"), "{failure}");
         let layer = open_layer(&store, layers[0]).unwrap();
         assert!(!layer.is_whole());
-        let extent = some_file(&store, &image);
         assert!(layer.read_exact_at(&mut [0], extent.source).is_err());
         assert!(!store.root().join("layers").join(layers[0].0.hex()).join("tar").exists());
+        assert!(store.lazy_progress(&layers).unwrap().unwrap().refused);
+        // Nobody has to find it out again.
+        assert!(store.stack(&image).unwrap_err().to_string().contains("is not what its table of contents said"));
+        assert!(verify(&store)[0].problem.contains("is not what its table of contents said"));
+        let copy = scene.folder.path().join("copy");
+        copy_folder(store.root(), &copy);
+        let copy = Store::open(&copy).unwrap();
+        fetch(&scene, &copy);
+        let layer = open_layer(&copy, layers[0]).unwrap().with_deadline(Duration::from_secs(3));
+        assert!(layer.read_exact_at(&mut [0], extent.source).is_err());
+        // The next pull takes the whole layer, which is another one here.
+        let error = pull_early(&scene, &store).unwrap_err();
+        assert!(matches!(error, RegistryError::DiffId { .. }), "{error:?}");
     }
+}
+
+#[test]
+fn a_layer_that_is_removed_and_pulled_again_is_another_one() {
+    for blob in blobs(57) {
+        let scene = Scene::new(&sample_layers());
+        let image = put_image(&scene, &[blob]);
+        let whole = scene.store("whole");
+        scene.pull(&whole).unwrap();
+        let expected = contents(&whole, &image);
+        let store = scene.store("early");
+        pull_early(&scene, &store).unwrap();
+        let layers = store.image(&image).unwrap().layers;
+        let extent = some_file(&store, &image);
+        let before = open_layer(&store, layers[0]).unwrap();
+        scene.misbehave("GET /v2/*/blobs/* skip=1 reset");
+        fetch(&scene, &store);
+        let end = Instant::now() + Duration::from_secs(20);
+        while store.lazy_progress(&layers).unwrap().unwrap().here == 0 {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        store.remove(&scene.name("team/app:1").to_string(), &Default::default()).unwrap();
+        scene.server.behave();
+        pull_early(&scene, &store).unwrap();
+        assert!(contents(&store, &image) == expected);
+        wait_until_whole(&store, &image);
+        check_whole(&store);
+        assert!(contents(&store, &image) == expected);
+        // What was opened before has what came before, and no zeros.
+        let mut bytes = vec![0; usize::try_from(extent.length).unwrap()];
+        let mut after = bytes.clone();
+        if before.read_exact_at(&mut bytes, extent.source).is_ok() && extent.source < 1 << 56 {
+            let tar = std::fs::File::open(store.stack(&image).unwrap().layers[0].tar.clone()).unwrap();
+            std::os::unix::fs::FileExt::read_exact_at(&tar, &mut after, extent.source).unwrap();
+            assert!(bytes == after);
+        }
+    }
+}
+
+#[test]
+fn what_a_power_cut_has_left_is_compared_before_it_is_served() {
+    for blob in blobs(58) {
+        let scene = Scene::new(&sample_layers());
+        let image = put_image(&scene, &[blob]);
+        let whole = scene.store("whole");
+        scene.pull(&whole).unwrap();
+        let store = scene.store("early");
+        pull_early(&scene, &store).unwrap();
+        // The chunks count as being there, and none has reached the disk.
+        let layer = store.image(&image).unwrap().layers[0];
+        let lazy = store.root().join("layers").join(layer.0.hex()).join("lazy");
+        let count = std::fs::metadata(lazy.join("have")).unwrap().len();
+        std::fs::write(lazy.join("have"), vec![1; usize::try_from(count).unwrap()]).unwrap();
+        std::fs::write(lazy.join("boot"), "another").unwrap();
+        fetch(&scene, &store);
+        assert!(contents(&store, &image) == contents(&whole, &image));
+        wait_until_whole(&store, &image);
+        check_whole(&store);
+    }
+}
+
+#[test]
+fn a_damaged_map_is_no_whole_layer() {
+    let [blob, _] = blobs(59);
+    let scene = Scene::new(&sample_layers());
+    let image = put_image(&scene, &[blob]);
+    let store = scene.store("early");
+    pull_early(&scene, &store).unwrap();
+    let layer = store.image(&image).unwrap().layers[0];
+    let map = store.root().join("layers").join(layer.0.hex()).join("lazy/map");
+    let mut bytes = std::fs::read(&map).unwrap();
+    bytes[80] ^= 1;
+    std::fs::write(&map, bytes).unwrap();
+    assert!(LazyLayer::open(store.root(), layer, |_| Ok(())).is_err());
+    assert!(store.images().unwrap()[0].lazy.as_ref().unwrap().refused);
+    let findings = verify(&store);
+    assert!(findings.len() == 1 && findings[0].problem.contains("map"), "{findings:?}");
+    let mend = strata_imagestore::Mend::Everything(Some(&scene.client()));
+    let options = strata_imagestore::FsckOptions { depth: strata_imagestore::Depth::Whole, mend };
+    assert!(store.fsck(&options, &()).unwrap().is_whole());
+    check_whole(&store);
+    assert!(store.images().unwrap()[0].lazy.is_none());
 }
 
 #[test]

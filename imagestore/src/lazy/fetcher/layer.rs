@@ -15,7 +15,9 @@ use strata_layer::{DiffId, Digest};
 
 use super::FetchError;
 use crate::catalog::CatalogGuard;
-use crate::disk::{DiskError, Lock, OnDisk, Sharing, create_new, names_in, open_if_present, sync_folder};
+use crate::disk::{
+    DiskError, Lock, OnDisk, Sharing, create_new, names_in, open_if_present, sync_folder, write_durably,
+};
 use crate::ingest::IngestError;
 use crate::layout::{BLOB, CHAIN_LAYERS, INDEX, TAR};
 use crate::lazy::LAZY;
@@ -44,6 +46,10 @@ struct State {
     failed: bool,
     /// When it was last tried to make it an ordinary layer.
     tried: Instant,
+    /// Nothing is tried in the background before; readers that ask are served.
+    not_before: Instant,
+    /// How long that is put off the next time.
+    pause: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +68,7 @@ enum Phase {
     Completing,
     /// Its tar is there, but a mount still uses what stood in its place.
     InUse,
-    /// It is an ordinary layer.
+    /// It is an ordinary layer, or not in the store any more.
     Whole,
     /// It is not the layer that it should be.
     Refused,
@@ -93,7 +99,9 @@ impl FetchedLayer {
                 }
             }
         }
-        let state = State { chunks, next: 0, phase: Phase::Fetching, failed: false, tried: Instant::now() };
+        let phase = if folder.is_refused()? { Phase::Refused } else { Phase::Fetching };
+        let now = Instant::now();
+        let state = State { chunks, next: 0, phase, failed: false, tried: now, not_before: now, pause: FIRST_PAUSE };
         Ok(FetchedLayer { diff_id, folder, state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -111,11 +119,24 @@ impl FetchedLayer {
         self.lock().phase == Phase::Whole
     }
 
+    /// Returns whether it is still what the store has of this name.
+    pub(super) fn is_in_store(&self) -> bool {
+        self.folder.is_in_place()
+    }
+
+    /// Lets the background leave it alone for some time after a failure, longer each time.
+    pub(super) fn put_off(&self) {
+        let mut state = self.lock();
+        state.not_before = Instant::now() + state.pause;
+        state.pause = (state.pause * 2).min(LONGEST_REST);
+    }
+
     /// Returns whether it can be completed, or that be tried again.
     pub(super) fn is_ready(&self) -> bool {
         let state = self.lock();
         let here = || state.chunks.iter().all(|chunk| *chunk == ChunkState::Here);
         match state.phase {
+            _ if Instant::now() < state.not_before => false,
             Phase::Fetching => here(),
             Phase::InUse => state.tried.elapsed() > AGAIN,
             Phase::Completing | Phase::Whole | Phase::Refused => false,
@@ -130,7 +151,7 @@ impl FetchedLayer {
     /// Takes the next absent chunks that lie together in the blob, about as many bytes as said.
     pub(super) fn take_next(&self, bytes: u64) -> Option<Range<usize>> {
         let mut state = self.lock();
-        if state.phase != Phase::Fetching {
+        if state.phase != Phase::Fetching || Instant::now() < state.not_before {
             return None;
         }
         let count = state.chunks.len();
@@ -212,8 +233,11 @@ impl FetchedLayer {
                 state.chunks[number] = ChunkState::Absent;
             }
         }
-        if result.is_ok() && std::mem::take(&mut state.failed) {
-            self.folder.note_failure("");
+        if result.is_ok() {
+            (state.not_before, state.pause) = (Instant::now(), FIRST_PAUSE);
+            if std::mem::take(&mut state.failed) {
+                self.folder.note_failure("");
+            }
         }
         drop(state);
         self.changed.notify_all();
@@ -257,7 +281,10 @@ impl FetchedLayer {
         let result = match (phase, self.folder.map.layout) {
             (Phase::InUse, _) => self.settle(store),
             (_, Layout::Tar) => self.complete_tar(store),
-            (_, Layout::Files) => self.complete_files(store).and_then(|()| self.settle(store)),
+            (_, Layout::Files) => match self.complete_files(store) {
+                Ok(Phase::InUse) => self.settle(store),
+                result => result,
+            },
         };
         let mut state = self.lock();
         match result {
@@ -268,8 +295,15 @@ impl FetchedLayer {
             Err(error) => {
                 let refused =
                     matches!(error, FetchError::DiffId { .. } | FetchError::Index { .. } | FetchError::Layer { .. });
-                state.phase = if refused { Phase::Refused } else { Phase::Fetching };
+                // A tar that is there stays there: then only a mount or the disk was in the way.
+                state.phase = match phase {
+                    _ if refused => Phase::Refused,
+                    Phase::InUse => Phase::InUse,
+                    _ => Phase::Fetching,
+                };
                 if refused {
+                    // For whoever fetches next, and for a pull, which takes the whole layer then.
+                    self.folder.refuse()?;
                     // Readers that have it open ask again, and are refused.
                     self.folder.lose(0..self.folder.map.chunks.len())?;
                 }
@@ -284,6 +318,11 @@ impl FetchedLayer {
         let mut reader = FileReader { file: &self.folder.content, position: 0 };
         let index = self.verify(&mut reader, &mut io::sink())?;
         self.folder.content.sync_all().on_disk("sync", &self.folder.content_path())?;
+        let _catalog = CatalogGuard::lock(&store.layout)?;
+        if !self.folder.is_in_place() {
+            // What has its place now was not verified here.
+            return Ok(Phase::Whole);
+        }
         self.note_blob(&place)?;
         let known = fs::read(place.join(INDEX)).unwrap_or_default();
         if known != index {
@@ -298,7 +337,7 @@ impl FetchedLayer {
     }
 
     /// Puts the tar together of the files' data and of the tails, and beside the content.
-    fn complete_files(&self, store: &Store) -> Result<(), FetchError> {
+    fn complete_files(&self, store: &Store) -> Result<Phase, FetchError> {
         let place = store.layout.layer(self.diff_id);
         let work = WorkDir::create(&store.layout)?;
         let aside = work.path().join(TAR);
@@ -310,12 +349,17 @@ impl FetchedLayer {
         out.sync_all().on_disk("sync", &aside)?;
         let next = place.join(NEXT_INDEX);
         let aside_index = work.path().join(INDEX);
-        create_new(&aside_index)?.write_all(&index).on_disk("write", &aside_index)?;
+        write_durably(&aside_index, &index)?;
+        let _catalog = CatalogGuard::lock(&store.layout)?;
+        if !self.folder.is_in_place() {
+            return Ok(Phase::Whole);
+        }
         fs::rename(&aside_index, &next).on_disk("rename", &next)?;
         self.note_blob(&place)?;
         let tar = place.join(TAR);
         fs::rename(&aside, &tar).on_disk("rename", &tar)?;
-        Ok(sync_folder(&place)?)
+        sync_folder(&place)?;
+        Ok(Phase::InUse)
     }
 
     /// Makes an ordinary layer of one whose tar is there, if no mount is in the way.
@@ -468,6 +512,8 @@ const READ_AHEAD: u64 = 512 << 10;
 const PATIENCE: Duration = Duration::from_secs(55);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long the background leaves a layer alone that fails again and again.
+const LONGEST_REST: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(500);
 /// How long after a mount was in the way it is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
