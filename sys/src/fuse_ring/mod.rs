@@ -127,6 +127,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_may_fill_the_payload_of_a_request_that_has_nothing_there() {
+        let buffers = Arc::new(Buffers::new(1, 1).unwrap());
+        put(&buffers, 7);
+        buffers.word(0, 0, PAYLOAD_SIZE_AT).store(0, Ordering::Release);
+        let Some(mut queue) = queue(&buffers) else { return };
+        let data: Vec<u8> = (0..=PAYLOAD_SIZE).map(|place| u8::try_from(place % 251).unwrap()).collect();
+        let answer = |queue: &mut Queue, bytes: &[u8]| {
+            queue.answer(0, &[0; OUT_HEADER], bytes, u32::try_from(bytes.len()).unwrap())
+        };
+        assert_eq!(answer(&mut queue, &data).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(buffers.found(0, 0), Found::Request(7));
+        answer(&mut queue, &data[1..]).unwrap();
+        queue.wait().unwrap();
+        assert!(matches!(queue.event(), Some(Event::Lost(0, _))));
+        let slot = queue.slot(0).unwrap();
+        assert_eq!((slot.payload_size, *slot.payload == data[1..]), (PAYLOAD_SIZE, true));
+    }
+
+    #[test]
     fn a_queue_can_be_woken_and_knows_no_slot_that_it_was_not_given() {
         // A kernel that has no rings, or not for us, is no failure of ours.
         if Queue::probe().is_err() {

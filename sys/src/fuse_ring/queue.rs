@@ -121,15 +121,20 @@ impl Queue {
     /// successor can do one or the other: see [`Buffers::found`].
     ///
     /// # Errors
-    /// `EBUSY` if there is no request in the slot, `EMSGSIZE` if there are more bytes than half the payload.
+    /// `EBUSY` if there is no request in the slot, `EMSGSIZE` if there are more bytes than fit: as much as the payload, or
+    /// half of it where part of the request lies there.
     pub fn answer(&mut self, slot: u16, header: &[u8; OUT_HEADER], bytes: &[u8], size: u32) -> io::Result<()> {
         let Some(request) = self.slot(slot) else { return Err(io::Error::from_raw_os_error(libc::EBUSY)) };
         let commit_id = request.commit_id;
+        // What was read: there is nothing of the request that it could cover.
+        let at_once = request.payload_size == 0 && bytes.len() > ANSWER_MAX;
         let start = self.buffers.slot(self.number, slot);
         let room = if bytes.len() <= ANSWER_MAX {
             ANSWER_AT + OUT_HEADER
+        } else if at_once && bytes.len() <= PAYLOAD_SIZE {
+            PAYLOAD
         } else if bytes.len() <= PAYLOAD_SIZE - LONG_ANSWER {
-            // Only values of attributes and targets of links are so long, and their requests short.
+            // Only values of attributes and listings of them are so long, and their requests short.
             PAYLOAD + LONG_ANSWER
         } else {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
@@ -140,7 +145,8 @@ impl Queue {
             start.byte_add(ANSWER_AT).cast::<[u8; OUT_HEADER]>().write(*header);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.byte_add(room).as_ptr(), bytes.len());
         }
-        let lengths = u64::from(size) << 32 | bytes.len() as u64;
+        let kept = if at_once { 0 } else { bytes.len() };
+        let lengths = u64::from(size) << 32 | kept as u64;
         self.buffers.word(self.number, slot, LENGTHS_AT).store(lengths, Ordering::Release);
         self.buffers.word(self.number, slot, ANSWERED_AT).store(commit_id, Ordering::Release);
         self.raise(Tally::Answered);

@@ -169,7 +169,7 @@ impl Keeper {
             let pause = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
             memory.header(Header::LongestPause).fetch_max(pause, Ordering::Relaxed);
             if let Some(watchdog) = &mut self.watchdog {
-                watchdog.begin()?;
+                watchdog.begin();
             }
         }
     }

@@ -28,6 +28,8 @@ pub(crate) struct Watchdog {
     control: Option<Control>,
     /// Processes that start the queues of the present server.
     kickers: Vec<OwnedFd>,
+    /// Whether there is still to be one, which could not be made or has failed.
+    to_kick: bool,
     /// Those of earlier servers. They were killed, and end when what they asked last is answered.
     dismissed: Vec<OwnedFd>,
     queues: Vec<Seen>,
@@ -72,6 +74,7 @@ impl Watchdog {
             slots,
             control,
             kickers: Vec::new(),
+            to_kick: false,
             dismissed: Vec::new(),
             queues,
             state: State::Settled,
@@ -80,7 +83,7 @@ impl Watchdog {
     }
 
     /// Goes to work: a new server has all queues.
-    pub(crate) fn begin(&mut self) -> io::Result<()> {
+    pub(crate) fn begin(&mut self) {
         self.state = State::Watching;
         for kicker in &self.kickers {
             // What it asks may lie in a queue that is to be started, and while it waits it holds a lock of the
@@ -88,10 +91,21 @@ impl Watchdog {
             let _ = rustix::process::pidfd_send_signal(kicker, Signal::KILL);
         }
         self.dismissed.append(&mut self.kickers);
-        self.forget_questions();
         self.queues = (0..self.slots.queues()).map(|queue| Seen::now(&self.slots, queue)).collect();
-        self.kickers.push(kick(self.number, &self.slots)?);
-        Ok(())
+        self.to_kick = true;
+        self.kick();
+    }
+
+    /// Starts the queues. What there is no room for now is tried again with the next look.
+    fn kick(&mut self) {
+        self.forget_questions();
+        match kick(self.number, &self.slots) {
+            Ok(kicker) => {
+                self.kickers.push(kicker);
+                self.to_kick = false;
+            }
+            Err(error) => tracing::warn!(%error, "the queues of a mount could not be started again yet"),
+        }
     }
 
     /// Waits until the server of `worker` ends or there is something to [`look`](Self::look) at. Returns whether that is
@@ -110,14 +124,19 @@ impl Watchdog {
     /// Looks whether everything moves.
     pub(crate) fn look(&mut self) -> Result<(), Stall> {
         self.dismissed.retain(|kicker| end_of(kicker).is_none());
-        let mut killed = false;
+        if self.to_kick {
+            self.kick();
+        }
+        let mut failed = false;
         self.kickers.retain(|kicker| {
             let end = end_of(kicker);
-            killed |= end.as_ref().is_some_and(|status| status.terminating_signal().is_some());
+            failed |= end.as_ref().is_some_and(|status| status.exit_status() != Some(0));
             end.is_none()
         });
-        if killed {
-            self.kickers.extend(kick(self.number, &self.slots));
+        if failed {
+            // With the next look, which is some time away: not as fast as processes can fail.
+            self.to_kick = true;
+            return Ok(());
         }
         let idle = self.idle_queues();
         if !self.kickers.is_empty() {
@@ -129,14 +148,10 @@ impl Watchdog {
         }
         self.forget_questions();
         let waiting = self.control.as_ref().and_then(|control| control.waiting(self.number)).unwrap_or(0);
-        if waiting == 0 {
+        if waiting == 0 && !self.to_kick {
             self.state = State::Settled;
         } else if idle.len() == self.queues.len() {
-            let taken = (0..self.slots.queues()).map(|queue| {
-                let count = |tally| self.slots.tally(queue, tally).load(Ordering::Acquire);
-                count(Tally::Taken).saturating_sub(count(Tally::Answered))
-            });
-            let taken = taken.sum();
+            let taken = (0..self.slots.queues()).map(|queue| in_work(&self.slots, queue)).sum();
             if waiting > taken {
                 return Err(Stall::Lost { waiting, taken });
             }
@@ -152,12 +167,14 @@ impl Watchdog {
         }
     }
 
-    /// Returns the queues whose thread has waited for the kernel as long as we are patient.
+    /// Returns the queues whose thread has waited for the kernel as long as we are patient, and which could have taken a
+    /// request meanwhile: with work that takes long in all slots nothing can move, and nothing is lost.
     fn idle_queues(&mut self) -> Vec<u16> {
         let mut idle = Vec::new();
         for (queue, seen) in (0..).zip(&mut self.queues) {
             let now = Seen::now(&self.slots, queue);
-            if (now.turns, now.returned) != (seen.turns, seen.returned) {
+            let full = in_work(&self.slots, queue) >= self.slots.depth().into();
+            if full || (now.turns, now.returned) != (seen.turns, seen.returned) {
                 *seen = now;
             } else if now.turns.is_multiple_of(2) && seen.since.elapsed() >= self.patience {
                 idle.push(queue);
@@ -172,6 +189,12 @@ impl Seen {
         let count = |tally| slots.tally(queue, tally).load(Ordering::Acquire);
         Seen { turns: count(Tally::Turns), returned: count(Tally::Returned), since: Instant::now() }
     }
+}
+
+/// Returns how many slots of a queue hold a request that the server has not answered yet.
+fn in_work(slots: &Buffers, queue: u16) -> u64 {
+    let count = |tally| slots.tally(queue, tally).load(Ordering::Acquire);
+    count(Tally::Taken).saturating_sub(count(Tally::Answered))
 }
 
 /// Returns how a child ended, if it did.
@@ -204,3 +227,43 @@ impl Control {
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a request may be missing while nobody does anything about it.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_full_of_work_is_not_idle() {
+        let slots = Arc::new(Buffers::new(2, 3).unwrap());
+        let mut watchdog = Watchdog::new(0, Arc::clone(&slots), Some(Duration::ZERO));
+        assert_eq!(watchdog.idle_queues(), [0, 1]);
+        slots.tally(1, Tally::Taken).store(5, Ordering::Release);
+        slots.tally(1, Tally::Answered).store(2, Ordering::Release);
+        assert_eq!(watchdog.idle_queues(), [0]);
+        slots.tally(1, Tally::Answered).store(3, Ordering::Release);
+        assert_eq!(watchdog.idle_queues(), [0, 1]);
+        slots.tally(0, Tally::Turns).store(1, Ordering::Release);
+        assert_eq!(watchdog.idle_queues(), [1], "it has just moved");
+        assert_eq!(watchdog.idle_queues(), [1], "it works");
+    }
+
+    #[test]
+    fn a_queue_that_is_still_to_be_started_is_not_settled() {
+        let slots = Arc::new(Buffers::new(1, 1).unwrap());
+        let mut watchdog = Watchdog::new(u32::MAX, slots, None);
+        watchdog.state = State::Watching;
+        let mut failing = std::process::Command::new("/bin/false").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&failing);
+        watchdog.kickers.push(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap());
+        for _ in 0..200 {
+            watchdog.look().unwrap();
+            if watchdog.kickers.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // Waited for already.
+        let _ = failing.wait();
+        assert_eq!((watchdog.state, watchdog.to_kick), (State::Watching, true));
+    }
+}

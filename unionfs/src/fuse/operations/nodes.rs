@@ -112,7 +112,9 @@ impl Nodes {
             self.idle.fetch_add(u64::from(backing.is_some()), Ordering::Relaxed);
             let ino = Ino(if known.ino == 0 { known.node } else { known.ino });
             let counted = if known.opens > 0 && counts(ino) { known.opens } else { 0 };
-            let node = Node { opens: known.opens, counted, backing, ..Node::of_bits(known.state) };
+            let mut node = Node { opens: known.opens, counted, backing, ..Node::of_bits(known.state) };
+            // Closing is written first.
+            node.executed = node.executed.min(node.opens);
             if node.mapped {
                 self.mapped.add(known.node);
             }
@@ -127,12 +129,14 @@ impl Nodes {
         for _ in before.0..after.0 {
             known.opened(node);
         }
+        // Before the rest: who is executed again because of this server's death is known to have closed, and is not to
+        // take anything else back twice.
+        for _ in after.0..before.0 {
+            known.closed(node);
+        }
         if (before.1, before.2) != (after.1, after.2) {
             let ino = if node < FIRST_ALIAS { 0 } else { self.ino(node).0 };
             known.set(node, ino, after.1, after.2);
-        }
-        for _ in after.0..before.0 {
-            known.closed(node);
         }
     }
 

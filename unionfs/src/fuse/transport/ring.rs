@@ -73,12 +73,18 @@ impl Transport for Ring {
         std::thread::scope(|scope| {
             let (ring, stop, start) = (&self, &stop, &start);
             let mut servers = Vec::new();
-            let reader = move || serve_channel(&ring.device, operations, || stop.wait_for(&ring.device));
+            let reader = move || {
+                let _stop = stop.at_the_end();
+                serve_channel(&ring.device, operations, || stop.wait_for(&ring.device))
+            };
             let reader = std::thread::Builder::new().name("fuse-forget".to_owned()).spawn_scoped(scope, reader);
             let mut result = Ok(());
             match reader {
                 Ok(reader) => servers.push(reader),
-                Err(error) => result = Err(error),
+                Err(error) => {
+                    stop.now();
+                    result = Err(error);
+                }
             }
             for number in 0..ring.buffers.queues() {
                 let server = move || {
@@ -270,10 +276,17 @@ impl Answers {
                     room[encoded.first.len()..].copy_from_slice(encoded.second);
                     room
                 };
-                let size = u32::try_from(bytes.len() + in_room).unwrap_or(u32::MAX);
-                let len = size.saturating_add(u32::try_from(OUT_HEADER).unwrap_or(0));
-                let header: [u8; OUT_HEADER] = zerocopy::transmute!(OutHeader { len, error: encoded.error, unique });
-                queue.answer(slot, &header, bytes, size)
+                let mut answer = |error, bytes: &[u8], size| {
+                    let size = u32::try_from(size).unwrap_or(u32::MAX);
+                    let len = size.saturating_add(u32::try_from(OUT_HEADER).unwrap_or(0));
+                    let header: [u8; OUT_HEADER] = zerocopy::transmute!(OutHeader { len, error, unique });
+                    queue.answer(slot, &header, bytes, size)
+                };
+                match answer(encoded.error, bytes, bytes.len() + in_room) {
+                    // Whatever asked for so much, all others are served on.
+                    Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => answer(-libc::EIO, &[], 0),
+                    result => result,
+                }
             })?;
             journal::pass(Point::Replied);
             journal::finish();
