@@ -112,7 +112,10 @@ pub enum StartError {
     /// It does not wait any more: somebody has started it, or it has ended.
     #[error("the container does not wait to be started")]
     NotWaiting,
-    /// The socket is not there or does not work.
+    /// The socket could not be connected to; the container still waits.
+    #[error("connect to the container's first process")]
+    Connect(#[source] io::Error),
+    /// The connection broke. The container may be on its way to its program, or there.
     #[error("talk to the container's first process")]
     Talk(#[source] io::Error),
     /// The process failed on its way to its program, and has ended.
@@ -126,11 +129,12 @@ pub enum StartError {
 /// Starts the program of a created container; `folder` is that of its [`Creation`]. Returns once it has been executed.
 ///
 /// # Errors
-/// [`StartError`].
+/// [`StartError`]. After any but [`NotWaiting`](StartError::NotWaiting) and [`Connect`](StartError::Connect) the program may
+/// run, and is the caller's to end.
 pub fn start(folder: BorrowedFd<'_>, spec: &Spec, identity: Identity<'_>, pid: u32) -> Result<(), StartError> {
-    let socket = connect_gate(folder).map_err(|error| match error.kind() {
+    let socket = connect_gate(folder, SocketFlags::empty()).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => StartError::NotWaiting,
-        _ => StartError::Talk(error),
+        _ => StartError::Connect(error),
     })?;
     send_go(socket.as_fd()).map_err(|errno| StartError::Talk(errno.into()))?;
     let mut executing = false;
@@ -160,7 +164,11 @@ pub fn start(folder: BorrowedFd<'_>, spec: &Spec, identity: Identity<'_>, pid: u
 /// Tells whether a created container still waits to be started.
 #[must_use]
 pub fn probe_gate(folder: BorrowedFd<'_>) -> bool {
-    connect_gate(folder).is_ok()
+    // A queue that is full is one at which somebody listens, and nothing to wait for.
+    matches!(
+        connect_gate(folder, SocketFlags::NONBLOCK).map_err(|error| error.kind()),
+        Ok(_) | Err(io::ErrorKind::WouldBlock)
+    )
 }
 
 fn open_gate(folder: BorrowedFd<'_>) -> io::Result<OwnedFd> {
@@ -170,8 +178,8 @@ fn open_gate(folder: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn connect_gate(folder: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+fn connect_gate(folder: BorrowedFd<'_>, flags: SocketFlags) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | flags, None)?;
     connect(&socket, &gate_address(folder)?)?;
     Ok(socket)
 }

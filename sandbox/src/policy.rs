@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::seccomp::{Action, Architecture, Profile, Rule};
+use crate::seccomp::{self, Action, Architecture, Profile, Rule};
 
 /// A policy that was read and makes sense.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -161,6 +161,14 @@ impl Policy {
         profile.rules.retain(|rule| !rule.names.is_empty());
         refused.extend(listed.iter().filter(|_| !keeps).cloned().map(Cow::Owned));
         // Said with a rule of its own: without a name they could be taken for calls that the profile does not know yet.
+        if keeps && profile.default_action.may_permit() {
+            // What the profile lets through without a rule is refused from here on, but for what is listed. That comes
+            // after the profile's own rules, of which those that refuse it still win.
+            let permit = std::mem::replace(&mut profile.default_action, Action::Errno(EPERM));
+            refused.extend(seccomp::names().filter(|name| !stays(name)).map(Cow::Borrowed));
+            let kept = listed.iter().cloned().map(Cow::Owned).chain(INDISPENSABLE.map(Cow::Borrowed)).collect();
+            profile.rules.push(Rule { names: kept, ..Rule::new([], permit) });
+        }
         profile.rules.push(Rule { names: refused, ..Rule::new([], Action::Errno(EPERM)) });
         profile
     }
@@ -206,6 +214,7 @@ struct SyscallsTable {
 mod tests {
     use super::*;
     use crate::capabilities::CapabilitySet;
+    use crate::seccomp::Call;
 
     #[test]
     fn a_whole_policy_is_read() {
@@ -254,5 +263,35 @@ mod tests {
         assert!(
             allowed(allow, "read") && allowed(allow, "execve") && !allowed(allow, "write") && !allowed(allow, "mount")
         );
+    }
+    #[test]
+    fn a_list_restricts_a_profile_that_allows_by_default() {
+        let native = Architecture::native().unwrap();
+        let decide = |profile: &Profile, name| {
+            let number = native.number(name).unwrap();
+            let call = Call { architecture: native.audit_number(), number, arguments: [0; 6] };
+            profile.decide(native, CapabilitySet::ALL, (6, 12), native, &call)
+        };
+        let policy = Policy::parse("[syscalls]\nallow = [\"read\", \"mount\"]").unwrap();
+        let profile = policy.restrict(&Profile::everything());
+        for name in ["read", "mount", "execve", "exit_group"] {
+            assert_eq!(decide(&profile, name), Action::Allow, "{name}");
+        }
+        for name in ["write", "ptrace", "unshare", "socket"] {
+            assert_eq!(decide(&profile, name), Action::Errno(EPERM), "{name}");
+        }
+        // A number that no table knows.
+        let newest = Call { architecture: native.audit_number(), number: 4000, arguments: [0; 6] };
+        let action = profile.decide(native, CapabilitySet::ALL, (6, 12), native, &newest);
+        assert!(!action.may_permit(), "{action:?}");
+        let logging = Profile {
+            default_action: Action::Log,
+            rules: vec![Rule::new(["mount"], Action::Errno(38))],
+            ..Profile::everything()
+        };
+        let profile = policy.restrict(&logging);
+        assert_eq!(decide(&profile, "read"), Action::Log);
+        assert_eq!(decide(&profile, "mount"), Action::Errno(38));
+        assert_eq!(decide(&profile, "write"), Action::Errno(EPERM));
     }
 }

@@ -363,22 +363,25 @@ struct Start<'a> {
     not_for_child: Option<BorrowedFd<'a>>,
 }
 
+impl Start<'_> {
+    /// The child's side, whichever way it was made.
+    fn run(&self) -> ! {
+        // Our own copy of the other end would keep us waiting for ever if the parent died.
+        strata_sys::process::close_fd(self.other_end);
+        if let Some(fd) = self.not_for_child {
+            strata_sys::process::close_fd(fd);
+        }
+        child::run(self.plan)
+    }
+}
+
 /// Makes the child, from a thread that has joined namespaces if some are to be joined.
 fn clone_child(start: Start<'_>, unified: Option<BorrowedFd<'_>>) -> io::Result<(u32, OwnedFd)> {
     // The child makes these itself: the first when it is in its cgroup, the second because it is entered at exec.
     let later = LinuxNamespaceType::Cgroup as u64 | LinuxNamespaceType::Time as u64;
     let plan = start.plan;
     let flags = plan.namespaces.new & !later;
-    let clone = || {
-        clone_process(flags, unified, &start, |start| {
-            // Our own copy of the other end would keep us waiting for ever if the parent died.
-            strata_sys::process::close_fd(start.other_end);
-            if let Some(fd) = start.not_for_child {
-                strata_sys::process::close_fd(fd);
-            }
-            child::run(start.plan)
-        })
-    };
+    let clone = || clone_process(flags, unified, &start, |start| start.run());
     if plan.namespaces.joined.is_empty() {
         return clone();
     }
@@ -447,11 +450,8 @@ fn make_from_between(between: &Between<'_>, answer: BorrowedFd<'_>) -> rustix::i
             move_into_link_name_space(fd.as_fd(), Some(link_kind(*kind)))?;
         }
     }
-    let (pid, pidfd) = clone_process(between.flags | CLONE_PARENT, None, &between.start, |start| {
-        strata_sys::process::close_fd(start.other_end);
-        child::run(start.plan)
-    })
-    .map_err(errno)?;
+    let (pid, pidfd) =
+        clone_process(between.flags | CLONE_PARENT, None, &between.start, |start| start.run()).map_err(errno)?;
     send_child(answer, pid, pidfd.as_fd())
 }
 

@@ -67,24 +67,28 @@ impl DeviceRule {
         Ok(Self { allow: rule.allow(), kind, major: number(rule.major())?, minor: number(rule.minor())?, access })
     }
 
-    /// Returns the line of v1's `devices.allow` and `devices.deny`.
-    pub(super) fn v1_line(&self) -> String {
-        if self.kind == DeviceKind::Any && self.major.is_none() && self.minor.is_none() {
-            return "a".into();
+    /// Tells whether it is about every device and every access, and so leaves nothing of the rules before it.
+    pub(crate) fn is_for_all(&self) -> bool {
+        let every_device = self.kind == DeviceKind::Any && self.major.is_none() && self.minor.is_none();
+        every_device && self.access == (READ | WRITE | MKNOD)
+    }
+
+    /// Returns the lines of v1's `devices.allow` and `devices.deny`, each to be written by itself.
+    pub(super) fn v1_lines(&self) -> Vec<String> {
+        // The kernel takes `a` for every device and every access, whatever follows it.
+        if self.is_for_all() {
+            return vec!["a".into()];
         }
-        let kind = match self.kind {
-            DeviceKind::Any => 'a',
-            DeviceKind::Block => 'b',
-            DeviceKind::Char => 'c',
+        let kinds = match self.kind {
+            DeviceKind::Any => "bc",
+            DeviceKind::Block => "b",
+            DeviceKind::Char => "c",
         };
         let number = |number: Option<u32>| number.map_or_else(|| "*".into(), |number| number.to_string());
-        let mut line = format!("{kind} {}:{} ", number(self.major), number(self.minor));
-        for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
-            if self.access & bit != 0 {
-                line.push(letter);
-            }
-        }
-        line
+        let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+        let access: String =
+            letters.iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, letter)| letter).collect();
+        kinds.chars().map(|kind| format!("{kind} {}:{} {access}", number(self.major), number(self.minor))).collect()
     }
 }
 
@@ -119,7 +123,7 @@ mod tests {
     #[test]
     fn docker_rules_as_v1_lines() {
         let lines: Vec<String> =
-            docker_device_rules().iter().map(|rule| DeviceRule::from_oci(rule).unwrap().v1_line()).collect();
+            docker_device_rules().iter().flat_map(|rule| DeviceRule::from_oci(rule).unwrap().v1_lines()).collect();
         assert_eq!(
             lines,
             [
@@ -137,6 +141,13 @@ mod tests {
                 "c 136:* rwm"
             ]
         );
+    }
+
+    #[test]
+    fn a_rule_for_both_types_stays_one_about_its_numbers() {
+        let rule = DeviceRule { allow: true, kind: DeviceKind::Any, major: Some(10), minor: Some(200), access: READ };
+        assert_eq!(rule.v1_lines(), ["b 10:200 r", "c 10:200 r"]);
+        assert_eq!(DeviceRule { major: None, minor: None, ..rule }.v1_lines(), ["b *:* r", "c *:* r"]);
     }
 
     #[test]

@@ -292,12 +292,13 @@ impl Cgroup {
         if let Some(group) = self.with_controller("devices") {
             for rule in rules {
                 let file = if rule.allow { "devices.allow" } else { "devices.deny" };
-                let value = rule.v1_line();
-                fs::write(group.path.join(file), &value).map_err(|source| CgroupError::Set {
-                    file: file.to_owned(),
-                    value,
-                    source,
-                })?;
+                for value in rule.v1_lines() {
+                    fs::write(group.path.join(file), &value).map_err(|source| CgroupError::Set {
+                        file: file.to_owned(),
+                        value,
+                        source,
+                    })?;
+                }
             }
             return Ok(());
         }
@@ -323,17 +324,24 @@ impl Cgroup {
             (Version::V2, false) => ("cgroup.freeze", "0", "cgroup.events", "frozen 0"),
         };
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            fs::write(group.path.join(file), value).map_err(fail)?;
-            let state = fs::read_to_string(group.path.join(state_file)).map_err(fail)?;
+        let reach = || loop {
+            fs::write(group.path.join(file), value)?;
+            let state = fs::read_to_string(group.path.join(state_file))?;
             if state.lines().any(|line| line == reached) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(fail(io::ErrorKind::TimedOut.into()));
+                return Err(io::ErrorKind::TimedOut.into());
             }
             std::thread::sleep(Duration::from_millis(1));
+        };
+        let result = reach();
+        if frozen && result.is_err() {
+            // Half frozen is worse than not at all: nobody would let go of those that stand still.
+            let thaw = if group.version == Version::V1 { "THAWED" } else { "0" };
+            let _ = fs::write(group.path.join(file), thaw);
         }
+        result.map_err(fail)
     }
 }
 

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxBuilder, LinuxDeviceCgroup, LinuxResourcesBuilder, Mount, Spec};
 
 use super::RuntimeError;
-use crate::cgroup::docker_device_rules;
+use crate::cgroup::{DeviceRule, docker_device_rules};
 
 /// A bundle as it was read.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Bundle {
             count_from(mount, &folder);
         }
         spec.set_mounts(mounts);
-        allow_ordinary_devices(&mut spec);
+        restrict_devices(&mut spec);
         Ok(Self { folder, spec, text, rootfs })
     }
 }
@@ -61,14 +61,27 @@ fn parse_spec(text: &[u8], path: &Path) -> Result<Spec, RuntimeError> {
     Ok(spec)
 }
 
-/// A list of devices that are forbidden or allowed is taken to be about the others: those of every container are allowed
-/// after all, as in runc.
-fn allow_ordinary_devices(spec: &mut Spec) {
-    let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
-    let Some(resources) = resources else { return };
-    let Some(mut rules) = resources.devices().clone().filter(|rules| !rules.is_empty()) else { return };
-    rules.extend(docker_device_rules().into_iter().filter(oci_spec::runtime::LinuxDeviceCgroup::allow));
+/// As in runc, everything is forbidden but what the list allows, and the devices of every container are allowed after all:
+/// a list, if there is one, is taken to be about the others.
+fn restrict_devices(spec: &mut Spec) {
+    let linux = spec.linux().clone().or_else(|| LinuxBuilder::default().build().ok());
+    let Some(mut linux) = linux else { return };
+    let resources = linux.resources().clone().or_else(|| LinuxResourcesBuilder::default().build().ok());
+    let Some(mut resources) = resources else { return };
+    let listed = resources.devices().clone().unwrap_or_default();
+    let (mut rules, ordinary): (Vec<_>, Vec<_>) = docker_device_rules().into_iter().partition(|rule| !rule.allow());
+    if listed.first().is_some_and(is_for_all) {
+        rules.clear();
+    }
+    rules.extend(listed.into_iter().chain(ordinary));
     resources.set_devices(Some(rules));
+    linux.set_resources(Some(resources));
+    spec.set_linux(Some(linux));
+}
+
+/// Tells whether a rule leaves nothing of those before it.
+fn is_for_all(rule: &LinuxDeviceCgroup) -> bool {
+    DeviceRule::from_oci(rule).is_ok_and(|rule| rule.is_for_all())
 }
 
 /// Makes the relative source of a bind mount absolute.
@@ -83,3 +96,27 @@ fn count_from(mount: &mut Mount, folder: &Path) {
 
 /// The spec's file.
 pub(super) const CONFIG: &str = "config.json";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_forbidden_unless_allowed() {
+        let rules = |linux: &str| {
+            let mut spec: Spec = serde_json::from_str(&format!(r#"{{"ociVersion":"1.2.0"{linux}}}"#)).unwrap();
+            restrict_devices(&mut spec);
+            spec.linux().as_ref().unwrap().resources().as_ref().unwrap().devices().clone().unwrap()
+        };
+        for without in
+            ["", r#","linux":{}"#, r#","linux":{"resources":{}}"#, r#","linux":{"resources":{"devices":[]}}"#]
+        {
+            assert_eq!(rules(without), docker_device_rules(), "{without}");
+        }
+        let one = rules(r#","linux":{"resources":{"devices":[{"allow":true,"type":"c","major":10,"access":"r"}]}}"#);
+        assert_eq!((one[0].clone(), one.len()), (docker_device_rules()[0].clone(), docker_device_rules().len() + 1));
+        assert_eq!((one[1].allow(), one[1].major()), (true, Some(10)));
+        let all = rules(r#","linux":{"resources":{"devices":[{"allow":true,"access":"rwm"}]}}"#);
+        assert!(all.iter().all(LinuxDeviceCgroup::allow));
+    }
+}

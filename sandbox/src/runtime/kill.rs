@@ -14,7 +14,8 @@ impl Container {
     /// # Errors
     /// [`RuntimeError::NotRunning`] when it has ended.
     pub fn signal(&self, signal: i32) -> Result<(), RuntimeError> {
-        if self.status() == Status::Stopped {
+        // Whether it has ended, and no more: asking whether it waits to be started could take a while.
+        if !self.record.complete && self.status() == Status::Stopped {
             return Err(RuntimeError::NotRunning);
         }
         let init = self.running()?;

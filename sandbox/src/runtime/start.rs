@@ -29,13 +29,19 @@ impl Container {
         }
         let spec = container.spec()?;
         let init = container.record.init.as_ref().ok_or(RuntimeError::NotRunning)?;
-        create::start(container.folder.as_fd(), &spec, container.identity(), init.pid).map_err(
-            |error| match error {
-                // Raced with its end.
-                StartError::NotWaiting => RuntimeError::WrongStatus("cannot start a container that has stopped".into()),
-                error => RuntimeError::Start(error),
-            },
-        )?;
+        match create::start(container.folder.as_fd(), &spec, container.identity(), init.pid) {
+            Ok(()) => {}
+            // Raced with its end.
+            Err(StartError::NotWaiting) => {
+                return Err(RuntimeError::WrongStatus("cannot start a container that has stopped".into()));
+            }
+            Err(error @ StartError::Connect(_)) => return Err(RuntimeError::Start(error)),
+            Err(error) => {
+                // It was told to go on: what is said to have failed must not run.
+                container.end()?;
+                return Err(RuntimeError::Start(error));
+            }
+        }
         // Nobody listens there any more, which says the same; only quicker without it.
         let _ = unlinkat(&container.folder, GATE, AtFlags::empty());
         let poststart = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());

@@ -241,8 +241,7 @@ pub(super) fn numbers(name: &str) -> Option<&'static Numbers> {
 }
 
 /// Every name that some architecture has.
-#[cfg(test)]
-pub(super) fn names() -> impl Iterator<Item = &'static str> {
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     table().iter().map(|(name, _)| *name)
 }
 

@@ -16,6 +16,7 @@ mod precompiled;
 mod profile;
 
 pub use architecture::Architecture;
+pub(crate) use architecture::names;
 pub use compile::Program;
 pub(crate) use compile::kernel_version;
 pub use decide::Call;
