@@ -37,7 +37,7 @@ pub(super) fn exec(context: &Context<'_>, words: Vec<String>) -> Result<u8> {
     };
     let running = container.exec(Addition {
         process,
-        inherited: inherited(&given)?,
+        inherited: inherited(context, &given)?,
         ignore_paused: given.has("ignore-paused"),
         cgroup: given.value("cgroup"),
         console: Some(console),

@@ -59,7 +59,7 @@ fn make(context: &Context<'_>, given: &Given, id: &ContainerId, kept: Option<&mu
         id,
         Create {
             bundle: Path::new(given.value("bundle").unwrap_or(".")),
-            inherited: inherited(given)?,
+            inherited: inherited(context, given)?,
             console,
             pidfd: pidfd_socket.as_mut().map(|socket| socket as &mut dyn Receiver),
             pid_file: given.value("pid-file").map(Path::new),
@@ -80,10 +80,11 @@ fn remove(context: &Context<'_>, id: &ContainerId) -> Result<()> {
 }
 
 /// Which descriptors and keys go along.
-pub(super) fn inherited(given: &Given) -> Result<Inherited> {
+pub(super) fn inherited(context: &Context<'_>, given: &Given) -> Result<Inherited> {
     let descriptors = given.number("preserve-fds")?.unwrap_or(0);
     for number in 3..descriptors.saturating_add(3) {
-        if !Path::new("/proc/self/fd").join(number.to_string()).exists() {
+        // What we have opened ourselves since is nothing that the caller could have meant.
+        if !context.descriptors.contains(&number) {
             bail!("--preserve-fds={descriptors}: descriptor {number} is not open");
         }
     }

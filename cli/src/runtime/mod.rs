@@ -15,7 +15,7 @@ mod watch;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -39,6 +39,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         }
     };
     // Before anything is open but what the caller has left open, which may be meant for the container.
+    let descriptors = open_descriptors();
     let makes_processes = matches!(given.positionals.first().map(String::as_str), Some("create" | "run" | "exec"));
     let protected = if makes_processes { oci::protect_own_program() } else { Ok(()) };
     // What a careless caller left open must not live on in a container or a hook.
@@ -51,13 +52,26 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         }
     };
     let protected = protected.context("run from where a container cannot write to this program");
-    match protected.map_err(Failure::from).and_then(|()| run(&given, &log)) {
+    match protected.map_err(Failure::from).and_then(|()| run(&given, &log, descriptors)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             log.error(&failure.text);
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// The numbers, from 3 up, of all that is open.
+fn open_descriptors() -> Vec<u32> {
+    let folder = Path::new("/proc/self/fd");
+    let numbers = |folder| {
+        let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect::<Vec<u32>>()
+    };
+    let mut found = numbers(folder);
+    // Without that by which the folder was read.
+    found.retain(|number| *number >= 3 && folder.join(number.to_string()).symlink_metadata().is_ok());
+    found
 }
 
 /// Why a verb did not do what it was asked, and its exit code.
@@ -84,6 +98,8 @@ impl Failure {
 struct Context<'a> {
     runtime: Runtime,
     log: &'a Log,
+    /// What the caller has left open, from 3 up.
+    descriptors: Vec<u32>,
 }
 
 impl Context<'_> {
@@ -99,7 +115,7 @@ impl Context<'_> {
     }
 }
 
-fn run(given: &Given, log: &Log) -> Result<u8, Failure> {
+fn run(given: &Given, log: &Log, descriptors: Vec<u32>) -> Result<u8, Failure> {
     let mut words = given.positionals.iter().cloned();
     let verb = words.next();
     if given.has("version") {
@@ -114,7 +130,7 @@ fn run(given: &Given, log: &Log) -> Result<u8, Failure> {
         return Err(anyhow!("--systemd-cgroup: the systemd cgroup driver is not supported, use cgroupfs").into());
     }
     let root = given.value("root").map_or_else(default_root, |root| Ok(PathBuf::from(root)))?;
-    let context = Context { runtime: Runtime::new(root), log };
+    let context = Context { runtime: Runtime::new(root), log, descriptors };
     dispatch(&context, &verb, words.collect())
 }
 

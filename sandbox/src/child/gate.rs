@@ -3,9 +3,11 @@
 //! As in its parent module, nothing here allocates, locks or logs.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::{FileType, stat};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{SocketFlags, accept_with};
 use strata_sys::process;
 
@@ -31,7 +33,9 @@ pub(super) fn wait(plan: &Plan, gate: &GatePlan) -> Result<OwnedFd, Failure> {
             Err(Errno::INTR | Errno::CONNABORTED) => continue,
             Err(errno) => return Err(errno).at(Step::Gate, 0),
         };
-        // Who says nothing only wanted to know whether we still wait.
+        // Who says nothing only wanted to know whether we still wait, and must not keep others from starting us by being
+        // stopped before it hangs up.
+        let _ = set_socket_timeout(&starter, Timeout::Recv, Some(PATIENCE));
         if receive_go(starter.as_fd()).is_ok() {
             // From now on that is answered with no.
             process::close_fd(gate.listener.as_fd());
@@ -61,3 +65,6 @@ fn check(program: &ProgramPlan) -> Result<(), Failure> {
     }
     Err(Failure::new(Step::ExecNotFound, 0, libc::ENOENT))
 }
+
+/// How long a connection may say nothing: `start` speaks right after it connects.
+const PATIENCE: Duration = Duration::from_secs(2);
