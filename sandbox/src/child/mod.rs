@@ -149,7 +149,11 @@ fn become_program(
             landlock::enforce(ruleset.as_fd()).at(Step::Landlock, 1)?;
         }
         if let Some(listener) = listener {
-            send_executing(listener).at(Step::Parent, 1)?;
+            match send_executing(listener) {
+                // Who has told us to go on is gone. That is no reason not to, unless we are to end with them.
+                Err(rustix::io::Errno::PIPE) if !dies_with_parent => {}
+                result => result.at(Step::Parent, 1)?,
+            }
         }
         if let Some(seccomp) = walls.seccomp {
             let questions = strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
