@@ -48,6 +48,8 @@ fn killed_create() -> Result<()> {
         if bench.run(&["state", &id])?.status.success() && bench.status(&id)? == "created" {
             bench.ok(&["start", &id])?;
         } else {
+            // Killed between the record and the word to its process, it has left a container that has ended.
+            bench.ok(&["delete", "--force", &id])?;
             bench.ok(&["create", &id])?;
             bench.ok(&["start", &id])?;
         }
