@@ -108,7 +108,7 @@ impl Repair<'_> {
     ) -> Result<(), StoreError> {
         // A disk that failed to read something may not do so again; then nothing needs to be replaced.
         documents.retain(|digest| {
-            let damaged = self.store.blob(*digest).is_err();
+            let damaged = !self.is_sound(*digest);
             if !damaged {
                 outcomes.insert(Subject::Config(*digest), Outcome::Repaired(READ_AGAIN.to_owned()));
                 outcomes.insert(Subject::Manifest(*digest), Outcome::Repaired(READ_AGAIN.to_owned()));
@@ -182,6 +182,19 @@ impl Repair<'_> {
             outcomes.insert(Subject::Manifest(digest), outcome);
         }
         Ok(())
+    }
+
+    /// Returns whether a document can be read, and is what the images that have it need.
+    fn is_sound(&self, digest: Digest) -> bool {
+        let Ok(bytes) = self.store.blob(digest) else { return false };
+        self.catalog.images.iter().all(|(id, record)| {
+            let config = id.0 != digest || ImageConfig::parse(&bytes).is_ok();
+            let fits =
+                |manifest: &Manifest| manifest.config.digest == id.0 && manifest.layers.len() == record.layers.len();
+            let manifest = record.manifest != digest
+                || matches!(Document::parse(&bytes, ""), Ok(Document::Manifest(manifest)) if fits(&manifest));
+            config && manifest
+        })
     }
 
     /// Fetches what is damaged of one image from the first repository that has it; else says why that failed.

@@ -89,6 +89,9 @@ pub(crate) fn outline(
                 content(at, &bytes).map_err(OutlineError::Write)?;
             }
             FILE if piece.size > 0 => {
+                if at.checked_add(piece.size).is_none_or(|end| end > MAX_TAR) {
+                    return Err(OutlineError::Malformed("the layer is too large"));
+                }
                 let file = files.next().ok_or(OutlineError::Malformed("the table of contents lacks a file"))?;
                 add_chunks(&file, at, piece.size, &mut chunks)?;
                 let mut left = piece.size;
@@ -147,7 +150,7 @@ fn bounded(bytes: &[u8], limit: u64) -> Result<impl Read, OutlineError> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Contents {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::bounded_list")]
     entries: Vec<Entry>,
     #[serde(default)]
     tar_split_digest: Option<String>,

@@ -277,7 +277,7 @@ fn boot() -> String {
 }
 
 const CONTENT: &str = "content";
-const MAP: &str = "map";
+pub(crate) const MAP: &str = "map";
 const HAVE: &str = "have";
 const TAILS: &str = "tails";
 const SOURCE: &str = "source";

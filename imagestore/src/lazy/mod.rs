@@ -19,6 +19,11 @@ mod map;
 mod reader;
 pub(crate) mod stargz;
 
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use strata_layer::DiffId;
 use strata_layer::ingest::LayerError;
 
@@ -61,6 +66,32 @@ pub(crate) enum OutlineError {
     Write(#[source] std::io::Error),
 }
 
+/// Reads the entries of a table of contents, which take many times as much memory as the shortest text of them.
+fn bounded_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct List<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(formatter, "a list of no more than {MAX_ENTRIES} entries")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(entry) = entries.next_element()? {
+                if list.len() == MAX_ENTRIES {
+                    return Err(A::Error::invalid_length(list.len() + 1, &self));
+                }
+                list.push(entry);
+            }
+            Ok(list)
+        }
+    }
+
+    deserializer.deserialize_seq(List(PhantomData))
+}
+
 /// Makes ordinary layers of those that are whole and only waited for the end of a mount. What cannot be done now is done
 /// later.
 pub(crate) fn settle(store: &Store, layers: &[DiffId]) {
@@ -74,3 +105,24 @@ pub(crate) fn settle(store: &Store, layers: &[DiffId]) {
 /// Where the addresses of a layer begin whose place in the tar is not known: beyond every tar, so that neither can be
 /// taken for the other, and beyond every object table.
 pub(crate) const FILES_BASE: u64 = 1 << 56;
+/// The most entries of a table of contents: files, and chunks of files.
+const MAX_ENTRIES: usize = 1 << 21;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_without_end_is_not_read_to_its_end() {
+        #[derive(Debug, Deserialize)]
+        struct Table {
+            #[serde(deserialize_with = "bounded_list")]
+            entries: Vec<u8>,
+        }
+        let table = |count: usize| format!("{{\"entries\":[0{}]}}", ",0".repeat(count - 1));
+        let read: Table = serde_json::from_str(&table(MAX_ENTRIES)).unwrap();
+        assert_eq!(read.entries.len(), MAX_ENTRIES);
+        let error = serde_json::from_str::<Table>(&table(MAX_ENTRIES + 1)).unwrap_err();
+        assert!(error.to_string().contains("no more than"), "{error}");
+    }
+}

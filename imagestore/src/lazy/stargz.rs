@@ -221,7 +221,7 @@ fn permissions(mode: i64) -> u16 {
 #[derive(Deserialize)]
 struct Contents {
     version: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::bounded_list")]
     entries: Vec<Entry>,
 }
 

@@ -86,7 +86,7 @@ impl Remote<'_> {
         let mut location = self.start_upload(repository)?;
         let mut hashed = Hashed::default();
         let mut offset = 0;
-        let mut failures = 0;
+        let (mut failures, mut furthest) = (0, 0);
         loop {
             let error = match self.send_from(&location, &headers, source, offset, &mut hashed) {
                 Ok(next) => {
@@ -99,8 +99,8 @@ impl Remote<'_> {
             // What was received is held in the server's favour, as long as it is more each time.
             match self.upload_status(&location) {
                 Ok((next, received)) => {
-                    failures = if received > offset { 0 } else { failures + 1 };
-                    (location, offset) = (next, received);
+                    failures = if received > furthest { 0 } else { failures + 1 };
+                    (location, offset, furthest) = (next, received, received.max(furthest));
                 }
                 Err(error) if error.is_transient() => failures += 1,
                 // It has forgotten the upload.

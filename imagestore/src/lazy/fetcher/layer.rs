@@ -16,16 +16,16 @@ use strata_layer::{DiffId, Digest};
 use super::FetchError;
 use crate::catalog::CatalogGuard;
 use crate::disk::{
-    DiskError, Lock, OnDisk, Sharing, create_new, names_in, open_if_present, sync_folder, write_durably,
+    DiskError, Lock, OnDisk, Sharing, create_new, exists, names_in, open_if_present, sync_folder, write_durably,
 };
 use crate::ingest::IngestError;
 use crate::layout::{BLOB, CHAIN_LAYERS, INDEX, TAR};
 use crate::lazy::LAZY;
-use crate::lazy::folder::LazyFolder;
+use crate::lazy::folder::{LazyFolder, MAP};
 use crate::lazy::map::{Chunk, Layout};
 use crate::registry::{BlobPlace, RegistryClient, RegistryError};
 use crate::store::{Store, StoreError};
-use crate::work::WorkDir;
+use crate::work::{WorkDir, pinned_layers};
 
 /// A layer on its way.
 #[derive(Debug)]
@@ -166,7 +166,6 @@ impl FetchedLayer {
     fn take_from(&self, state: &mut State, first: usize, end: usize, bytes: u64) -> Range<usize> {
         let chunks = &self.folder.map.chunks;
         let mut last = first;
-        let mut taken = 0;
         while last < end && state.chunks[last] == ChunkState::Absent {
             let follows = |before: &Chunk| before.blob_offset + before.blob_length == chunks[last].blob_offset;
             // Headers may lie between them; a gap of a few kilobytes is cheaper than a request.
@@ -175,10 +174,11 @@ impl FetchedLayer {
                 chunks[last].blob_offset.checked_sub(end).is_some_and(|gap| gap <= NEAR)
             };
             let joined = last == first || follows(&chunks[last - 1]) || near(&chunks[last - 1]);
-            if !joined || (last > first && taken + chunks[last].blob_length > bytes) {
+            // Gaps count as well: they are fetched too.
+            let end = chunks[last].blob_offset + chunks[last].blob_length;
+            if !joined || (last > first && end - chunks[first].blob_offset > bytes) {
                 break;
             }
-            taken += chunks[last].blob_length;
             state.chunks[last] = ChunkState::Coming;
             last += 1;
         }
@@ -405,6 +405,15 @@ impl FetchedLayer {
 pub(in crate::lazy) fn settle(store: &Store, layer: DiffId) -> Result<bool, StoreError> {
     let place = store.layout.layer(layer);
     let _catalog = CatalogGuard::lock(&store.layout)?;
+    let (next, index) = (place.join(NEXT_INDEX), place.join(INDEX));
+    if !exists(&next)? {
+        // Somebody else was quicker.
+        return Ok(true);
+    }
+    if pinned_layers(&store.layout)?.contains(&layer) {
+        // Whoever makes a new stack of it just now may have read the old index already.
+        return Ok(false);
+    }
     let mut locks = Vec::new();
     for name in names_in(&store.layout.images())? {
         let path = store.layout.images().join(name);
@@ -422,15 +431,17 @@ pub(in crate::lazy) fn settle(store: &Store, layer: DiffId) -> Result<bool, Stor
     for (_, merged) in &locks {
         remove_if_present(merged)?;
     }
-    let (next, index) = (place.join(NEXT_INDEX), place.join(INDEX));
-    match fs::rename(&next, &index) {
-        // Somebody else was quicker.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
-        result => result.on_disk("rename", &index)?,
+    // With the map goes the old content; whoever finds the new index still beside mends what a kill leaves here. The other
+    // way round, the new index would be taken for one of the old content.
+    let lazy = place.join(LAZY);
+    if exists(&lazy)? {
+        remove_if_present(&lazy.join(MAP))?;
+        sync_folder(&lazy)?;
     }
+    fs::rename(&next, &index).on_disk("rename", &index)?;
     sync_folder(&place)?;
     // What cannot be removed means nothing any more, and goes with the layer.
-    let _ = fs::remove_dir_all(place.join(LAZY));
+    let _ = fs::remove_dir_all(lazy);
     Ok(true)
 }
 
