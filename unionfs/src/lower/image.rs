@@ -247,10 +247,14 @@ impl ImageLower {
         Ok(length)
     }
 
+    /// Returns whether all layers are here, as those of most images are.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.data.iter().any(|data| matches!(data, LayerData::Source(_)))
+    }
+
     /// Returns whether reading these bytes of a file would not wait for them to be fetched.
     pub(crate) fn is_here(&self, ino: Ino, offset: u64, length: u64) -> bool {
-        // Most images are whole.
-        if !self.data.iter().any(|data| matches!(data, LayerData::Source(_))) {
+        if self.is_whole() {
             return true;
         }
         let Ok(node) = slot(ino) else { return true };

@@ -195,6 +195,14 @@ impl LowerTree {
         dispatch!(self, lower => lower.read_at(ino, buffer, offset))
     }
 
+    /// Returns whether nothing has to be fetched, whatever is read.
+    pub(crate) fn is_whole(&self) -> bool {
+        match self {
+            LowerTree::Image(lower) => lower.is_whole(),
+            LowerTree::Folders(_) => true,
+        }
+    }
+
     /// Returns whether reading these bytes of a file would not wait for them to be fetched.
     pub(crate) fn is_here(&self, ino: Ino, offset: u64, length: u64) -> bool {
         match self {

@@ -34,17 +34,39 @@ pub(super) enum Wanted {
     Data(u64),
 }
 
+/// Why copying a node takes long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Long {
+    /// There is much to copy.
+    Works,
+    /// There is something to fetch first.
+    Waits,
+}
+
 impl Tree {
-    /// Returns whether changing a node's data takes long, because much has to be copied first, or to be
-    /// fetched.
-    pub(crate) fn copies_much(&self, ino: Ino) -> bool {
-        let DataPlace::Lower(data) = self.data_place(ino) else { return false };
-        let waits = |stat: &Stat| !self.lower.is_here(data, 0, stat.size);
-        self.upper.is_some()
-            && self
-                .lower
-                .stat(data)
-                .is_ok_and(|stat| stat.kind == Kind::Regular && (stat.blocks > MUCH / 512 || waits(&stat)))
+    /// Returns whether changing a node may take long, because its data has to be copied first, by this change or by one
+    /// that is under way, and why.
+    pub(crate) fn copies_long(&self, ino: Ino) -> Option<Long> {
+        self.writable_upper().ok()?;
+        let DataPlace::Lower(data) = self.data_place(ino) else { return None };
+        let stat = self.lower.stat(data).ok().filter(|stat| stat.kind == Kind::Regular)?;
+        if !self.lower.is_here(data, 0, stat.size) {
+            return Some(Long::Waits);
+        }
+        (stat.blocks > MUCH / 512).then_some(Long::Works)
+    }
+
+    /// The same for moving what is called `name` in `dir`.
+    pub(crate) fn moves_long(&self, dir: Ino, name: &[u8]) -> Option<Long> {
+        if self.habits.metacopy && self.lower.is_whole() {
+            // Its data stays where it is.
+            return None;
+        }
+        let ino = {
+            let _names = self.read_names();
+            self.name(&self.directory(dir).ok()?, name).ok()?.found?.ino
+        };
+        self.copies_long(ino)
     }
 
     /// Makes sure that a node is in the upper and returns its object.

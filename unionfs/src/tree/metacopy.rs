@@ -121,11 +121,14 @@ impl Tree {
     }
 
     /// Gives a file its capabilities back that a copy of its data has taken away and not given back, because it did not
-    /// come to its end.
-    pub(super) fn recover_capability(&self, file: BorrowedFd<'_>, marks: &Marks) -> Result<()> {
-        let (Some(value), Ok(upper)) = (&marks.capability, self.writable_upper()) else { return Ok(()) };
-        backing::set_xattr(file, capability::NAME, value, XattrFlags::empty())?;
-        upper.remove_mark(file, marks::CAPABILITY)
+    /// come to its end. If it takes none, as in a user namespace that may not give it or on a filesystem that has none, the
+    /// note stays for who can.
+    pub(super) fn recover_capability(&self, file: BorrowedFd<'_>, marks: &Marks) {
+        let (Some(value), Ok(upper)) = (&marks.capability, self.writable_upper()) else { return };
+        let given = backing::set_xattr(file, capability::NAME, value, XattrFlags::empty());
+        if let Err(error) = given.and_then(|()| upper.remove_mark(file, marks::CAPABILITY)) {
+            tracing::warn!(%error, "a file of the upper has not got its capabilities back that a copy had taken away");
+        }
     }
 
     /// Waits for a copy of the data that is being made, since that ends with the times and capabilities of when it began.

@@ -45,6 +45,7 @@ mod statfs;
 mod xattr;
 
 pub use attributes::{SetAttributes, SetTime};
+pub(crate) use copy_up::Long;
 pub use create::{Caller, New};
 pub use file::{Access, Opened};
 pub use flags::ExtendedFlags;

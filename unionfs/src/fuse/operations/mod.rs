@@ -7,6 +7,8 @@ mod open;
 mod sent_away;
 mod special;
 mod superseded;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,7 +29,7 @@ use super::wire::{AttrOut, EntryOut};
 use crate::Result;
 use crate::node::{Device, Ino, Kind, Stat, kind_of};
 use crate::survive::{self as journal, Begun, Counter, Header, Journal, Keep, Point};
-use crate::tree::{Caller, New, RenameMode, SetAttributes, SetGroupId, Tree};
+use crate::tree::{Caller, Long, New, RenameMode, SetAttributes, SetGroupId, Tree};
 use nodes::{NodeNumber, Nodes};
 
 /// Threads for what takes long.
@@ -65,6 +67,16 @@ pub(crate) enum Outcome {
 
 /// Work that takes long.
 pub(crate) type Job = Box<dyn FnOnce(&dyn Register) -> Reply + Send>;
+
+impl Outcome {
+    /// Leaves work to other threads that takes long for this reason.
+    fn long(why: Long, job: impl FnOnce(&dyn Register) -> Reply + Send + 'static) -> Outcome {
+        match why {
+            Long::Works => Outcome::Later(Box::new(job)),
+            Long::Waits => Outcome::Fetched(Box::new(job)),
+        }
+    }
+}
 
 impl Operations {
     pub(crate) fn new(tree: Arc<Tree>, device: Arc<OwnedFd>) -> Arc<Operations> {
@@ -187,15 +199,17 @@ impl Operations {
         let silent = request.operation.is_unanswered();
         let outcome = survive(|| self.dispatch(request, room, register));
         self.tell_outdated();
+        let telling = |job: Job| -> Job {
+            let this = Arc::clone(self);
+            Box::new(move |register| {
+                let reply = job(register);
+                this.tell_outdated();
+                reply
+            })
+        };
         match outcome {
-            Some(Outcome::Later(job)) => {
-                let this = Arc::clone(self);
-                Outcome::Later(Box::new(move |register| {
-                    let reply = job(register);
-                    this.tell_outdated();
-                    reply
-                }))
-            }
+            Some(Outcome::Later(job)) => Outcome::Later(telling(job)),
+            Some(Outcome::Fetched(job)) => Outcome::Fetched(telling(job)),
             Some(now) => now,
             None => Outcome::Now(if silent { Reply::Silent } else { Reply::Error(Errno::IO) }),
         }
@@ -218,9 +232,11 @@ impl Operations {
             Operation::GetAttributes => self.attributes(node, tree.stat(ino)),
             Operation::GetStatx => self.statx(node, tree.stat(ino)),
             Operation::SetAttributes(change) => {
-                if change.size.is_some_and(|size| size > 0) && tree.copies_much(ino) {
+                if change.size != Some(0)
+                    && let Some(why) = tree.copies_long(ino)
+                {
                     let this = Arc::clone(self);
-                    return Outcome::Later(Box::new(move |_| this.change(node, ino, &change)));
+                    return Outcome::long(why, move |_| this.change(node, ino, &change));
                 }
                 self.change(node, ino, &change)
             }
@@ -236,16 +252,33 @@ impl Operations {
             Operation::Unlink { name } => done(tree.unlink(ino, name)),
             Operation::RemoveDirectory { name } => done(tree.rmdir(ino, name)),
             Operation::Rename { name, new_dir, new_name, flags } => match rename_mode(flags) {
-                Some(mode) => done(tree.rename(ino, name, self.nodes.ino(new_dir), new_name, mode)),
+                Some(mode) => {
+                    let new_dir = self.nodes.ino(new_dir);
+                    let exchanged = || tree.moves_long(new_dir, new_name).filter(|_| mode == RenameMode::Exchange);
+                    if let Some(why) = tree.moves_long(ino, name).or_else(exchanged) {
+                        let (this, name, new_name) = (Arc::clone(self), name.to_vec(), new_name.to_vec());
+                        return Outcome::long(why, move |_| {
+                            done(this.tree.rename(ino, &name, new_dir, &new_name, mode))
+                        });
+                    }
+                    done(tree.rename(ino, name, new_dir, new_name, mode))
+                }
                 None => Reply::Error(Errno::INVAL),
             },
-            Operation::Link { node: linked, name } => self.known(tree.link(self.nodes.ino(linked), ino, name)),
+            Operation::Link { node: linked, name } => {
+                let linked = self.nodes.ino(linked);
+                if let Some(why) = tree.copies_long(linked) {
+                    let (this, name) = (Arc::clone(self), name.to_vec());
+                    return Outcome::long(why, move |_| this.known(this.tree.link(linked, ino, &name)));
+                }
+                self.known(tree.link(linked, ino, name))
+            }
             Operation::Open { flags, kill } => {
                 let changes = flags & (libc::O_ACCMODE | libc::O_TRUNC);
                 let copies = changes != libc::O_RDONLY && changes & libc::O_TRUNC == 0;
-                if copies && tree.copies_much(ino) {
+                if copies && let Some(why) = tree.copies_long(ino) {
                     let this = Arc::clone(self);
-                    return Outcome::Later(Box::new(move |register| this.open(&caller, node, flags, kill, register)));
+                    return Outcome::long(why, move |register| this.open(&caller, node, flags, kill, register));
                 }
                 self.open(&caller, node, flags, kill, register)
             }
@@ -302,19 +335,56 @@ impl Operations {
                     Some(false) => SetGroupId::Keep,
                     None => SetGroupId::Judge(caller),
                 };
-                done(tree.set_xattr(ino, name, value, XattrFlags::from_bits_truncate(flags), setgid))
+                let flags = XattrFlags::from_bits_truncate(flags);
+                if let Some(why) = tree.copies_long(ino) {
+                    let (this, name, value) = (Arc::clone(self), name.to_vec(), value.to_vec());
+                    return Outcome::long(why, move |_| done(this.tree.set_xattr(ino, &name, &value, flags, setgid)));
+                }
+                done(tree.set_xattr(ino, name, value, flags, setgid))
             }
             Operation::GetXattr { name, room } => sized(tree.xattr(ino, name), room),
             Operation::ListXattrs { room } => sized(tree.list_xattrs(ino, caller.uid == 0), room),
-            Operation::RemoveXattr { name } => done(tree.remove_xattr(ino, name)),
-            Operation::Ioctl { command, input, room } => self.ioctl(ino, command, input, room),
-            Operation::Allocate { offset, length, mode } => done(tree.allocate(ino, mode, offset, length)),
+            Operation::RemoveXattr { name } => {
+                if let Some(why) = tree.copies_long(ino) {
+                    let (this, name) = (Arc::clone(self), name.to_vec());
+                    return Outcome::long(why, move |_| done(this.tree.remove_xattr(ino, &name)));
+                }
+                done(tree.remove_xattr(ino, name))
+            }
+            Operation::Ioctl { command, input, room } => {
+                if Operations::ioctl_changes(command)
+                    && let Some(why) = tree.copies_long(ino)
+                {
+                    let (this, input) = (Arc::clone(self), input.to_vec());
+                    return Outcome::long(why, move |_| this.ioctl(ino, command, &input, room));
+                }
+                self.ioctl(ino, command, input, room)
+            }
+            Operation::Allocate { offset, length, mode } => {
+                if let Some(why) = tree.copies_long(ino) {
+                    let this = Arc::clone(self);
+                    return Outcome::long(why, move |_| done(this.tree.allocate(ino, mode, offset, length)));
+                }
+                done(tree.allocate(ino, mode, offset, length))
+            }
             Operation::Seek { offset, whence } => self.seek(ino, offset, whence),
             Operation::CopyRange { offset, to, to_offset, length, wide } => {
-                let copied = tree.copy_range((ino, offset), (self.nodes.ino(to), to_offset), length);
-                answer(copied, |copied| {
-                    if wide { Reply::Copied(copied) } else { Reply::Written(u32::try_from(copied).unwrap_or(u32::MAX)) }
-                })
+                let (from, to) = ((ino, offset), (self.nodes.ino(to), to_offset));
+                let copy = move |tree: &Tree| {
+                    answer(tree.copy_range(from, to, length), |copied| {
+                        if wide {
+                            Reply::Copied(copied)
+                        } else {
+                            Reply::Written(u32::try_from(copied).unwrap_or(u32::MAX))
+                        }
+                    })
+                };
+                let absent = || (!tree.is_here(ino, offset, length)).then_some(Long::Waits);
+                if let Some(why) = tree.copies_long(to.0).or_else(absent) {
+                    let this = Arc::clone(self);
+                    return Outcome::long(why, move |_| copy(&this.tree));
+                }
+                copy(tree)
             }
             Operation::Destroy => Reply::Done,
             // "Not served" makes the kernel stop asking: there is nothing to do on close, listing keeps no state, and

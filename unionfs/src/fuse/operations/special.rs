@@ -75,6 +75,11 @@ impl Operations {
         }
     }
 
+    /// Returns whether a request of `ioctl` changes the node.
+    pub(super) fn ioctl_changes(command: u32) -> bool {
+        matches!(command, SET_FLAGS | SET_EXTENDED)
+    }
+
     pub(super) fn seek(&self, ino: Ino, offset: i64, whence: i32) -> Reply {
         let data = match whence {
             libc::SEEK_DATA => true,
