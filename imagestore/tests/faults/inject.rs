@@ -5,6 +5,7 @@
 //! what is tested.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -43,8 +44,9 @@ pub(super) struct Outcome<T> {
 /// Runs an operation; its call number `nth`, counted from 1, of those that the injection is about, meets its fate.
 pub(super) fn run<T: Send>(injection: Injection, nth: usize, operation: impl FnOnce() -> T + Send) -> Outcome<T> {
     let (sender, receiver) = mpsc::channel::<OwnedFd>();
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let supervisor = scope.spawn(move || supervise(&receiver, injection, nth));
+        let supervisor = scope.spawn(|| supervise(receiver, injection, nth, &done));
         let worker = scope.spawn(move || {
             let flags = u32::try_from(libc::SECCOMP_FILTER_FLAG_NEW_LISTENER).expect("a bit");
             let listener = seccomp::load(&filter(calls(injection)), flags).expect("filters can be put on, as root");
@@ -54,22 +56,26 @@ pub(super) fn run<T: Send>(injection: Injection, nth: usize, operation: impl FnO
             operation()
         });
         let result = worker.join().ok();
+        done.store(true, Ordering::Release);
         Outcome { result, hit: supervisor.join().expect("the supervisor does not panic") }
     })
 }
 
-/// Decides about calls until no thread is left that could make one.
-fn supervise(receiver: &mpsc::Receiver<OwnedFd>, injection: Injection, nth: usize) -> Option<i64> {
+/// Decides about calls until the operation is done. Threads that it has started for good may still be there then.
+fn supervise(receiver: mpsc::Receiver<OwnedFd>, injection: Injection, nth: usize, done: &AtomicBool) -> Option<i64> {
     let listener = receiver.recv().ok()?;
     let (mut count, mut hit) = (0, None);
     loop {
         let mut waiting = [PollFd::new(&listener, PollFlags::IN)];
-        if poll(&mut waiting, None).is_err() {
+        if poll(&mut waiting, Some(&LOOK)).is_err() {
             continue;
         }
         let events = waiting[0].revents();
         if !events.contains(PollFlags::IN) {
-            return hit;
+            if !events.is_empty() || done.load(Ordering::Acquire) {
+                return hit;
+            }
+            continue;
         }
         let Ok(call) = receive(listener.as_fd()) else { continue };
         count += 1;
@@ -88,6 +94,9 @@ fn supervise(receiver: &mpsc::Receiver<OwnedFd>, injection: Injection, nth: usiz
         let _ = answer(listener.as_fd(), call.id, decided);
     }
 }
+
+/// How often it is looked whether the operation is done.
+const LOOK: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 impl Failure {
     fn errno(self) -> i32 {
