@@ -104,7 +104,10 @@ pub(crate) fn run(context: &Context, mount: &Mount, out: &mut impl Write) -> Out
 /// Pulls an image as far as the policy allows, unless a container is called so.
 pub(crate) fn ensure(engine: &Engine, name: &str, wanted: &Wanted<'_>) -> Result<(), Failure> {
     match engine.container(name) {
-        Err(error) if error.is_not_found() => pull::ensure_image(engine, name, wanted),
+        // Nothing is run: an image that cannot be had is an ordinary failure.
+        Err(error) if error.is_not_found() => {
+            pull::ensure_image(engine, name, wanted).map_err(|failure| Failure { code: 1, ..failure })
+        }
         // What is wrong with a container, mounting it tells.
         _ => Ok(()),
     }
