@@ -6,6 +6,7 @@
 
 use std::process::{Command, ExitCode};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -77,9 +78,11 @@ pub fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// A test that failed may leave servers behind; they became children of this process.
+/// A test that failed may leave servers behind; they became children of this process. None is waited for alone: the first
+/// process of a pid namespace ends only when the others in it are reaped, and these may be children of this process, too.
 fn end_what_is_left() {
-    for _ in 0..10 {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
         let mut found = false;
         for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
             let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
@@ -88,12 +91,13 @@ fn end_what_is_left() {
                 found = true;
                 // Already gone is as good.
                 let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
-                let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
+                let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::NOHANG);
             }
         }
         if !found {
             return;
         }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -136,8 +136,11 @@ fn console_socket(bench: &mut Bench) -> Result<()> {
     bench.configure(|_| {})?;
     let id = bench.id();
     bench.ok(&["run", "-d", &id])?;
-    bench.ok(&["exec", "-t", "-d", "--console-socket", &socket, &id, "tty"])?;
+    let pid_file = bench.file("tty.pid");
+    let pid_path = pid_file.to_string_lossy().into_owned();
+    bench.ok(&["exec", "-t", "-d", "--console-socket", &socket, "--pid-file", &pid_path, &id, "tty"])?;
     let text = read_terminal(receive(&listener)?);
+    reap(fs::read_to_string(&pid_file)?.trim().parse()?);
     ensure!(text.contains("/dev/pts/"), "{text:?}");
     Ok(())
 }
