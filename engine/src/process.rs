@@ -1,10 +1,10 @@
 //! Processes named so that a reused number is never mistaken for the one that was meant.
 
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
+use strata_sys::process_stat::{self, ProcessStat};
 
 /// A process of this host: its number, the moment it started and the boot it belongs to.
 ///
@@ -73,46 +73,19 @@ pub(crate) fn wait_for_end(pidfd: std::os::fd::BorrowedFd<'_>, limit: std::time:
     }
 }
 
-/// Reads field 22 of `/proc/<pid>/stat`; `None` for a process that is gone or only waits to be reaped.
+/// `None` for a process that is gone or only waits to be reaped.
 fn start_time(pid: i32) -> Option<u64> {
-    parse_start_time(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    let stat = ProcessStat::of(u32::try_from(pid).ok()?).ok()?;
+    stat.is_alive().then_some(stat.start_time)
 }
 
-fn parse_start_time(stat: &[u8]) -> Option<u64> {
-    // The command name is in parentheses and may itself hold spaces and parentheses: the last one ends it.
-    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    let text = std::str::from_utf8(&stat[after_name..]).ok()?;
-    let mut fields = text.split_ascii_whitespace();
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X" | "x") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
-/// Returns the identifier of this boot, read once.
 fn boot_id() -> String {
-    static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    BOOT.get_or_init(|| {
-        fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
-    })
-    .clone()
+    process_stat::boot_id().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn start_time_survives_a_hostile_command_name() {
-        let fields: Vec<String> = (4..=52).map(|number| number.to_string()).collect();
-        let stat = format!("77 (a) R (b) S {}", fields.join(" "));
-        assert_eq!(parse_start_time(stat.as_bytes()), Some(22));
-        let zombie = format!("77 (a) Z {}", fields.join(" "));
-        assert_eq!(parse_start_time(zombie.as_bytes()), None);
-        assert_eq!(parse_start_time(b"77 (cut"), None);
-        assert_eq!(parse_start_time(b"77 (cut) S 1 2"), None);
-    }
 
     #[test]
     fn the_current_process_is_alive_and_another_start_time_is_not() {

@@ -10,12 +10,13 @@
 //! what is on the list of a live folder.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use strata_layer::DiffId;
+use strata_sys::process_stat::ProcessStat;
 
 use crate::disk::{DiskError, Lock, OnDisk, Sharing, make_folder, names_in, open_if_present, read_if_present};
 use crate::layout::Layout;
@@ -116,11 +117,7 @@ pub(crate) fn pinned_layers(layout: &Layout) -> Result<Vec<DiffId>, DiskError> {
 
 /// Returns when this process started, in the kernel's clock ticks; 0 where `/proc` is not mounted.
 fn start_time() -> u64 {
-    let mut stat = String::new();
-    let read = File::open("/proc/self/stat").and_then(|mut file| file.read_to_string(&mut stat));
-    // The second field is the program's name in brackets and may hold anything.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    read.ok().and_then(|_| after_name.split_ascii_whitespace().nth(19)?.parse().ok()).unwrap_or(0)
+    ProcessStat::of(std::process::id()).map_or(0, |stat| stat.start_time)
 }
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);

@@ -17,6 +17,7 @@ pub mod mount_attributes;
 pub mod network;
 pub mod pidfd;
 pub mod process;
+pub mod process_stat;
 pub mod scheduling;
 pub mod seccomp;
 pub mod seccomp_notify;

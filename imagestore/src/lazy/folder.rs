@@ -272,8 +272,8 @@ fn read_in(folder: &File, path: &Path, name: &str) -> Result<Option<Vec<u8>>, Di
 }
 
 /// Tells this start of the machine from others.
-fn boot() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+fn boot() -> &'static str {
+    strata_sys::process_stat::boot_id().unwrap_or_default()
 }
 
 const CONTENT: &str = "content";

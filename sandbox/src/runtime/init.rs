@@ -1,11 +1,11 @@
 //! The first process of a container, told from others that have had its number.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
+use strata_sys::process_stat::{ProcessStat, boot_id};
 
 /// A process by its number, and by what no other process of that number has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,16 +20,13 @@ pub(super) struct Init {
 impl Init {
     /// The process that has the number now.
     pub(super) fn of(pid: u32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, start_time) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { pid, start_time, boot: boot()? })
+        Ok(Self { pid, start_time: ProcessStat::of(pid)?.start_time, boot: boot_id()?.to_owned() })
     }
 
     /// Tells whether the process has not ended. A zombie has.
     pub(super) fn is_alive(&self) -> bool {
-        let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
-        let Some((state, start_time)) = parse_stat(&stat) else { return false };
-        !matches!(state, 'Z' | 'X' | 'x') && start_time == self.start_time && boot().is_ok_and(|boot| boot == self.boot)
+        let same = |stat: ProcessStat| stat.is_alive() && stat.start_time == self.start_time;
+        ProcessStat::of(self.pid).is_ok_and(same) && boot_id().is_ok_and(|boot| boot == self.boot)
     }
 
     /// Opens the process, if it has not ended.
@@ -41,29 +38,9 @@ impl Init {
     }
 }
 
-fn boot() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
-}
-
-/// The state letter and the start time of `/proc/PID/stat`, whose second field may have anything in it.
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut fields = rest.split(' ');
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_with_blanks_and_parentheses_is_no_trap() {
-        let fields: Vec<String> = (4..=25).map(|number| number.to_string()).collect();
-        let stat = format!("7 (a) b (c) S {}\n", fields.join(" "));
-        assert_eq!(parse_stat(&stat), Some(('S', 22)));
-        assert_eq!(parse_stat("7 (a"), None);
-    }
 
     #[test]
     fn this_process_is_alive_and_one_of_another_time_is_not() {
