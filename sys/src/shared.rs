@@ -28,22 +28,7 @@ impl SharedWords {
     pub fn new(count: usize) -> io::Result<SharedWords> {
         let bytes = count.checked_mul(size_of::<AtomicU64>()).filter(|bytes| *bytes > 0);
         let bytes = bytes.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
-        // SAFETY: a new mapping at an address of the kernel's choice; nothing that exists is touched.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        Ok(SharedWords { start, count })
+        Ok(SharedWords { start: map_shared(bytes)?.cast(), count })
     }
 
     /// Gives the memory behind whole pages of the words from `first` on back; they read as zero then.
@@ -68,6 +53,25 @@ impl Deref for SharedWords {
         // valid atomics. All access is atomic, by other processes too.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
     }
+}
+
+/// Maps memory that children made by fork share. What is never used takes none.
+pub(crate) fn map_shared(bytes: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new mapping at an address of the kernel's choice; nothing that exists is touched.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
 }
 
 impl Drop for SharedWords {

@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{ANSWERED_AT, COMMIT_ID, IN_HEADER, PAYLOAD, SENT_AT, SLOT};
+use crate::shared::map_shared;
 
 /// The memory of all slots of a connection, and a few words about each queue.
 #[derive(Debug)]
@@ -52,21 +53,7 @@ impl Buffers {
     /// # Errors
     /// The errno of `mmap`, which is `ENOMEM` where the address space is limited.
     pub fn new(queues: u16, depth: u16) -> io::Result<Buffers> {
-        // SAFETY: a new mapping at an address of the kernel's choice; nothing that exists is touched.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                Buffers::length(queues, depth),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let start = map_shared(Buffers::length(queues, depth))?;
         Ok(Buffers { start, queues, depth })
     }
 

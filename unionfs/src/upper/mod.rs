@@ -107,39 +107,25 @@ impl UpperLayer {
         let kept_beside = Override::of_upper(root.as_fd(), options.xattr_permissions, purpose == Purpose::Serve);
         let by_name = options.named_whiteouts;
         let owners = Owners::new(kept_beside.map_err(failed(&upper.dir))?, Ids::of(options).squashes());
-        let next_name = AtomicU64::new(1);
         let links_path = upper.work.join(LINKS);
-        if purpose == Purpose::Observe {
+        let (staging, links, lock) = if purpose == Purpose::Observe {
             let nowhere = || nowhere().map_err(failed(&upper.work));
-            let links = open_directory(&links_path).or_else(|_| nowhere())?;
-            let links = Links::open(links).map_err(failed(&links_path))?;
-            let (staging, marks) = (nowhere()?, Namespace::choose(options.userxattr, nowhere()?.as_fd()));
-            return Ok(UpperLayer {
-                root,
-                staging,
-                links,
-                marks,
-                owners,
-                by_name,
-                device,
-                next_name,
-                shares: AtomicBool::new(false),
-                durable,
-                lock: None,
-            });
-        }
-        let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
-        let staging_path = upper.work.join("work");
-        let staging = prepare(work.as_fd(), "work").map_err(failed(&staging_path))?;
-        let lock = match lock {
-            Some(lock) => lock,
-            None => lock_staging(upper, staging.as_fd())?,
+            (nowhere()?, open_directory(&links_path).or_else(|_| nowhere())?, None)
+        } else {
+            let work = open_directory(&upper.work).map_err(failed(&upper.work))?;
+            let staging_path = upper.work.join("work");
+            let staging = prepare(work.as_fd(), "work").map_err(failed(&staging_path))?;
+            let lock = match lock {
+                Some(lock) => lock,
+                None => lock_staging(upper, staging.as_fd())?,
+            };
+            let links = prepare(work.as_fd(), LINKS).map_err(failed(&links_path))?;
+            empty_directory(staging.as_fd()).map_err(failed(&staging_path))?;
+            if backing::stat(staging.as_fd()).map_err(failed(&staging_path))?.device != device {
+                return Err(UpperError::DifferentFilesystems { dir: upper.dir.clone(), work: upper.work.clone() });
+            }
+            (staging, links, Some(lock))
         };
-        let links = prepare(work.as_fd(), LINKS).map_err(failed(&links_path))?;
-        empty_directory(staging.as_fd()).map_err(failed(&staging_path))?;
-        if backing::stat(staging.as_fd()).map_err(failed(&staging_path))?.device != device {
-            return Err(UpperError::DifferentFilesystems { dir: upper.dir.clone(), work: upper.work.clone() });
-        }
         let links = Links::open(links).map_err(failed(&links_path))?;
         let marks = Namespace::choose(options.userxattr, staging.as_fd());
         Ok(UpperLayer {
@@ -150,10 +136,10 @@ impl UpperLayer {
             owners,
             by_name,
             device,
-            next_name,
+            next_name: AtomicU64::new(1),
             shares: AtomicBool::new(false),
             durable,
-            lock: Some(lock),
+            lock,
         })
     }
 
