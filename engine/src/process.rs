@@ -57,20 +57,7 @@ impl Process {
 
 /// Waits until the process behind `pidfd` has ended, at most for `limit`; tells whether it has.
 pub(crate) fn wait_for_end(pidfd: std::os::fd::BorrowedFd<'_>, limit: std::time::Duration) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let deadline = std::time::Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        match poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) | Ok(0) => return false,
-            Ok(_) => return true,
-        }
-    }
+    strata_sys::pidfd::wait_for_end(pidfd, limit).unwrap_or(false)
 }
 
 /// `None` for a process that is gone or only waits to be reaped.

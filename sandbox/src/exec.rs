@@ -3,12 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use strata_sys::pidfd::wait_for_end;
 
 use crate::cgroup::CgroupName;
 use crate::child::join::{self, JoinPlan};
@@ -172,6 +173,5 @@ fn namespaces(spec: &Spec) -> (ThreadNameSpaceType, bool) {
 }
 
 fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    wait_for_end(pidfd, Duration::ZERO).unwrap_or(false)
 }

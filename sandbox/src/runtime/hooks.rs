@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use oci_spec::runtime::Hook;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -71,15 +72,7 @@ fn ends_within(pid: u32, seconds: i64) -> io::Result<bool> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     // It is our child and not reaped: the number is its own.
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let timeout = Timespec { tv_sec: seconds.max(0), tv_nsec: 0 };
-    loop {
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    strata_sys::pidfd::wait_for_end(pidfd.as_fd(), Duration::from_secs(seconds.max(0).unsigned_abs()))
 }
 
 fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {

@@ -1,10 +1,10 @@
 //! `kill`: signals.
 
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use strata_sys::pidfd::wait_for_end;
 
 use super::{Container, RuntimeError, Status};
 
@@ -55,21 +55,12 @@ impl Container {
     /// Kills the first process and waits until it has ended.
     pub(super) fn end(&self) -> Result<(), RuntimeError> {
         let Ok(init) = self.running() else { return Ok(()) };
-        let deadline = Instant::now() + PATIENCE;
         init.signal(libc::SIGKILL).map_err(RuntimeError::io("kill the first process"))?;
         if let Some(cgroup) = init.cgroup().filter(|cgroup| cgroup.is_frozen()) {
             cgroup.thaw()?;
         }
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).unwrap_or_default();
-            match poll(&mut [PollFd::from_borrowed_fd(init.pidfd(), PollFlags::IN)], Some(&timeout)) {
-                Ok(0) => return Err(RuntimeError::StillRunning),
-                Ok(_) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(RuntimeError::io("wait for the first process")(errno.into())),
-            }
-        }
+        let ended = wait_for_end(init.pidfd(), PATIENCE).map_err(RuntimeError::io("wait for the first process"))?;
+        if ended { Ok(()) } else { Err(RuntimeError::StillRunning) }
     }
 }
 
