@@ -168,7 +168,7 @@ fn forward(session: &mut Session, number: u32, requests_to_end: &mut u32) -> io:
 }
 
 /// Writes all of it. If whoever read there is gone, the container is not disturbed: its output is thrown away.
-fn show(to: BorrowedFd<'_>, bytes: &[u8]) {
+pub(crate) fn show(to: BorrowedFd<'_>, bytes: &[u8]) {
     let mut rest = bytes;
     while !rest.is_empty() {
         match rustix::io::write(to, rest) {

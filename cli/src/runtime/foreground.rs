@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::termios::{Winsize, tcsetwinsize};
 use strata_engine::oci::Running;
 
+use crate::relay;
 use crate::terminal::{self, RawTerminal};
 
 /// Signals kept from their default action and read one by one instead.
@@ -103,19 +104,7 @@ fn show(console: BorrowedFd<'_>) {
     let mut buffer = [0; 16 << 10];
     // It fails when there is nothing, and when nobody has the other end any more.
     while let Ok(count @ 1..) = rustix::io::read(console, &mut buffer) {
-        let mut rest = buffer.get(..count).unwrap_or_default();
-        while !rest.is_empty() {
-            match rustix::io::write(rustix::stdio::stdout(), rest) {
-                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    let mut fds = [PollFd::from_borrowed_fd(rustix::stdio::stdout(), PollFlags::OUT)];
-                    // If even that fails, the next write says so.
-                    let _ = poll(&mut fds, None);
-                }
-                Err(_) => break,
-            }
-        }
+        relay::show(rustix::stdio::stdout(), buffer.get(..count).unwrap_or_default());
     }
 }
 
