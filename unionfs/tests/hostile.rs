@@ -433,10 +433,7 @@ fn privileged_folders_that_are_mounted_over_are_closed() {
     let (temp, spec) = fixture();
     // In a mount namespace of this thread only.
     std::thread::spawn(move || {
-        let private = rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS;
-        #[expect(unsafe_code, reason = "the thread ends with its namespace")]
-        // SAFETY: no file descriptor is shared in a way that this changes.
-        let unshared = unsafe { rustix::thread::unshare_unsafe(private) };
+        let unshared = strata_sys::clone::unshare(u64::from((libc::CLONE_NEWNS | libc::CLONE_FS).unsigned_abs()));
         if unshared.is_err() || mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).is_err()
         {
             println!("SKIPPED: needs the right to mount");

@@ -53,6 +53,14 @@ fn pull_early(scene: &Scene, store: &Store) -> Result<Pulled, RegistryError> {
     store.pull(&scene.client(), &scene.name("team/app:1"), &options, &())
 }
 
+/// Puts an image and pulls it early.
+fn early(scene: &Scene, blobs: &[Blob]) -> (ImageId, Store) {
+    let image = put_image(scene, blobs);
+    let store = scene.store("early");
+    pull_early(scene, &store).unwrap();
+    (image, store)
+}
+
 /// Fetches in a thread of this process, which the test does not wait for.
 fn fetch(scene: &Scene, store: &Store) {
     let (store, client) = (Store::open(store.root()).unwrap(), scene.client());
@@ -205,9 +213,7 @@ fn our_index_is_found_as_a_referrer_with_and_without_the_api() {
 fn what_comes_wrong_or_not_at_all_is_an_error_and_nothing_is_kept_of_it() {
     for blob in blobs(21) {
         let scene = Scene::new(&sample_layers());
-        let image = put_image(&scene, &[blob]);
-        let store = scene.store("early");
-        pull_early(&scene, &store).unwrap();
+        let (image, store) = early(&scene, &[blob]);
         let layers = store.image(&image).unwrap().layers;
         scene.misbehave("GET /v2/*/blobs/* flip=100");
         fetch(&scene, &store);
@@ -242,9 +248,7 @@ fn a_table_that_lies_is_found_out_and_nothing_is_served_any_more() {
         let scene = Scene::new(&sample_layers());
         let at = blob.tar.len() - 1;
         blob.tar[at] ^= 1;
-        let image = put_image(&scene, &[blob]);
-        let store = scene.store("early");
-        pull_early(&scene, &store).unwrap();
+        let (image, store) = early(&scene, &[blob]);
         let extent = some_file(&store, &image);
         fetch(&scene, &store);
         let layers = store.image(&image).unwrap().layers;
@@ -342,9 +346,7 @@ fn what_a_power_cut_has_left_is_compared_before_it_is_served() {
 fn a_damaged_map_is_no_whole_layer() {
     let [blob, _] = blobs(59);
     let scene = Scene::new(&sample_layers());
-    let image = put_image(&scene, &[blob]);
-    let store = scene.store("early");
-    pull_early(&scene, &store).unwrap();
+    let (image, store) = early(&scene, &[blob]);
     let layer = store.image(&image).unwrap().layers[0];
     let map = store.root().join("layers").join(layer.0.hex()).join("lazy/map");
     let mut bytes = std::fs::read(&map).unwrap();
@@ -390,9 +392,7 @@ fn a_fetcher_that_is_started_again_fetches_only_the_rest() {
     for blob in blobs(77) {
         let scene = Scene::new(&sample_layers());
         let size = blob.bytes.len() as u64;
-        let image = put_image(&scene, &[blob]);
-        let store = scene.store("early");
-        pull_early(&scene, &store).unwrap();
+        let (image, store) = early(&scene, &[blob]);
         scene.server.exchanges();
         let layers = store.image(&image).unwrap().layers;
         // What was here, and its state on the disk, is taken over by another store at another place.
@@ -436,9 +436,7 @@ fn one_fetcher_serves_all_readers_of_a_store_and_no_byte_comes_twice() {
     let blob = chunked(&varied_tar(50, 60), 1 << 15);
     let scene = Scene::new(&sample_layers());
     let size = blob.bytes.len() as u64;
-    let image = put_image(&scene, &[blob]);
-    let store = scene.store("early");
-    pull_early(&scene, &store).unwrap();
+    let (image, store) = early(&scene, &[blob]);
     scene.server.exchanges();
     for _ in 0..3 {
         fetch(&scene, &store);
