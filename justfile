@@ -52,6 +52,10 @@ figures *ARGS: dist
 bench-images *ARGS: dist
     cargo run --release --package strata-benches --bin figures -- images {{ARGS}}
 
+# Starting, joining and keeping containers beside crun, runc, bubblewrap and podman; to benches/results/ as well
+bench-sandbox *ARGS: dist
+    cargo run --release --package strata-benches --bin figures -- sandbox {{ARGS}}
+
 # The file system beside overlayfs, fuse-overlayfs and a plain folder; figures and a picture to benches/results/
 bench-fs *ARGS: dist
     cargo run --release --package strata-benches --bin bench-fs -- {{ARGS}}

@@ -11,7 +11,7 @@ use strata_tests::image::synthetic;
 use crate::load::{Dockerd, first_line, remove_engine_folder};
 use crate::measure::{self, Cost};
 use crate::report::{Report, row, seconds};
-use crate::run::podman_options;
+use crate::sandbox::podman_options;
 
 /// Prints the tables.
 pub fn figures(strata: &Path, work: &Path, rounds: usize, report: &mut Report) -> Result<()> {

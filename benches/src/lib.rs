@@ -11,7 +11,7 @@ pub mod load;
 pub mod machine;
 pub mod measure;
 pub mod report;
-pub mod run;
+pub mod sandbox;
 pub mod walk;
 
 use std::path::PathBuf;

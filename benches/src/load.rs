@@ -63,7 +63,7 @@ fn by_podman(work: &Path, archive: &Path) -> Result<Cost> {
     let root = work.join("load-podman");
     fs::create_dir_all(&root)?;
     let mut command = Command::new("podman");
-    command.args(crate::run::podman_options(&root)).arg("load").arg("-q").arg("-i").arg(archive);
+    command.args(crate::sandbox::podman_options(&root)).arg("load").arg("-q").arg("-i").arg(archive);
     let cost = measure::time(&command);
     remove_engine_folder(&root)?;
     settle();

@@ -1,6 +1,7 @@
 //! Times commands, with the CPU time and peak memory of the process and of what it waited for.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -84,7 +85,9 @@ pub const WRAP: &str = "--time-one-command";
 pub fn wrap(report: &Path, mut command: impl Iterator<Item = OsString>) -> Result<i32> {
     let program = command.next().context("a command to time")?;
     let mut child = Command::new(program);
-    child.args(command);
+    // With ids to set, the child is forked and has hardly any memory; else it would share ours until its exec, and that counts
+    // as its peak.
+    child.args(command).gid(rustix::process::getegid().as_raw());
     let started = Instant::now();
     let status = child.status().with_context(|| format!("{child:?}"))?;
     let wall = started.elapsed();

@@ -1,5 +1,7 @@
 //! Text tables, and what a run wrote so far.
 
+use crate::measure::{Cost, median};
+
 /// Collects the text of a run.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -48,6 +50,20 @@ pub fn seconds(time: std::time::Duration) -> String {
 pub fn millis(time: std::time::Duration) -> String {
     let millis = time.as_secs_f64() * 1e3;
     if millis >= 100.0 { format!("{millis:.0}") } else { format!("{millis:.1}") }
+}
+
+/// A row of costs: median, least and greatest time, CPU time, peak memory.
+pub fn spread(name: &str, costs: &[Cost]) -> Vec<String> {
+    let middle = median(costs);
+    let walls = || costs.iter().map(|cost| cost.wall);
+    row([
+        name,
+        &millis(middle.wall),
+        &millis(walls().min().unwrap_or_default()),
+        &millis(walls().max().unwrap_or_default()),
+        &millis(middle.cpu),
+        &format!("{:.1}", middle.peak as f64 / 1024.0),
+    ])
 }
 
 /// A row of a table.

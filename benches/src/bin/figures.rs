@@ -1,6 +1,6 @@
 //! Takes every published figure in one run and writes the text to `benches/results/`.
 //!
-//! `figures [load] [walk] [run] [images] [--rounds N] [--no-file]`; the binary under test is `$STRATA_BIN`, else what
+//! `figures [load] [walk] [sandbox] [images] [--rounds N] [--idle N] [--no-file]`; the binary under test is `$STRATA_BIN`, else what
 //! `cargo dist` made.
 
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use strata_benches::report::Report;
-use strata_benches::{binary, images, load, machine, measure, run, walk};
+use strata_benches::{binary, images, load, machine, measure, sandbox, walk};
 
 #[expect(clippy::print_stderr, reason = "a command")]
 fn main() -> ExitCode {
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 fn figures() -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let mut wanted = Vec::new();
-    let (mut rounds, mut to_file) = (5, true);
+    let (mut rounds, mut idle, mut to_file) = (5, 20, true);
     while let Some(argument) = arguments.next() {
         match argument.to_str().context("arguments are text")? {
             measure::WRAP => {
@@ -35,9 +35,13 @@ fn figures() -> Result<ExitCode> {
             "--rounds" => {
                 rounds = arguments.next().and_then(|text| text.to_str()?.parse().ok()).context("a number of rounds")?
             }
+            "--idle" => {
+                idle =
+                    arguments.next().and_then(|text| text.to_str()?.parse().ok()).context("a number of containers")?
+            }
             "--no-file" => to_file = false,
-            name @ ("load" | "walk" | "run" | "images") => wanted.push(name.to_owned()),
-            other => bail!("{other}: not one of load, walk, run, images, --rounds N, --no-file"),
+            name @ ("load" | "walk" | "sandbox" | "images") => wanted.push(name.to_owned()),
+            other => bail!("{other}: not one of load, walk, sandbox, images, --rounds N, --idle N, --no-file"),
         }
     }
     if !rustix::process::geteuid().is_root() {
@@ -56,11 +60,13 @@ fn figures() -> Result<ExitCode> {
     if is_wanted("walk") {
         walk::figures(&strata, work.path(), rounds, &mut report)?;
     }
-    if is_wanted("run") {
-        run::figures(&strata, work.path(), rounds * 4, &mut report)?;
-    }
     if is_wanted("images") {
         images::figures(&strata, work.path(), rounds.min(3), &mut report)?;
+    }
+    // Last: it puts this program into a mount namespace of its own.
+    if is_wanted("sandbox") {
+        let extent = sandbox::Extent { rounds: rounds * 8, idle };
+        sandbox::figures(&strata, work.path(), extent, &mut report)?;
     }
     if to_file {
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results"));
