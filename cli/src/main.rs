@@ -88,7 +88,19 @@ fn run(cli: Cli) -> Outcome {
     }
     let context = Context { root: root::choose(cli.global.root)? };
     if needs_ids(&cli.verb) {
-        strata_engine::enter_rootless().map_err(|error| match cli.verb {
+        let entered = match &cli.verb {
+            Verb::Run(run) | Verb::Container(ContainerVerb::Run(run)) => {
+                strata_engine::enter_rootless_to_start(&context.root, Some(run.user_namespace()), &[])
+            }
+            Verb::Start(start) | Verb::Container(ContainerVerb::Start(start)) => {
+                strata_engine::enter_rootless_to_start(&context.root, None, &start.containers)
+            }
+            Verb::Restart(restart) | Verb::Container(ContainerVerb::Restart(restart)) => {
+                strata_engine::enter_rootless_to_start(&context.root, None, &restart.containers)
+            }
+            _ => strata_engine::enter_rootless().map(drop),
+        };
+        entered.map_err(|error| match cli.verb {
             Verb::Run(_) | Verb::Container(ContainerVerb::Run(_)) => Failure::of_engine(error),
             _ => Failure::from(error),
         })?;

@@ -67,8 +67,9 @@ pub(crate) enum Outcome {
 const INPUT_LIMIT: usize = 64 << 10;
 
 impl Relay {
-    /// Relays until the process has ended and all it wrote has been shown, or the user leaves.
-    pub(crate) fn run(&self, session: &mut Session, signals: &Signals) -> io::Result<Outcome> {
+    /// Relays until the process has ended and all it wrote has been shown, or the user leaves. What an audit has found is
+    /// added to `findings`: shown now, it would be in the midst of what the process wrote to a raw terminal.
+    pub(crate) fn run(&self, session: &mut Session, signals: &Signals, findings: &mut String) -> io::Result<Outcome> {
         let stdin = io::stdin();
         let _raw = match self.tty && self.attach.input && terminal::stdin_is_terminal() {
             true => Some(RawTerminal::enter(stdin.as_fd())?),
@@ -82,6 +83,7 @@ impl Relay {
                 match event {
                     SessionEvent::Output(bytes) => show(io::stdout().as_fd(), &bytes),
                     SessionEvent::Error(bytes) => show(io::stderr().as_fd(), &bytes),
+                    SessionEvent::Audit(text) => *findings += &text,
                     SessionEvent::Ended(code) => return Ok(Outcome::Ended(code)),
                     SessionEvent::Lost => return Ok(Outcome::Lost),
                 }

@@ -164,11 +164,14 @@ impl Creation {
             security: self.security.clone(),
             network: self.network,
             // A plain user's containers are in one already.
-            user_namespace: match self.security.hardened && userns::is_initial() {
+            user_namespace: match self.security.hardened
+                && self.user_namespace == UserNamespace::Host
+                && userns::is_initial()
+            {
                 true => UserNamespace::Auto,
-                false => self.user_namespace,
+                false => self.user_namespace.clone(),
             },
-            id_base: None,
+            own_ids: None,
             groups: self.groups.clone(),
             privileged: self.privileged,
             rlimits: self.rlimits.clone(),

@@ -193,6 +193,7 @@ fn container_json(container: &Container) -> Value {
             "LogConfig": { "Type": config.log.driver.name(), "Config": log_options(config) },
             "Privileged": config.privileged,
             "SecurityOpt": config.security.options,
+            "UsernsMode": config.user_namespace.to_string(),
             "StorageOpt": config.storage_size.map(|size| json!({ "size": size.to_string() })),
             "ShmSize": config.shm_size.unwrap_or(64 << 20),
             "OomScoreAdj": config.oom_score.unwrap_or(0),

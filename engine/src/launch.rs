@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use strata_layer::index::{Index, NodeId};
+use strata_sandbox::audit::Audit;
 use strata_sandbox::capabilities::{CHOWN, has_effective};
 use strata_sandbox::cgroup::Shortage;
-use strata_sandbox::{Launch, Orphan, Root, Running, SpawnError, Stdio, WindowSize};
+use strata_sandbox::{Launch, Listener, Orphan, Root, Running, SpawnError, Stdio, WindowSize};
 use strata_unionfs::{Limits, Lower, MountSpec, Options, Upper};
 
-use crate::container::{Container, Containers, RecordError, Use};
+use crate::container::{Container, Containers, OwnIds, RecordError, Use};
 use crate::filesystem::{FilesystemError, FilesystemProcess, SpareProcess};
 use crate::monitor::Refusal;
-use crate::network_files;
-use crate::spec;
+use crate::user_namespace::{self, JoinError};
+use crate::{network_files, spec};
 
 /// What a container's root stands on, kept in the store.
 #[derive(Debug)]
@@ -40,6 +41,9 @@ pub(crate) enum StartError {
     /// The files that say where the container is in the network.
     #[error("write the container's /etc/hosts and its like")]
     OwnFiles(#[source] io::Error),
+    /// The user namespace it is to be in.
+    #[error(transparent)]
+    UserNamespace(#[from] JoinError),
     /// The configuration cannot be translated.
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
@@ -92,6 +96,8 @@ pub(crate) struct Started {
     pub(crate) pipes: Option<strata_sandbox::Pipes>,
     /// What serves its root.
     pub(crate) filesystem: FilesystemProcess,
+    /// What observes it.
+    pub(crate) audit: Option<Audit>,
 }
 
 /// Mounts the root of a container and starts its first process in it. `spare` is to serve the root, if there is one.
@@ -107,7 +113,7 @@ pub(crate) fn start(
         StartError::Filesystem(FilesystemError::Mount("no descriptor of the mount came back".to_owned()))
     })?;
     match spawn(containers, container, layers, root, size) {
-        Ok((running, pipes)) => Ok(Started { running, pipes, filesystem }),
+        Ok((running, pipes, audit)) => Ok(Started { running, pipes, filesystem, audit }),
         Err(error) => {
             filesystem.kill();
             Err(error)
@@ -138,7 +144,7 @@ pub(crate) fn mount_files(
     read_only: bool,
     server: SpareProcess,
 ) -> Result<FilesystemProcess, FilesystemError> {
-    let id_map = spec::id_map(&container.config);
+    let (uid_map, gid_map) = container.config.own_ids.as_ref().map(OwnIds::of_filesystem).unwrap_or_default();
     let spec = MountSpec {
         lower: layers.lower.clone(),
         upper: Some(Upper { dir: container.upper(), work: container.work() }),
@@ -148,8 +154,8 @@ pub(crate) fn mount_files(
             source: format!("strata:{}", container.config.id.short()),
             // What is thrown away at the end need not survive a power cut.
             volatile: container.config.auto_remove,
-            uid_map: id_map.clone(),
-            gid_map: id_map,
+            uid_map,
+            gid_map,
             limits: Limits { bytes: container.config.storage_size, inodes: None },
             ..Options::default()
         },
@@ -164,12 +170,13 @@ fn spawn(
     layers: &Layers,
     root: OwnedFd,
     size: Option<(u16, u16)>,
-) -> Result<(Running, Option<strata_sandbox::Pipes>), StartError> {
+) -> Result<(Running, Option<strata_sandbox::Pipes>, Option<Audit>), StartError> {
     let config = &container.config;
     let failed = |source| StartError::Spawn { id: config.id.short().to_owned(), source };
     let own_files = open_index(&layers.index).and_then(|index| network_files::prepare(container, &index));
-    let spec = spec::build(config, &own_files.map_err(StartError::OwnFiles)?)?;
-    let (stdio, pipes) = streams(config.tty, size).map_err(StartError::Pipes)?;
+    let user_namespace = user_namespace::for_start(containers, config)?;
+    let spec = spec::build(config, &own_files.map_err(StartError::OwnFiles)?, user_namespace.in_spec())?;
+    let (stdio, pipes) = streams(config.tty, size, config.own_ids.as_ref()).map_err(StartError::Pipes)?;
     let mut launch = Launch::new(&spec, Root::Mount(root));
     // Nobody in particular is the superuser, whose groups and home the image may still know.
     launch.user = Some(if config.user.is_empty() { "0" } else { &config.user });
@@ -181,16 +188,42 @@ fn spawn(
     launch.shortage = Shortage::Told;
     launch.landlock = spec::landlock(config, false)?;
     launch.orphan = Orphan::IsKilled;
+    let audit = spec::audit(config)?;
+    let observe = listen(audit.as_ref());
+    if audit.is_some() {
+        launch.listener = Listener::Caller(&observe);
+    }
     let running = strata_sandbox::spawn(launch).map_err(failed)?;
-    Ok((running, pipes))
+    drop(observe);
+    Ok((running, pipes, audit))
 }
 
-/// A terminal, or pipes.
-pub(crate) fn streams(tty: bool, size: Option<(u16, u16)>) -> io::Result<(Stdio, Option<strata_sandbox::Pipes>)> {
-    match tty {
-        true => Ok((Stdio::Terminal { size: size.map(|(rows, columns)| WindowSize { rows, columns }) }, None)),
-        false => Stdio::pipes().map(|(stdio, pipes)| (stdio, Some(pipes))),
+/// Hands the listener of a filter to the audit. Only the filter of an audit has one.
+pub(crate) fn listen(audit: Option<&Audit>) -> impl Fn(OwnedFd, u32) {
+    move |listener, _| {
+        if let Some(Err(error)) = audit.map(|audit| audit.watch(listener)) {
+            tracing::error!(%error, "no thread for the audit: what it is asked about fails");
+        }
     }
+}
+
+/// A terminal, or pipes, for a process of a container with these ids.
+pub(crate) fn streams(
+    tty: bool,
+    size: Option<(u16, u16)>,
+    ids: Option<&OwnIds>,
+) -> io::Result<(Stdio, Option<strata_sandbox::Pipes>)> {
+    if tty {
+        return Ok((Stdio::Terminal { size: size.map(|(rows, columns)| WindowSize { rows, columns }) }, None));
+    }
+    let (stdio, pipes) = Stdio::pipes()?;
+    if let (Stdio::Fds { stdin, stdout, stderr }, Some((uid, _))) = (&stdio, ids.and_then(OwnIds::root)) {
+        // Else they would be nobody's in there, and could neither be opened again (/dev/stdout) nor given to its user.
+        for stream in [stdin, stdout, stderr] {
+            std::os::unix::fs::fchown(stream, Some(uid), None)?;
+        }
+    }
+    Ok((stdio, Some(pipes)))
 }
 
 fn open_index(index: &Path) -> io::Result<Index> {

@@ -46,6 +46,7 @@ pub mod signal;
 mod size;
 mod spec;
 mod timestamp;
+mod user_namespace;
 
 pub use archive::{
     ArchiveError, ContainerFiles, CopyPlan, CopySource, FilesUse, Found, Owner, Tree, Unpacked, enter_rootless_of,
@@ -55,8 +56,9 @@ pub use bench::{BenchError, LookupReport, Machine, Measure};
 pub use commit::{ChangesError, CommitError, ContainerCommit};
 pub use container::{
     Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, End, Ended, Event, FindError,
-    InvalidContainerId, InvalidName, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RecordError,
-    Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, Security, StartFailure, State, Tmpfs, UserNamespace,
+    InvalidContainerId, InvalidName, InvalidRestartPolicy, InvalidUserNamespace, Limits, LogConfig, LogDriver, Mount,
+    Network, OwnIds, RecordError, Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, Security, StartFailure,
+    State, Tmpfs, UserNamespace,
 };
 pub use creation::{Creation, InvalidCreation};
 pub use disk_usage::{Usage, UsageError};
@@ -96,3 +98,4 @@ pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
 pub use strata_unionfs::{
     Aspect, Change as FileChange, ChangeKind, Difference, Force, Kind as FileKind, RemountError, Side, Upper,
 };
+pub use user_namespace::{ChooseError, JoinError, enter_rootless_to_start};

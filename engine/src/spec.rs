@@ -7,13 +7,12 @@ use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount as OciMount,
     MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec,
 };
+use strata_sandbox::audit::Audit;
 use strata_sandbox::capabilities::{CapabilitySet, UnknownCapability};
-use strata_sandbox::policy::{Policy, PolicyError};
+use strata_sandbox::policy::{AuditError, Policy, PolicyError};
 use strata_sandbox::seccomp::{Profile, ProfileError};
-use strata_sandbox::spec_default::{self, Defaults, spec_default};
-use strata_sandbox::userns::{AUTO_SIZE, IdMaps};
+use strata_sandbox::spec_default::{self, Defaults, UserNamespace, spec_default};
 use strata_sandbox::{Landlock, Seccomp};
-use strata_unionfs::{IdMap, IdRange};
 
 use crate::container::{Bind, Config, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs};
 use crate::creation::process_environment;
@@ -30,6 +29,9 @@ pub enum SpecError {
     /// A policy that is none.
     #[error("invalid policy")]
     Policy(#[from] PolicyError),
+    /// A policy that cannot be audited.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A value that the specification cannot hold.
     #[error("invalid container configuration")]
     Value(#[from] OciSpecError),
@@ -43,12 +45,13 @@ pub enum SpecError {
     },
 }
 
-/// Translates a configuration, with further mounts of our own. Makes the folders that `-v` makes.
-pub(crate) fn build(config: &Config, own: &[Mount]) -> Result<Spec, SpecError> {
+/// Translates a configuration, with further mounts of our own, for a start in a user namespace. Makes the folders that `-v` makes.
+pub(crate) fn build(config: &Config, own: &[Mount], user_namespace: UserNamespace) -> Result<Spec, SpecError> {
+    let owners_differ = config.own_ids.as_ref().is_some_and(|ids| !ids.are_unchanged());
     let mut mounts = Vec::with_capacity(own.len() + config.mounts.len());
     for mount in own.iter().chain(&config.mounts) {
         mounts.push(match mount {
-            Mount::Bind(bind) => bind_mount(bind, config.id_base.is_some())?,
+            Mount::Bind(bind) => bind_mount(bind, owners_differ)?,
             Mount::Tmpfs(tmpfs) => tmpfs_mount(tmpfs)?,
         });
     }
@@ -70,7 +73,7 @@ pub(crate) fn build(config: &Config, own: &[Mount]) -> Result<Spec, SpecError> {
             Network::None => spec_default::Network::None,
             Network::Host => spec_default::Network::Host,
         },
-        user_namespace: config.id_base.map(|base| IdMaps::block(base, AUTO_SIZE)),
+        user_namespace,
         read_only_root: config.read_only,
         capabilities: capabilities.adjusted(&config.cap_add, &config.cap_drop)?,
         privileged: config.privileged,
@@ -104,17 +107,24 @@ pub(crate) fn seccomp(config: &Config) -> Result<Seccomp, SpecError> {
         SeccompChoice::Unconfined => Seccomp::Unconfined,
         SeccompChoice::Profile(text) => Seccomp::Profile(Profile::from_json(text.as_bytes())?),
     };
-    let Some(policy) = policy(config)?.filter(|policy| policy.syscalls.is_some()) else { return Ok(chosen) };
-    Ok(Seccomp::Profile(policy.restrict(&match chosen {
+    let audits = config.security.audit;
+    let Some(policy) = policy(config)?.filter(|policy| audits || policy.syscalls.is_some()) else { return Ok(chosen) };
+    let profile = match chosen {
         Seccomp::Profile(profile) => profile,
         Seccomp::Unconfined => Profile::everything(),
         Seccomp::Default | Seccomp::FromSpec => Profile::docker_default().clone(),
-    })))
+    };
+    Ok(Seccomp::Profile(if audits { policy.observe(&profile)? } else { policy.restrict(&profile) }))
+}
+
+/// The audit that was asked for.
+pub(crate) fn audit(config: &Config) -> Result<Option<Audit>, SpecError> {
+    Ok(policy(config)?.filter(|_| config.security.audit).map(Audit::new))
 }
 
 /// How landlock is to guard the container's processes; `added` for those that are not the first.
 pub(crate) fn landlock(config: &Config, added: bool) -> Result<Landlock, SpecError> {
-    Ok(match policy(config)? {
+    Ok(match policy(config)?.filter(|_| !config.security.audit) {
         Some(policy) => Landlock::Policy(policy),
         None if config.privileged => Landlock::Off,
         None if config.security.hardened => Landlock::Hardened,
@@ -135,12 +145,6 @@ pub fn check_policy(text: &str) -> Result<(), PolicyError> {
 
 fn policy(config: &Config) -> Result<Option<Policy>, SpecError> {
     Ok(config.security.policy.as_deref().map(Policy::parse).transpose()?)
-}
-
-/// The ids that the filesystem must show for those on the disk, if the container has ids of its own.
-pub(crate) fn id_map(config: &Config) -> Option<IdMap> {
-    let base = config.id_base?;
-    Some(IdMap(vec![IdRange { container: 0, host: base, count: AUTO_SIZE }]))
 }
 
 fn bind_mount(bind: &Bind, own_ids: bool) -> Result<OciMount, SpecError> {

@@ -8,6 +8,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod audit;
 mod builder;
 pub mod capabilities;
 pub mod cgroup;

@@ -19,12 +19,14 @@
 //! allows nothing.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::audit;
 use crate::seccomp::{self, Action, Architecture, Profile, Rule};
 
 /// A policy that was read and makes sense.
@@ -139,6 +141,70 @@ impl Policy {
         Ok(Self { files: files.transpose()?, network: network.transpose()?, syscalls: syscalls.transpose()? })
     }
 
+    /// The calls that an [`Audit`](crate::audit::Audit) of this policy is asked about.
+    pub(crate) fn observed_names(&self) -> Vec<&'static str> {
+        let mut names: Vec<&str> = Vec::new();
+        if self.files.is_some() {
+            names.extend(audit::of_files());
+        }
+        if self.network.is_some() {
+            names.extend(audit::of_ports());
+        }
+        if self.syscalls.is_some() {
+            names.extend(seccomp::names().filter(|name| !self.allows_call(name)));
+        }
+        // The listener is handed out by it.
+        names.retain(|name| *name != "sendmsg");
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Tells whether the policy says nothing against the system call `name`.
+    pub(crate) fn allows_call(&self, name: &str) -> bool {
+        match &self.syscalls {
+            None => true,
+            Some(Syscalls::Deny(names)) => !names.iter().any(|denied| denied == name),
+            Some(Syscalls::Allow(names)) => {
+                INDISPENSABLE.contains(&name) || names.iter().any(|allowed| allowed == name)
+            }
+        }
+    }
+
+    /// Returns `profile` asking about what the policy has to say something about, and allowing no more than before.
+    ///
+    /// # Errors
+    /// [`AuditError`] for a profile that asks somebody already.
+    pub fn observe(&self, profile: &Profile) -> Result<Profile, AuditError> {
+        let mut profile = profile.clone();
+        let asks = |action: Action| action == Action::Notify;
+        if asks(profile.default_action) || profile.rules.iter().any(|rule| asks(rule.action)) {
+            return Err(AuditError);
+        }
+        let observed = self.observed_names();
+        let is_observed = |name: &str| observed.binary_search(&name).is_ok();
+        let lets_through = |action| matches!(action, Action::Allow | Action::Log);
+        let mut rules = Vec::with_capacity(profile.rules.len());
+        for mut rule in std::mem::take(&mut profile.rules) {
+            if lets_through(rule.action) {
+                let (asking, plain) = std::mem::take(&mut rule.names).into_iter().partition(|name| is_observed(name));
+                rules.push(Rule { names: asking, action: Action::Notify, ..rule.clone() });
+                rule.names = plain;
+            }
+            rules.push(rule);
+        }
+        rules.retain(|rule| !rule.names.is_empty());
+        if lets_through(profile.default_action) && !observed.is_empty() {
+            rules.push(Rule::new(observed, Action::Notify));
+        }
+        profile.rules = rules;
+        if seccomp::kernel_version() >= WAITS_UNDISTURBED {
+            // Else each signal would begin the call anew, and have it looked at again.
+            profile.flags |= seccomp::flags::WAIT_KILLABLE_RECV;
+        }
+        Ok(profile)
+    }
+
     /// Returns `profile` with what the policy refuses of it taken away.
     #[must_use]
     pub fn restrict(&self, profile: &Profile) -> Profile {
@@ -148,10 +214,7 @@ impl Policy {
             Some(Syscalls::Deny(names)) => (names, false),
             Some(Syscalls::Allow(names)) => (names, true),
         };
-        let stays = |name: &str| {
-            let is_listed = listed.iter().any(|listed| listed == name) || (keeps && INDISPENSABLE.contains(&name));
-            is_listed == keeps
-        };
+        let stays = |name: &str| self.allows_call(name);
         let mut refused: Vec<Cow<'static, str>> = Vec::new();
         for rule in &mut profile.rules {
             let (kept, taken) = std::mem::take(&mut rule.names).into_iter().partition(|name| stays(name));
@@ -174,6 +237,50 @@ impl Policy {
     }
 }
 
+/// As the file has it.
+impl fmt::Display for Policy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |items: Vec<String>| format!("[{}]", items.join(", "));
+        let paths = |paths: &[PathBuf]| list(paths.iter().map(|path| quoted(&path.to_string_lossy())).collect());
+        let ports = |ports: &[u16]| list(ports.iter().map(u16::to_string).collect());
+        let names = |names: &[String]| list(names.iter().map(|name| quoted(name)).collect());
+        if let Some(files) = &self.files {
+            writeln!(formatter, "[files]\nread = {}", paths(&files.read))?;
+            writeln!(formatter, "write = {}\nexecute = {}", paths(&files.write), paths(&files.execute))?;
+        }
+        if let Some(network) = &self.network {
+            writeln!(formatter, "[network]\nconnect = {}\nbind = {}", ports(&network.connect), ports(&network.bind))?;
+        }
+        match &self.syscalls {
+            None => Ok(()),
+            Some(Syscalls::Deny(denied)) => writeln!(formatter, "[syscalls]\ndeny = {}", names(denied)),
+            Some(Syscalls::Allow(allowed)) => writeln!(formatter, "[syscalls]\nallow = {}", names(allowed)),
+        }
+    }
+}
+
+/// A basic string of TOML.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for letter in text.chars() {
+        match letter {
+            '"' | '\\' => quoted.extend(['\\', letter]),
+            letter if letter.is_control() => quoted += &format!("\\u{:04x}", u32::from(letter)),
+            letter => quoted.push(letter),
+        }
+    }
+    quoted + "\""
+}
+
+/// A filter that cannot be audited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "--audit needs the filter's notifications, and the seccomp profile has an agent of its own for them (SCMP_ACT_NOTIFY)"
+)]
+pub struct AuditError;
+
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`
+const WAITS_UNDISTURBED: (u32, u32) = (5, 19);
 /// To be executed, and to end.
 const INDISPENSABLE: [&str; 5] = ["execve", "exit", "exit_group", "restart_syscall", "rt_sigreturn"];
 const EPERM: u16 = 1;
@@ -264,6 +371,38 @@ mod tests {
             allowed(allow, "read") && allowed(allow, "execve") && !allowed(allow, "write") && !allowed(allow, "mount")
         );
     }
+    #[test]
+    fn what_is_observed_is_asked_about_and_nothing_is_allowed_that_was_not() {
+        let native = Architecture::native().unwrap();
+        let decide = |profile: &Profile, name| {
+            let number = native.number(name).unwrap();
+            let call = Call { architecture: native.audit_number(), number, arguments: [0; 6] };
+            profile.decide(native, CapabilitySet::DOCKER, (6, 12), native, &call)
+        };
+        let files = Policy::parse("[files]\nread = []\n[syscalls]\ndeny = [\"mount\", \"sync\"]").unwrap();
+        let base = Profile::docker_default();
+        let observed = files.observe(base).unwrap();
+        for (name, action) in
+            [("openat", Action::Notify), ("sync", Action::Notify), ("read", Action::Allow), ("connect", Action::Allow)]
+        {
+            assert_eq!(decide(&observed, name), action, "{name}");
+        }
+        assert_eq!(decide(&observed, "mount"), decide(base, "mount"));
+        let few = Policy::parse("[syscalls]\nallow = [\"read\"]").unwrap();
+        for base in [base, &Profile::everything()] {
+            let observed = few.observe(base).unwrap();
+            for (name, action) in [
+                ("read", Action::Allow),
+                ("exit_group", Action::Allow),
+                ("sendmsg", Action::Allow),
+                ("write", Action::Notify),
+            ] {
+                assert_eq!(decide(&observed, name), action, "{name}");
+            }
+        }
+        assert_eq!(few.observe(&few.observe(base).unwrap()), Err(AuditError));
+    }
+
     #[test]
     fn a_list_restricts_a_profile_that_allows_by_default() {
         let native = Architecture::native().unwrap();

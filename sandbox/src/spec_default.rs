@@ -28,8 +28,8 @@ pub struct Defaults {
     pub terminal: bool,
     /// Which network the container sees.
     pub network: Network,
-    /// Ids of its own.
-    pub user_namespace: Option<IdMaps>,
+    /// Which users and groups there are.
+    pub user_namespace: UserNamespace,
     /// Whether the root is mounted read-only.
     pub read_only_root: bool,
     /// All capability sets but the inheritable and ambient ones, which stay empty.
@@ -60,6 +60,18 @@ pub struct Defaults {
     pub oom_score: Option<i32>,
 }
 
+/// Which user namespace a container is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum UserNamespace {
+    /// That of the caller.
+    #[default]
+    Callers,
+    /// One of its own with these ids.
+    Own(IdMaps),
+    /// That of a namespace file, such as another container's `/proc/PID/ns/user`.
+    Path(PathBuf),
+}
+
 /// Which network a container sees.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Network {
@@ -81,7 +93,7 @@ impl Default for Defaults {
             hostname: None,
             terminal: false,
             network: Network::None,
-            user_namespace: None,
+            user_namespace: UserNamespace::Callers,
             read_only_root: false,
             capabilities: CapabilitySet::DOCKER,
             privileged: false,
@@ -156,11 +168,11 @@ pub fn spec_default(defaults: Defaults) -> Result<Spec, OciSpecError> {
     resources.set_devices(Some(rules.into_iter().chain(own_rules).chain(listed).collect()));
 
     let mut linux = LinuxBuilder::default()
-        .namespaces(namespaces(&defaults.network, defaults.user_namespace.is_some())?)
+        .namespaces(namespaces(&defaults.network, &defaults.user_namespace)?)
         .resources(resources)
         .devices(defaults.devices)
         .sysctl(defaults.sysctls);
-    if let Some(maps) = &defaults.user_namespace {
+    if let UserNamespace::Own(maps) = &defaults.user_namespace {
         let (uids, gids) = maps.to_oci();
         linux = linux.uid_mappings(uids).gid_mappings(gids);
     }
@@ -218,17 +230,20 @@ fn ordinary_mounts(shm_size: u64, privileged: bool) -> Result<Vec<Mount>, OciSpe
     ])
 }
 
-fn namespaces(network: &Network, user: bool) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+fn namespaces(network: &Network, user: &UserNamespace) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, User, Uts};
     let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
+    let at = |kind, path: &PathBuf| LinuxNamespaceBuilder::default().typ(kind).path(path.clone()).build();
     let mut all = [Mount, Pid, Uts, Ipc, Cgroup].into_iter().map(new).collect::<Result<Vec<_>, _>>()?;
     match network {
         Network::None => all.push(new(Net)?),
         Network::Host => {}
-        Network::Path(path) => all.push(LinuxNamespaceBuilder::default().typ(Net).path(path.clone()).build()?),
+        Network::Path(path) => all.push(at(Net, path)?),
     }
-    if user {
-        all.push(new(User)?);
+    match user {
+        UserNamespace::Callers => {}
+        UserNamespace::Own(_) => all.push(new(User)?),
+        UserNamespace::Path(path) => all.push(at(User, path)?),
     }
     Ok(all)
 }

@@ -19,7 +19,7 @@ use oci_spec::runtime::{
     LinuxResourcesBuilder, LinuxTimeOffset, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType,
 };
 use strata_sandbox::capabilities::CapabilitySet;
-use strata_sandbox::spec_default::Network;
+use strata_sandbox::spec_default::{Network, UserNamespace};
 use strata_sandbox::userns::IdMaps;
 use strata_sandbox::{Access, Landlock, Launch, Root, Sandbox, Seccomp, SpawnError, Stdio, WindowSize};
 use support::{Container, rootfs};
@@ -476,18 +476,18 @@ fn ids_of_its_own() {
         root.path(),
         "id -u; cat /proc/self/uid_map; echo x > /tmp/made; stat -c %u:%g /tmp/made /bin/busybox; stat -c %t:%T /dev/null; echo > /dev/null; grep CapEff /proc/self/status",
     );
-    container.defaults.user_namespace = Some(IdMaps::block(1_100_000_000, 65_536));
+    container.defaults.user_namespace = UserNamespace::Own(IdMaps::block(1_100_000_000, 65_536));
     let text = container.text();
     assert!(text.starts_with("0\n") && text.contains("1100000000"), "{text}");
     assert!(text.contains("0:0\n0:0\n1:3") && text.ends_with("00000000a80425fb"), "{text}");
     // On the disk the file has the owner that the map of the mount says: the host's root, as everything of the image.
     assert_eq!(fs::metadata(root.path().join("tmp/made")).unwrap().uid(), 0);
     let mut user = Container::shell(root.path(), "id -u; id -G; ls /sys/class/net");
-    user.defaults.user_namespace = Some(IdMaps::block(1_100_000_000, 65_536));
+    user.defaults.user_namespace = UserNamespace::Own(IdMaps::block(1_100_000_000, 65_536));
     user.user = Some("web");
     assert_eq!(user.text(), "33\n33 40\nlo");
     let mut host = Container::shell(root.path(), "ls /sys/class/net | wc -l; echo 1 > /sys/kernel/mm/ksm/run");
-    host.defaults.user_namespace = Some(IdMaps::block(1_100_000_000, 65_536));
+    host.defaults.user_namespace = UserNamespace::Own(IdMaps::block(1_100_000_000, 65_536));
     host.defaults.network = Network::Host;
     let output = host.run().unwrap();
     assert!(output.stderr.contains("/sys/kernel/mm/ksm/run"), "{output:?}");
@@ -703,7 +703,7 @@ fn owners_of_a_volume_are_mapped_when_asked() {
     let owner = |options: &[&str]| {
         let mut container =
             Container::shell(root.path(), "stat -c %u /volume; echo x > /volume/file; stat -c %u /volume/file");
-        container.defaults.user_namespace = Some(IdMaps::block(1_100_000_000, 65_536));
+        container.defaults.user_namespace = UserNamespace::Own(IdMaps::block(1_100_000_000, 65_536));
         container.defaults.mounts = vec![bind(volume.path().to_str().unwrap(), "/volume", options)];
         container.run().unwrap()
     };

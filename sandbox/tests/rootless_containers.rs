@@ -14,7 +14,7 @@ use std::process::Command;
 
 use oci_spec::runtime::{LinuxMemoryBuilder, LinuxResourcesBuilder};
 use strata_sandbox::cgroup::{CgroupError, Hierarchies};
-use strata_sandbox::spec_default::Network;
+use strata_sandbox::spec_default::{Network, UserNamespace};
 use strata_sandbox::userns::{IdMaps, Rootless, enter_rootless};
 use strata_sandbox::{SpawnError, Stdio, WindowSize};
 use support::{Container, rootfs};
@@ -124,7 +124,7 @@ fn as_plain_user(root: &Path) {
     // A user namespace in the user namespace.
     let mut nested =
         Container::shell(root, "id -u; cat /proc/self/uid_map | wc -l; echo y > /tmp/nested && cat /tmp/nested");
-    nested.defaults.user_namespace = Some(IdMaps::block(0, 1));
+    nested.defaults.user_namespace = UserNamespace::Own(IdMaps::block(0, 1));
     let output = nested.run().unwrap();
     assert_eq!(output.stdout, "0\n1\ny\n", "{output:?}");
     let missing = Container::new(root, &["nonsense"]).run().unwrap_err();

@@ -90,8 +90,10 @@ pub(crate) fn for_each<T>(operands: &[T], mut action: impl FnMut(&T) -> Result<(
 
 /// Follows a container to its end, and returns its exit code.
 fn follow(engine: &Engine, id: &ContainerId, mut session: Session, relay: &Relay, signals: &Signals) -> Outcome {
-    let relayed =
-        relay.run(&mut session, signals).context("relay the container's streams").map_err(Failure::of_engine)?;
+    let mut findings = String::new();
+    let relayed = relay.run(&mut session, signals, &mut findings);
+    eprint!("{findings}");
+    let relayed = relayed.context("relay the container's streams").map_err(Failure::of_engine)?;
     match relayed {
         relay::Outcome::Ended(code) => Ok(exit_code(code)),
         relay::Outcome::Detached => Ok(0),

@@ -14,7 +14,7 @@ pub(crate) struct Restart {
     how: How,
     /// The containers, by name, id or the beginning of an id
     #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    pub(crate) containers: Vec<String>,
 }
 
 /// Restarts containers and prints their names.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use strata_engine::{Attach, ContainerId, Monitor, RunError, StartOptions};
+use strata_engine::{Attach, ContainerId, Monitor, RunError, StartOptions, UserNamespace};
 
 use super::container_options::{self, ContainerOptions};
 use super::{Context, Outcome};
@@ -46,6 +46,13 @@ pub(crate) struct Run {
     sig_proxy: bool,
 }
 
+impl Run {
+    /// The user namespace that was asked for.
+    pub(crate) fn user_namespace(&self) -> &UserNamespace {
+        &self.container.userns
+    }
+}
+
 /// Runs a container and returns its exit code.
 pub(crate) fn run(context: &Context, run: &Run, out: &mut impl Write) -> Outcome {
     let Run { container: options, .. } = run;
@@ -54,6 +61,11 @@ pub(crate) fn run(context: &Context, run: &Run, out: &mut impl Write) -> Outcome
     }
     if run.detach && !options.attach.is_empty() {
         return Err(Failure::of_engine(anyhow::anyhow!("Conflicting options: -a and -d")));
+    }
+    if run.detach && options.audit {
+        return Err(Failure::of_engine(anyhow::anyhow!(
+            "Conflicting options: --audit and -d: what an audit finds is told to the command that is attached"
+        )));
     }
     let mut creation = container_options::creation(options).map_err(Failure::of_engine)?;
     check_cidfile(run.cidfile.as_ref())?;

@@ -27,7 +27,7 @@ pub(crate) struct Start {
     detach_keys: Option<DetachKeys>,
     /// The containers, by name, id or the beginning of an id
     #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    pub(crate) containers: Vec<String>,
 }
 
 /// Starts containers.

@@ -63,7 +63,6 @@ impl Engine {
     /// [`ArchiveError`].
     pub fn container_files(&self, name: &str, usage: FilesUse) -> Result<ContainerFiles, ArchiveError> {
         let container = self.container(name)?;
-        let id_base = container.config.id_base;
         let opened = match &container.state {
             State::Running { init, .. } | State::Paused { init, .. } => {
                 let Some(init) = init.open() else { return Err(ArchiveError::Busy(container.config.name)) };
@@ -84,7 +83,8 @@ impl Engine {
             }
         };
         let (root, server, stack) = opened;
-        Ok(ContainerFiles { tree: Some(Tree::container(root, name, id_base)), container, server, _stack: stack })
+        let tree = Tree::container(root, name, container.config.own_ids.as_ref());
+        Ok(ContainerFiles { tree: Some(tree), container, server, _stack: stack })
     }
 }
 

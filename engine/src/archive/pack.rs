@@ -109,12 +109,13 @@ impl Packer<'_, '_> {
             _ => None,
         };
         let capability = capability.as_deref().map(|value| (CAPABILITY.to_bytes(), value));
+        let (uid, gid) = self.tree.owner_inside(stat.st_uid, stat.st_gid);
         let entry = TarEntry {
             path,
             kind,
             permissions: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
-            uid: self.tree.id_inside(stat.st_uid),
-            gid: self.tree.id_inside(stat.st_gid),
+            uid,
+            gid,
             mtime: Timestamp { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) },
             xattrs: capability.as_slice(),
         };

@@ -7,8 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatfs, openat2, readlinkat};
 use rustix::io::Errno;
+use strata_unionfs::{IdMap, OVERFLOW_ID};
 
 use super::{ArchiveError, text};
+use crate::container::OwnIds;
 
 /// A tree of files below a root. Symbolic links count from that root, and nothing in it leads outside.
 #[derive(Debug)]
@@ -18,8 +20,10 @@ pub struct Tree {
     place: String,
     /// Whether somebody hostile may have filled it.
     pub(super) foreign: bool,
-    /// The first of 65536 ids on this side for those in the tree, where they differ.
-    pub(super) id_base: Option<u32>,
+    /// What the ids of users in the tree are on this side, where they differ.
+    uids: Option<IdMap>,
+    /// The same for groups.
+    gids: Option<IdMap>,
 }
 
 /// Something in a tree, held open so that it stays what was found.
@@ -44,12 +48,13 @@ impl Tree {
             place: HOST.to_owned(),
             source: errno.into(),
         })?;
-        Ok(Tree { root, place: HOST.to_owned(), foreign: false, id_base: None })
+        Ok(Tree { root, place: HOST.to_owned(), foreign: false, uids: None, gids: None })
     }
 
     /// The tree of a container.
-    pub(super) fn container(root: OwnedFd, name: &str, id_base: Option<u32>) -> Tree {
-        Tree { root, place: format!("container {name}"), foreign: true, id_base }
+    pub(super) fn container(root: OwnedFd, name: &str, ids: Option<&OwnIds>) -> Tree {
+        let (uids, gids) = ids.map(OwnIds::of_filesystem).unwrap_or_default();
+        Tree { root, place: format!("container {name}"), foreign: true, uids, gids }
     }
 
     /// Finds `path`. A symbolic link at its end is found itself, unless a slash follows it, as in Docker.
@@ -116,20 +121,27 @@ impl Tree {
         self.root.as_fd()
     }
 
-    /// What an owner on this side is in the tree.
-    pub(super) fn id_inside(&self, id: u32) -> u32 {
-        match self.id_base {
+    /// What a user and a group on this side are in the tree.
+    pub(super) fn owner_inside(&self, uid: u32, gid: u32) -> (u32, u32) {
+        let inside = |map: &Option<IdMap>, id| match map {
             None => id,
-            Some(base) => id.checked_sub(base).filter(|id| *id < ID_COUNT).unwrap_or(NOBODY),
-        }
+            Some(map) => map.to_disk(id).unwrap_or(OVERFLOW_ID),
+        };
+        (inside(&self.uids, uid), inside(&self.gids, gid))
     }
 
-    /// What an owner in the tree is on this side; `None` for one that the container does not have.
-    pub(super) fn id_outside(&self, id: u32) -> Option<u32> {
-        match self.id_base {
+    /// What a user and a group in the tree are on this side; `None` for one that the container does not have.
+    pub(super) fn owner_outside(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        let outside = |map: &Option<IdMap>, id| match map {
             None => Some(id),
-            Some(base) => (id < ID_COUNT).then(|| base + id),
-        }
+            Some(map) => map.has_disk(id).then(|| map.to_host(id)),
+        };
+        Some((outside(&self.uids, uid)?, outside(&self.gids, gid)?))
+    }
+
+    /// Who on this side is root in the tree, where that is somebody else.
+    pub(super) fn foreign_root(&self) -> Option<(u32, u32)> {
+        self.owner_outside(0, 0).filter(|root| *root != (0, 0))
     }
 }
 
@@ -245,8 +257,6 @@ const HOST: &str = "the host";
 /// As many as the kernel follows.
 const MAX_LINKS: usize = 40;
 const OPEN_ATTEMPTS: u32 = 10_000;
-const ID_COUNT: u32 = strata_sandbox::userns::AUTO_SIZE;
-const NOBODY: u32 = 65534;
 
 /// procfs, sysfs, both cgroups, devpts, mqueue, debugfs, tracefs, securityfs, bpf, pstore, efivarfs, configfs, nsfs,
 /// selinuxfs, binfmt_misc: the numbers of `statfs(2)`.

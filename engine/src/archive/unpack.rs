@@ -76,7 +76,8 @@ impl Tree {
             count: 0,
             done: Unpacked::default(),
         };
-        let _maker = self.id_base.map(Maker::become_root_of).transpose().map_err(|errno| self.failed(b"/", errno))?;
+        let _maker =
+            self.foreign_root().map(Maker::become_owner).transpose().map_err(|errno| self.failed(b"/", errno))?;
         let mut input = strata_imagestore::decompressed(input).map_err(ArchiveError::Input)?;
         let mut parser = Parser::new(Limits::default());
         let mut buffer = vec![0; INPUT_BUFFER];
@@ -108,10 +109,10 @@ struct Maker {
 }
 
 impl Maker {
-    fn become_root_of(id_base: u32) -> rustix::io::Result<Maker> {
+    fn become_owner((uid, gid): (u32, u32)) -> rustix::io::Result<Maker> {
         let capabilities = rustix::thread::capabilities(None)?;
         let maker = Maker { capabilities };
-        if !strata_sys::process::set_filesystem_ids(id_base, id_base) {
+        if !strata_sys::process::set_filesystem_ids(uid, gid) {
             return Err(Errno::PERM);
         }
         rustix::thread::set_capabilities(None, maker.capabilities)?;
@@ -402,8 +403,7 @@ impl Unpacker<'_> {
             Owner::Kept => Some((entry.uid, entry.gid)),
             Owner::Given(uid, gid) => Some((uid, gid)),
         };
-        let outside = |(uid, gid)| Some((self.tree.id_outside(uid)?, self.tree.id_outside(gid)?));
-        let owner = match owner.map(outside) {
+        let owner = match owner.map(|(uid, gid)| self.tree.owner_outside(uid, gid)) {
             Some(None) => return Err(write_failed(&entry.path, Errno::OVERFLOW)),
             owner => owner.flatten(),
         };

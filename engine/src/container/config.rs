@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use strata_imagestore::Timestamp;
 
-use super::{ContainerId, ContainerName};
+use super::own_ids::{self, OwnIds};
+use super::{ContainerId, ContainerName, UserNamespace};
 use crate::timestamp;
 
 /// The form of `config.json` that this version writes.
@@ -83,9 +84,9 @@ pub struct Config {
     /// The user namespace.
     #[serde(default)]
     pub user_namespace: UserNamespace,
-    /// The first id on the host of a user namespace of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id_base: Option<u32>,
+    /// The ids of a user namespace of its own.
+    #[serde(default, alias = "id_base", skip_serializing_if = "Option::is_none", deserialize_with = "own_ids::read")]
+    pub own_ids: Option<OwnIds>,
     /// Supplementary groups.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
@@ -377,6 +378,8 @@ pub struct Security {
     pub apparmor: Option<String>,
     /// The text of a policy about files, ports and system calls.
     pub policy: Option<String>,
+    /// The policy is not enforced: what it would refuse is told to whoever is attached at the end.
+    pub audit: bool,
     /// The options as they were written, for those who ask.
     pub options: Vec<String>,
 }
@@ -407,17 +410,6 @@ impl std::fmt::Display for Network {
             Network::Host => "host",
         })
     }
-}
-
-/// The user namespace of a container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UserNamespace {
-    /// The one strata runs in.
-    #[default]
-    Host,
-    /// Its own, with ids that mean nothing on the host.
-    Auto,
 }
 
 #[cfg(test)]

@@ -8,16 +8,20 @@ mod changes;
 mod config;
 mod id;
 mod name;
+mod own_ids;
 mod registry;
 mod state;
+mod user_namespace;
 
 pub(crate) use config::VERSION;
 pub use config::{
     Bind, Config, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit,
-    SeccompChoice, Security, Tmpfs, UserNamespace,
+    SeccompChoice, Security, Tmpfs,
 };
 pub use id::{ContainerId, InvalidContainerId};
 pub use name::{ContainerName, InvalidName};
+pub use own_ids::OwnIds;
 pub use registry::{Container, Containers, CreateError, FindError, RecordError, RemoveError};
 pub(crate) use registry::{Locked, Use};
 pub use state::{End, Ended, Event, Refused, StartFailure, State};
+pub use user_namespace::{InvalidUserNamespace, UserNamespace};

@@ -725,7 +725,7 @@ mod tests {
             security: Default::default(),
             network: Default::default(),
             user_namespace: Default::default(),
-            id_base: None,
+            own_ids: None,
             groups: Vec::new(),
             privileged: false,
             rlimits: Vec::new(),

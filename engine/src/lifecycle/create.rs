@@ -4,14 +4,13 @@ use std::io;
 
 use strata_imagestore::{Image, ImageError, ImageId, Stack, StackError, StoreError};
 
-use crate::container::{
-    Container, ContainerId, ContainerName, CreateError, FindError, Locked, RecordError, State, UserNamespace,
-};
+use crate::container::{Container, ContainerId, ContainerName, CreateError, FindError, Locked, RecordError, State};
 use crate::creation::{Creation, InvalidCreation};
 use crate::durable::Durability;
 use crate::engine::{Engine, lease_name};
 use crate::launch::prepare_upper;
 use crate::monitor::{AskError, Refusal};
+use crate::user_namespace::{self, ChooseError};
 
 /// A container that was not made, or did not start.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +48,9 @@ pub enum RunError {
     /// The writable layer cannot be prepared.
     #[error("prepare the writable layer")]
     Upper(#[source] io::Error),
-    /// There are no ids left for a user namespace.
+    /// There are no ids for its user namespace.
     #[error(transparent)]
-    Ids(#[from] strata_sandbox::userns::UserNamespaceError),
+    Ids(#[from] ChooseError),
     /// Its processes are stopped. The text is Docker's.
     #[error("cannot start a paused container, try unpause instead")]
     Paused,
@@ -115,13 +114,7 @@ impl Engine {
             return Err(InvalidCreation::NoCommand.into());
         }
         let stack = self.images().stack(&image.id)?;
-        let choosing = match config.user_namespace {
-            UserNamespace::Auto => Some(self.registry().lock_ids().map_err(RunError::Record)?),
-            UserNamespace::Host => None,
-        };
-        if choosing.is_some() {
-            config.id_base = Some(self.free_ids()?);
-        }
+        let choosing = user_namespace::choose(self.registry(), &mut config, creation.user.is_some())?;
         // One that goes with its process need not survive a power cut, once there is a process.
         let relaxed = config.auto_remove && state != State::created();
         let durability = if relaxed { Durability::Relaxed } else { Durability::Synced };
@@ -147,14 +140,6 @@ impl Engine {
                 Err(error)
             }
         }
-    }
-
-    /// Chooses the first host id of a user namespace that no other container has.
-    fn free_ids(&self) -> Result<u32, RunError> {
-        let others = self.registry().list().map_err(RunError::Record)?;
-        let taken: Vec<u32> = others.iter().filter_map(|container| container.config.id_base).collect();
-        let maps = strata_sandbox::userns::auto(&taken)?;
-        Ok(maps.uids.first().map_or(0, |range| range.host))
     }
 
     /// Keeps the image's layers for a container that outlives its process, and prepares its writable layer.

@@ -103,6 +103,8 @@ pub enum SessionEvent {
     Output(Vec<u8>),
     /// It complained.
     Error(Vec<u8>),
+    /// What the audit of its policy found.
+    Audit(String),
     /// It ended, with this exit code. Nothing follows.
     Ended(i32),
     /// The monitor is gone without a word. Nothing follows.
@@ -191,6 +193,7 @@ impl Session {
             return Ok(Some(match frame.kind {
                 Kind::Output => SessionEvent::Output(frame.payload),
                 Kind::ErrorOutput => SessionEvent::Error(frame.payload),
+                Kind::Audit => SessionEvent::Audit(String::from_utf8_lossy(&frame.payload).into_owned()),
                 Kind::Ended => SessionEvent::Ended(frame.number().map_err(invalid)?),
                 _ => continue,
             }));
@@ -220,7 +223,7 @@ impl Session {
             match self.next_event()? {
                 SessionEvent::Ended(code) => return Ok(Some(code)),
                 SessionEvent::Lost => return Ok(None),
-                SessionEvent::Output(_) | SessionEvent::Error(_) => {}
+                SessionEvent::Output(_) | SessionEvent::Error(_) | SessionEvent::Audit(_) => {}
             }
         }
     }

@@ -8,7 +8,7 @@ use super::requests::refusal;
 use super::server::Server;
 use super::streams::Member;
 use crate::container::{Config, Mount, State};
-use crate::{launch, spec};
+use crate::{launch, spec, user_namespace};
 
 /// Starts a process and connects the command to it.
 pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -> Result<Vec<String>, Refusal> {
@@ -18,8 +18,10 @@ pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -
         return Err(refusal(format!("Container {name} is paused, unpause the container before exec")));
     }
     let config = configure(&main.container.config, execution);
-    let spec = spec::build(&config, &[]).map_err(|error| Refusal::of(&error))?;
-    let (stdio, pipes) = launch::streams(execution.tty, execution.size).map_err(|error| Refusal::of(&error))?;
+    let spec = spec::build(&config, &[], user_namespace::of_running(&config)).map_err(|error| Refusal::of(&error))?;
+    let (stdio, pipes) =
+        launch::streams(execution.tty, execution.size, config.own_ids.as_ref()).map_err(|error| Refusal::of(&error))?;
+    let observe = launch::listen(main.audit.as_ref());
     let started = strata_sandbox::exec(Exec {
         spec: &spec,
         init: main.member.running(),
@@ -31,11 +33,15 @@ pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -
             false => spec::seccomp(&config).map_err(|error| Refusal::of(&error))?,
         },
         landlock: spec::landlock(&config, true).map_err(|error| Refusal::of(&error))?,
-        listener: Listener::Agent,
+        listener: match main.audit {
+            Some(_) => Listener::Caller(&observe),
+            None => Listener::Agent,
+        },
         identity: Identity::default(),
         inherited: Inherited::default(),
         cgroup: None,
     });
+    drop(observe);
     let running = started.map_err(|error| explain(&error))?;
     let warnings = running.warnings().to_vec();
     let keeps_input = execution.open_stdin && execution.attach.is_some_and(|attach| attach.input);

@@ -30,11 +30,13 @@ pub(crate) enum Kind {
     ErrorOutput,
     /// It has ended: exit code, i32, little-endian. The last frame of a connection.
     Ended,
+    /// Text: what the audit of its policy found. Before the end.
+    Audit,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 9] = [
+        const ALL: [Kind; 10] = [
             Kind::Request,
             Kind::Reply,
             Kind::Input,
@@ -44,6 +46,7 @@ impl Kind {
             Kind::Output,
             Kind::ErrorOutput,
             Kind::Ended,
+            Kind::Audit,
         ];
         ALL.get(usize::from(byte).checked_sub(1)?).copied()
     }

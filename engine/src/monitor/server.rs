@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use strata_imagestore::Timestamp;
+use strata_sandbox::audit::Audit;
 
 use super::connection::{Connection, Role};
 use super::frame::{Frame, Kind};
@@ -120,6 +121,8 @@ pub(super) struct Main {
     pub(super) member: Member,
     pub(super) container: Container,
     filesystem: FilesystemProcess,
+    /// What observes it.
+    pub(super) audit: Option<Audit>,
     log: Option<LogWriter>,
     started: Instant,
     /// What strata itself did wrong, if that will be why it ends.
@@ -195,7 +198,7 @@ impl Server {
         started: Started,
         log: Option<LogWriter>,
     ) -> Result<Vec<String>, Refusal> {
-        let Started { running, pipes, filesystem } = started;
+        let Started { running, pipes, filesystem, audit } = started;
         let pid = i32::try_from(running.pid()).unwrap_or(0);
         // A process that has ended meanwhile cannot be found any more: its number is still ours until it is reaped.
         let init = Process::with_pid(pid).unwrap_or(Process { pid, start: 0, boot: String::new() });
@@ -233,7 +236,7 @@ impl Server {
                 let previous_delay = self.restart.take().map_or(Duration::ZERO, |restart| restart.delay);
                 let started = Instant::now();
                 let error = String::new();
-                self.main = Some(Main { member, container, filesystem, log, started, error, previous_delay });
+                self.main = Some(Main { member, container, filesystem, audit, log, started, error, previous_delay });
                 Ok(warnings)
             }
             Err(refusal) => {
@@ -510,12 +513,14 @@ impl Server {
         self.kill_at = None;
         let by_user = std::mem::take(&mut self.by_user);
         let at_once = std::mem::take(&mut self.restarts_at_once);
-        let Main { member, container, filesystem, log, started, error, previous_delay } = main;
+        let Main { member, container, filesystem, audit, log, started, error, previous_delay } = main;
         if let Some(mut log) = log {
             // A full disk costs the log lines, not the container.
             let _ = log.finish();
         }
         drop(member);
+        // All its processes have ended with the first one, so this does not wait for anybody.
+        let findings = audit.map(Audit::finish).map(|(policy, report)| report.text(&policy));
         let code = i32::from(status.code());
         let out_of_memory = status.out_of_memory();
         let ended = Ended { code, at: Timestamp::now(), out_of_memory, by_user, error };
@@ -544,6 +549,11 @@ impl Server {
         }
         if self.restart.is_none() {
             self.listener = None;
+        }
+        for connection in self.connections.iter_mut().filter(|connection| carries(connection, key)) {
+            if let Some(findings) = &findings {
+                connection.send(Kind::Audit, findings.as_bytes());
+            }
         }
         self.tell_end(key, code);
         if !at_once {

@@ -8,9 +8,15 @@ use super::report::{At, Failure, Step};
 use crate::plan::process::{CapabilityPlan, ProcessPlan};
 
 /// Takes user 0 of a fresh user namespace; until then files made by us would have no owner.
+///
+/// A namespace need not have a user 0. Its powers are there all the same, and who comes in has an id in it already.
 pub(crate) fn become_root() -> Result<(), Errno> {
-    thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-    thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+    let unless_absent = |result| match result {
+        Err(Errno::INVAL) => Ok(()),
+        result => result,
+    };
+    unless_absent(thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT))?;
+    unless_absent(thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
 }
 
 /// Removes from the bounding set what the container must never get, while that is still allowed.

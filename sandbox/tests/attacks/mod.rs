@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use oci_spec::runtime::{Mount, MountBuilder, Spec};
-use strata_sandbox::spec_default::{Defaults, spec_default};
+use strata_sandbox::spec_default::{Defaults, UserNamespace, spec_default};
 use strata_sandbox::{Exec, Identity, Landlock, Listener, Running, Seccomp, SpawnError, Stdio, exec};
 
 use self::canary::Canary;
@@ -271,7 +271,7 @@ fn cve_2023_25809_cgroups_are_read_only() {
     assert_eq!(Container::shell(root.path(), script).text(), "1");
     // With ids of its own, and where the cgroups shown are the host's.
     let mut container = Container::shell(root.path(), script);
-    container.defaults.user_namespace = Some(strata_sandbox::userns::IdMaps::block(200_000, 65_536));
+    container.defaults.user_namespace = UserNamespace::Own(strata_sandbox::userns::IdMaps::block(200_000, 65_536));
     assert_eq!(container.text(), "1");
 }
 

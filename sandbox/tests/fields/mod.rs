@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuilder, Spec};
 use serde_json::{Value, json};
-use strata_sandbox::spec_default::{Defaults, spec_default};
+use strata_sandbox::spec_default::{Defaults, UserNamespace, spec_default};
 use strata_sandbox::userns::IdMaps;
 use strata_sandbox::{Exec, Identity, Landlock, Listener, Seccomp, Stdio, exec};
 
@@ -220,14 +220,14 @@ fn tmpcopyup() {
     // Owners are those that the container's ids stand for.
     let mut container = Container::shell(root.path(), "stat -c %u /etc/kept");
     container.defaults.mounts = vec![copied()];
-    container.defaults.user_namespace = Some(IdMaps::block(0x3000_0000, 65536));
+    container.defaults.user_namespace = UserNamespace::Own(IdMaps::block(0x3000_0000, 65536));
     assert_eq!(container.text(), "0");
 }
 
 fn a_joined_user_namespace() {
     let root = rootfs();
     let mut first = Container::new(root.path(), &["sleep", "100"]);
-    first.defaults.user_namespace = Some(IdMaps::block(0x3000_0000, 65536));
+    first.defaults.user_namespace = UserNamespace::Own(IdMaps::block(0x3000_0000, 65536));
     let first = first.start(Stdio::Inherit).unwrap();
     let path = |kind: &str| PathBuf::from(format!("/proc/{}/ns/{kind}", first.pid()));
     let root = rootfs();

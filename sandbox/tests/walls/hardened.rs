@@ -2,6 +2,7 @@
 
 use strata_sandbox::capabilities::CapabilitySet;
 use strata_sandbox::seccomp::Profile;
+use strata_sandbox::spec_default::UserNamespace;
 use strata_sandbox::userns::IdMaps;
 use strata_sandbox::{Landlock, Seccomp};
 
@@ -24,7 +25,7 @@ fn a_hardened_container_has_less() {
     container.defaults.private_proc = true;
     // Written through a procfs that shows it, which the container's does not.
     container.defaults.sysctls = [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into();
-    container.defaults.user_namespace = Some(IdMaps::block(300_000, 65_536));
+    container.defaults.user_namespace = UserNamespace::Own(IdMaps::block(300_000, 65_536));
     container.seccomp = Seccomp::Profile(Profile::hardened());
     container.landlock = Landlock::Hardened;
     // The folder's owner is mapped; its content is the caller's.

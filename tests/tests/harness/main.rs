@@ -21,6 +21,7 @@ mod power_cut;
 mod reaper;
 mod registry;
 mod runtime;
+mod user_namespaces;
 mod verity;
 mod walls;
 
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     power_cut::register(&mut suite);
     registry::register(&mut suite);
     runtime::register(&mut suite);
+    user_namespaces::register(&mut suite);
     walls::register(&mut suite);
     verity::register(&mut suite);
     suite.run()

@@ -11,6 +11,8 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("walls::privileged_hardened", needs, || hardened(User::Caller));
     suite.add("walls::rootless_hardened", needs, || hardened(User::Plain));
     suite.add("walls::privileged_policy", needs, policy);
+    suite.add("walls::privileged_audit", needs, || audit(User::Caller));
+    suite.add("walls::rootless_audit", needs, || audit(User::Plain));
     suite.add("walls::privileged_exec_sees_the_first_process", needs, exec_sees_the_first_process);
 }
 
@@ -51,6 +53,54 @@ fn policy() -> Result<()> {
     write("[files]\nread = [\"etc\"]\n")?;
     let refused = strata.exits(125, ["run", "--rm", "--policy", &path, REFERENCE, "true"])?;
     ensure!(refused.stderr.contains("line 2, files.read: \"etc\" is no absolute path"), "{refused}");
+    Ok(())
+}
+
+/// An audit changes nothing, and the policy that it ends with allows just what was done.
+fn audit(user: User) -> Result<()> {
+    let strata = prepared(user)?;
+    let file = strata.folder().join("policy.toml");
+    let path = file.to_string_lossy().into_owned();
+    std::fs::write(
+        &file,
+        "[files]\nexecute = [\"/lib\"]\n[network]\nconnect = [80]\n[syscalls]\ndeny = [\"symlink\", \"symlinkat\", \"ptrace\"]\n",
+    )?;
+    let script = "cat /etc/passwd | wc -l; mkdir /made && echo x > /made/file && cat /made/file; ln -s a /link; \
+                  nc 127.0.0.1 81 < /dev/null 2> /dev/null; nc 127.0.0.1 80 < /dev/null 2> /dev/null; exit 7";
+    let run = |options: &[&str]| {
+        strata.exits(7, [&["run", "--rm", "--policy", &path], options, &[REFERENCE, "sh", "-c", script]].concat())
+    };
+    let observed = run(&["--audit"])?;
+    ensure!(observed.stdout.ends_with("\nx\n"), "{observed}");
+    for line in [
+        "audit: the policy would have refused",
+        "  read \"/etc/passwd\"",
+        "  make or remove names in \"/\"",
+        "  make or remove names in \"/made\"",
+        "  read \"/made/file\"",
+        "  execute \"/bin/",
+        "  connect to TCP port 81",
+        "  call symlink",
+    ] {
+        ensure!(observed.stderr.contains(line), "{line}: {observed}");
+    }
+    ensure!(!observed.stderr.contains("port 80") && !observed.stderr.contains("ptrace\n"), "{observed}");
+    let (_, pasted) = observed.stderr.split_once("would have refused none of these\n").unwrap_or_default();
+    std::fs::write(&file, pasted)?;
+    let enforced = run(&[])?;
+    ensure!(enforced.stdout == observed.stdout && enforced.stderr.is_empty(), "{pasted}{enforced}");
+    let nothing = run(&["--audit"])?;
+    ensure!(nothing.stderr == "audit: the policy would have refused nothing\n", "{nothing}");
+
+    // Also of what is added. A terminal is the user's again when the findings come.
+    std::fs::write(&file, "[files]\n")?;
+    strata.ok(["create", "--name", "watched", "--policy", &path, "--audit", REFERENCE, "sleep", "1000"])?;
+    strata.ok(["start", "watched"])?;
+    strata.ok(["exec", "watched", "cat", "/etc/passwd"])?;
+    strata.ok(["rm", "-f", "watched"])?;
+    for refused in [&["-d", "--policy", &path, "--audit"][..], &["--audit"]] {
+        strata.exits(125, [&["run"], refused, &[REFERENCE, "true"]].concat())?;
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use strata_engine::{
     Bind, Creation, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit, SeccompChoice, Security,
-    Tmpfs, UserNamespace, clean_path, parse_size,
+    Tmpfs, clean_path, parse_size,
 };
 
 use super::{ContainerOptions, LimitOptions};
@@ -30,7 +30,7 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
         bail!("Duplicate mount point: {}", pair[0]);
     }
     let environment = environment(&run.env_file, &run.env)?;
-    let Walls { seccomp, no_new_privileges, security } = walls(&run.security_opt, run.policy.as_deref())?;
+    let Walls { seccomp, no_new_privileges, security } = walls(&run.security_opt, run.policy.as_deref(), run.audit)?;
     Ok(Creation {
         image: image.clone(),
         command: command.to_vec(),
@@ -57,7 +57,7 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
         no_new_privileges,
         security,
         network: network(&run.network)?,
-        user_namespace: user_namespace(&run.userns)?,
+        user_namespace: run.userns.clone(),
         stop_signal: run.stop_signal.as_deref().map(signal).transpose()?,
         labels: run.label.iter().map(|label| pair(label)).collect::<BTreeMap<_, _>>(),
         privileged: run.privileged,
@@ -275,7 +275,7 @@ struct Walls {
     security: Security,
 }
 
-fn walls(options: &[String], policy: Option<&Path>) -> Result<Walls> {
+fn walls(options: &[String], policy: Option<&Path>, audit: bool) -> Result<Walls> {
     let mut walls = Walls::default();
     let security = &mut walls.security;
     for option in options {
@@ -315,6 +315,7 @@ fn walls(options: &[String], policy: Option<&Path>) -> Result<Walls> {
         let text = std::fs::read_to_string(path).with_context(|| format!("open policy {}", path.display()))?;
         strata_engine::check_policy(&text).with_context(|| format!("policy {}", path.display()))?;
         security.policy = Some(text);
+        security.audit = audit;
     }
     Ok(walls)
 }
@@ -332,14 +333,6 @@ fn network(text: &str) -> Result<Network> {
         "host" => Ok(Network::Host),
         "bridge" | "default" => bail!("bridge networking is not available yet; use --network none or --network host"),
         other => bail!("network {other} not found; use --network none or --network host"),
-    }
-}
-
-fn user_namespace(text: &str) -> Result<UserNamespace> {
-    match text {
-        "" | "host" => Ok(UserNamespace::Host),
-        "auto" => Ok(UserNamespace::Auto),
-        other => bail!("invalid USER mode: {other}; use host or auto"),
     }
 }
 
@@ -539,8 +532,9 @@ mod tests {
 
     #[test]
     fn security_options() {
-        let read =
-            |options: &[&str]| walls(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>(), None);
+        let read = |options: &[&str]| {
+            walls(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>(), None, false)
+        };
         let found = read(&["seccomp=unconfined", "no-new-privileges"]).unwrap();
         assert_eq!((found.seccomp, found.no_new_privileges), (SeccompChoice::Unconfined, true));
         assert_eq!(read(&[]).unwrap(), Walls::default());

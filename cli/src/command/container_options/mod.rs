@@ -5,7 +5,7 @@ mod creation;
 pub(super) use creation::{creation, environment, limits};
 
 use clap::{ArgAction, Args};
-use strata_engine::{ContainerName, Platform, RestartPolicy};
+use strata_engine::{ContainerName, Platform, RestartPolicy, UserNamespace};
 
 /// How a container is made.
 #[derive(Debug, Args)]
@@ -66,6 +66,9 @@ pub(crate) struct ContainerOptions {
     /// Restrict files, ports and system calls as this file says
     #[arg(long, value_name = "FILE")]
     pub(super) policy: Option<std::path::PathBuf>,
+    /// Do not enforce the policy: tell at the end what it would have refused, and the policy that would not
+    #[arg(long, requires = "policy")]
+    pub(super) audit: bool,
     /// Give every privilege: all capabilities and devices, nothing masked or filtered
     #[arg(long)]
     pub(super) privileged: bool,
@@ -90,9 +93,9 @@ pub(crate) struct ContainerOptions {
     /// Choose the network: none or host
     #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value = "none")]
     pub(super) network: String,
-    /// Choose the user namespace: host or auto
+    /// Choose the user namespace: host, auto, nomap, keep-id[:uid=UID,gid=GID] or container:NAME
     #[arg(long, value_name = "MODE", default_value = "host")]
-    pub(super) userns: String,
+    pub(super) userns: UserNamespace,
     /// Replace the entrypoint of the image
     #[arg(long, value_name = "COMMAND")]
     pub(super) entrypoint: Option<String>,

@@ -7,62 +7,21 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 use rustix::process::{WaitId, WaitIdOptions, getgid, getuid, waitid};
 use strata_sys::process::CStringList;
 
 use crate::capabilities;
 
-/// One range of a map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IdRange {
-    /// First id in the container.
-    pub container: u32,
-    /// First id outside.
-    pub host: u32,
-    /// How many.
-    pub size: u32,
-}
+mod maps;
 
-/// The maps of a user namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IdMaps {
-    /// For user ids.
-    pub uids: Vec<IdRange>,
-    /// For group ids.
-    pub gids: Vec<IdRange>,
-}
-
-impl IdMaps {
-    /// Maps `size` ids from 0 in the container to `host` and up outside.
-    #[must_use]
-    pub fn block(host: u32, size: u32) -> Self {
-        let range = IdRange { container: 0, host, size };
-        Self { uids: vec![range], gids: vec![range] }
-    }
-
-    /// Returns the maps in the spec's form: users, groups.
-    #[must_use]
-    pub fn to_oci(&self) -> (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>) {
-        let convert = |ranges: &[IdRange]| {
-            let mapping = |range: &IdRange| {
-                LinuxIdMappingBuilder::default()
-                    .container_id(range.container)
-                    .host_id(range.host)
-                    .size(range.size)
-                    .build()
-                    .expect("all three fields are set")
-            };
-            ranges.iter().map(mapping).collect()
-        };
-        (convert(&self.uids), convert(&self.gids))
-    }
-}
+pub use maps::{AUTO_SIZE, IdMaps, IdRange, Kept, auto, keep_id, nomap};
 
 /// Tells whether this process lives in the machine's initial user namespace, where all ids exist.
 #[must_use]
 pub fn is_initial() -> bool {
-    own_map("/proc/self/uid_map", &UID_MAP).iter().any(|range| range.size == u32::MAX)
+    // Another one may have all ids too, but not the number that the kernel gives the first.
+    let is_first = || rustix::fs::stat("/proc/self/ns/user").is_ok_and(|found| found.st_ino == INITIAL_NAMESPACE);
+    own_map("/proc/self/uid_map", &UID_MAP).iter().any(|range| range.size == u32::MAX) && is_first()
 }
 
 /// Tells whether `gid` exists in this process's user namespace.
@@ -90,39 +49,6 @@ fn parse_map(text: &str) -> Vec<IdRange> {
         Some(IdRange { container: numbers.next()??, host: numbers.next()??, size: numbers.next()?? })
     };
     text.lines().filter_map(line).collect()
-}
-
-/// Chooses maps for `--userns auto`: [`AUTO_SIZE`] ids that no other container of this root uses.
-///
-/// `taken` lists the blocks in use (their first host ids). In the initial namespace the range comes from the
-/// `/etc/subuid` and `/etc/subgid` entry of `strata` or `containers` if there is one, else from ids far above those of
-/// people. In a nested namespace it is cut from what is mapped there.
-///
-/// # Errors
-/// [`UserNamespaceError::NoFreeRange`].
-pub fn auto(taken: &[u32]) -> Result<IdMaps, UserNamespaceError> {
-    let (first, end) = if is_initial() {
-        let configured = ["strata", "containers"].into_iter().find_map(|owner| {
-            let uids = subordinate(Path::new("/etc/subuid"), owner, None).into_iter().max_by_key(|range| range.1)?;
-            let gids = subordinate(Path::new("/etc/subgid"), owner, None);
-            gids.contains(&uids).then_some(uids)
-        });
-        let (first, size) = configured.unwrap_or((AUTO_FIRST, AUTO_END - AUTO_FIRST));
-        (first, first.saturating_add(size))
-    } else {
-        // Ids of this namespace itself: below 65536 they are the rootless containers' own.
-        let map = own_map("/proc/self/uid_map", &UID_MAP);
-        (AUTO_SIZE, map.iter().map(|range| range.container.saturating_add(range.size)).max().unwrap_or(0))
-    };
-    let mut candidate = first;
-    while candidate.checked_add(AUTO_SIZE).is_some_and(|next| next <= end) {
-        let overlaps = |other: &u32| candidate < other.saturating_add(AUTO_SIZE) && *other < candidate + AUTO_SIZE;
-        match taken.iter().copied().filter(overlaps).max() {
-            None => return Ok(IdMaps::block(candidate, AUTO_SIZE)),
-            Some(other) => candidate = other.saturating_add(AUTO_SIZE),
-        }
-    }
-    Err(UserNamespaceError::NoFreeRange)
 }
 
 /// Counts the subordinate user ids of this process's user.
@@ -201,11 +127,25 @@ pub fn enter_rootless() -> Result<Rootless, UserNamespaceError> {
         write("gid_map", &format!("0 {gid} 1"))?;
     }
     become_root()?;
-    // What the host mounts later still shows up here; what we mount stays ours.
-    let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
-    rustix::mount::mount_change(c"/", slave)
-        .map_err(|errno| UserNamespaceError::BecomeRoot { what: "mounts", source: errno.into() })?;
+    mount_for_ourselves()?;
     Ok(if mapped { Rootless::Ranges } else { Rootless::Single })
+}
+
+/// Makes a plain user root of the user namespace in which `process`, one of his own, is root, with mounts of his own.
+///
+/// # Preconditions
+/// As of [`enter_rootless`].
+///
+/// # Errors
+/// [`UserNamespaceError::Join`] when the process has ended or is somebody else's.
+pub fn enter_rootless_of(process: std::os::fd::BorrowedFd<'_>) -> Result<(), UserNamespaceError> {
+    use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+    strata_sys::process::keep_exit_codes_of_children();
+    let join = |source| UserNamespaceError::Join { source };
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::USER).map_err(|errno| join(errno.into()))?;
+    strata_sys::clone::unshare(NEW_MOUNT).map_err(join)?;
+    become_root()?;
+    mount_for_ourselves()
 }
 
 /// Makes a plain user root of the user and mount namespace in which `process`, one of his own, is root.
@@ -222,6 +162,13 @@ pub fn join_rootless(process: std::os::fd::BorrowedFd<'_>) -> Result<(), UserNam
     let kinds = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
     move_into_thread_name_spaces(process, kinds).map_err(|errno| UserNamespaceError::Join { source: errno.into() })?;
     become_root()
+}
+
+/// What the host mounts later still shows up here; what we mount stays ours.
+fn mount_for_ourselves() -> Result<(), UserNamespaceError> {
+    let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change(c"/", slave)
+        .map_err(|errno| UserNamespaceError::BecomeRoot { what: "mounts", source: errno.into() })
 }
 
 fn become_root() -> Result<(), UserNamespaceError> {
@@ -358,6 +305,17 @@ pub enum UserNamespaceError {
     /// No block of ids is free.
     #[error("no free range of {AUTO_SIZE} ids for a user namespace; see /etc/subuid and /etc/subgid")]
     NoFreeRange,
+    /// There is no plain user whose ids could be left out.
+    #[error("userns=nomap is for plain users, whose own ids it leaves out: here strata runs as root")]
+    NoMapOfRoot,
+    /// There are no other ids than those that are to be left out.
+    #[error(
+        "userns=nomap leaves out the user's own ids, and there are no others; see newuidmap(1), /etc/subuid and /etc/subgid"
+    )]
+    NoMapOfOne,
+    /// An id that the kernel reserves.
+    #[error("userns=keep-id: {0} is no id that a user or group can have")]
+    InvalidId(u32),
     /// The namespace itself.
     #[error("make a user namespace{hint}")]
     Unshare {
@@ -404,13 +362,10 @@ pub enum UserNamespaceError {
 static UID_MAP: OnceLock<Vec<IdRange>> = OnceLock::new();
 static GID_MAP: OnceLock<Vec<IdRange>> = OnceLock::new();
 
-const NEW_USER_AND_MOUNT: u64 = 0x1000_0000 | 0x2_0000;
-
-/// How many ids a container of its own namespace gets.
-pub const AUTO_SIZE: u32 = 65_536;
-/// Where blocks are taken from when nothing is configured: above what `useradd` hands out, below the sign bit.
-const AUTO_FIRST: u32 = 0x4000_0000;
-const AUTO_END: u32 = 0x7000_0000;
+/// `PROC_USER_INIT_INO`
+const INITIAL_NAMESPACE: u64 = 0xefff_fffd;
+const NEW_MOUNT: u64 = 0x2_0000;
+const NEW_USER_AND_MOUNT: u64 = 0x1000_0000 | NEW_MOUNT;
 
 #[cfg(test)]
 mod tests {
@@ -437,17 +392,5 @@ mod tests {
     fn mapping_arguments_stack_the_ranges() {
         let arguments = map_arguments(1000, &[(100_000, 65536), (300_000, 10)]);
         assert_eq!(arguments[1..].join(" "), "0 1000 1 1 100000 65536 65537 300000 10");
-    }
-
-    #[test]
-    fn automatic_blocks_do_not_overlap() {
-        if !is_initial() {
-            return;
-        }
-        let first = auto(&[]).unwrap().uids[0].host;
-        let second = auto(&[first]).unwrap().uids[0].host;
-        assert!(second >= first + AUTO_SIZE);
-        let between = auto(&[first + 1]).unwrap().uids[0].host;
-        assert!(between > first + AUTO_SIZE);
     }
 }
