@@ -509,8 +509,11 @@ pub(crate) fn compile_filter(
         Seccomp::Default => Profile::docker_default_program(bounding)?,
         _ => profile.compile_cached(bounding)?,
     };
-    for name in profile.unknown_names() {
-        tracing::warn!(name, "the seccomp profile names a system call that does not exist");
+    // As in runc: profiles are written for more kernels than this one, and looking for such names costs as much as compiling.
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        for name in profile.unknown_names() {
+            tracing::debug!(name, "the seccomp profile names a system call that does not exist");
+        }
     }
     if program.notifies() && !profile.always_allows("sendmsg", bounding) {
         return Err(ProfileError::NotifyNeedsSendmsg.into());

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use strata_engine::oci::{Container, ContainerId, Create, Delete, Inherited, Receiver};
+use strata_engine::oci::{Container, ContainerId, Create, Delete, Inherited, Receiver, RuntimeError};
 
 use super::Context;
 use super::console::{Kept, Socket};
@@ -28,19 +28,20 @@ pub(super) fn run(context: &Context<'_>, words: Vec<String>) -> Result<u8> {
     }
     let signals = if detached { None } else { Some(Signals::collect()?) };
     let mut console = Kept::default();
-    // Dropped at once: it would keep others from changing the container.
     let keeps = if detached { None } else { Some(&mut console) };
-    drop(make(context, &given, &id, keeps)?);
-    let container = context.runtime.container(&id)?;
-    let process = container.running()?;
-    if let Err(error) = container.start() {
-        remove(context, &id)?;
-        return Err(error.into());
-    }
+    let container = make(context, &given, &id, keeps)?;
+    let process = container.process()?;
+    let container = match container.start() {
+        Ok(container) => container,
+        Err(error) => {
+            remove(context, context.runtime.container(&id))?;
+            return Err(error.into());
+        }
+    };
     let Some(signals) = signals else { return Ok(0) };
     let code = stay(&process, console.0, &signals)?;
     if !given.has("keep") {
-        remove(context, &id)?;
+        remove(context, Ok(container))?;
     }
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
 }
@@ -70,9 +71,9 @@ fn make(context: &Context<'_>, given: &Given, id: &ContainerId, kept: Option<&mu
 }
 
 /// Removes a container that has ended; somebody else may have been faster.
-fn remove(context: &Context<'_>, id: &ContainerId) -> Result<()> {
-    match context.runtime.container(id) {
-        Ok(container) => context.warn(container.delete(Delete::Any)?),
+fn remove(context: &Context<'_>, container: Result<Container, RuntimeError>) -> Result<()> {
+    match container.and_then(|container| container.delete(Delete::Any)) {
+        Ok(warnings) => context.warn(warnings),
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error.into()),
     }

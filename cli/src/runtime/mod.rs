@@ -38,10 +38,10 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Before anything is open but what the caller has left open, which may be meant for the container.
-    let descriptors = open_descriptors();
     let makes_processes = matches!(given.positionals.first().map(String::as_str), Some("create" | "run" | "exec"));
     let protected = if makes_processes { oci::protect_own_program() } else { Ok(()) };
+    // Nothing is open yet but what the caller has left open, which may be meant for the container.
+    let descriptors = open_descriptors();
     // What a careless caller left open must not live on in a container or a hook.
     let _ = strata_sys::process::close_on_exec_from(3);
     let log = match Log::open(given.value("log"), given.value("log-format"), given.has("debug")) {

@@ -89,6 +89,11 @@ impl Cgroup {
         Ok(Self { groups: groups.collect() })
     }
 
+    /// Returns the same directories, not held open.
+    pub(crate) fn places(&self) -> Self {
+        Self { groups: self.groups.iter().map(Group::clone_place).collect() }
+    }
+
     /// Tells whether no hierarchy has a directory.
     #[must_use]
     pub fn is_empty(&self) -> bool {

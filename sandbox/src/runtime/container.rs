@@ -1,5 +1,6 @@
 //! One container: its folder, its record, and how it is at the moment.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
@@ -79,6 +80,10 @@ pub struct Container {
     pub(super) path: PathBuf,
     pub(super) folder: OwnedFd,
     pub(super) record: Record,
+    /// Read when it is first asked for.
+    pub(super) spec: OnceCell<Spec>,
+    /// Looked for when it is first asked for: that reads the mount table.
+    pub(super) cgroup: OnceCell<Option<Cgroup>>,
 }
 
 impl Container {
@@ -89,7 +94,7 @@ impl Container {
             _ => RuntimeError::Folder { path: path.clone(), source: error },
         })?;
         let record = read_record(folder.as_fd(), &path)?;
-        Ok(Self { id: id.clone(), path, folder, record })
+        Ok(Self { id: id.clone(), path, folder, record, spec: OnceCell::new(), cgroup: OnceCell::new() })
     }
 
     /// Waits until nobody else changes the container, keeps others from it, and reads its record again.
@@ -101,6 +106,12 @@ impl Container {
         }
         let record = read_record(self.folder.as_fd(), &self.path)?;
         Ok(Self { record, ..self })
+    }
+
+    /// Lets others change the container again.
+    pub(super) fn unlock(&self) {
+        // Of a lock that is held, this cannot fail.
+        let _ = flock(&self.folder, FlockOperation::Unlock);
     }
 
     /// Returns the container's name.
@@ -150,8 +161,12 @@ impl Container {
     ///
     /// # Errors
     /// [`RuntimeError::ReadSpec`], [`RuntimeError::ParseSpec`].
-    pub fn spec(&self) -> Result<Spec, RuntimeError> {
-        bundle::read_spec(&self.path.join(bundle::CONFIG))
+    pub fn spec(&self) -> Result<&Spec, RuntimeError> {
+        if let Some(spec) = self.spec.get() {
+            return Ok(spec);
+        }
+        let spec = bundle::read_spec(&self.path.join(bundle::CONFIG))?;
+        Ok(self.spec.get_or_init(|| spec))
     }
 
     /// Tells whether the spec asks for a terminal.
@@ -175,20 +190,32 @@ impl Container {
     }
 
     /// Returns the cgroup, if the container has one.
-    pub(super) fn cgroup(&self) -> Result<Option<Cgroup>, RuntimeError> {
+    pub(super) fn cgroup(&self) -> Result<Option<&Cgroup>, RuntimeError> {
         let Some(name) = &self.record.cgroup else { return Ok(None) };
+        if let Some(cgroup) = self.cgroup.get() {
+            return Ok(cgroup.as_ref());
+        }
         let cgroup = Cgroup::open(&CgroupName::new(name)?)?;
-        Ok(Some(cgroup).filter(|cgroup| !cgroup.is_empty()))
+        Ok(self.cgroup.get_or_init(|| Some(cgroup).filter(|cgroup| !cgroup.is_empty())).as_ref())
     }
 
-    /// Returns the first process, to signal or to join it.
+    /// Returns the first process, to join it, with its cgroup.
     ///
     /// # Errors
     /// [`RuntimeError::NotRunning`] when it has ended.
-    pub fn running(&self) -> Result<Running, RuntimeError> {
+    pub(super) fn running(&self) -> Result<Running, RuntimeError> {
+        let process = self.process()?;
+        Ok(Running { cgroup: self.cgroup()?.map(Cgroup::places), ..process })
+    }
+
+    /// Returns the first process, to signal it or to wait for it; its cgroup stays when it has ended.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotRunning`] when it has ended.
+    pub fn process(&self) -> Result<Running, RuntimeError> {
         let init = self.record.init.as_ref().ok_or(RuntimeError::NotRunning)?;
         let pidfd = init.open().ok_or(RuntimeError::NotRunning)?;
-        Ok(Running::adopt(init.pid, pidfd, self.cgroup()?))
+        Ok(Running::adopt(init.pid, pidfd, None))
     }
 
     /// Returns how an agent that answers for a filter is told of it.

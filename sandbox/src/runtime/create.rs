@@ -1,5 +1,6 @@
 //! `create`: everything of a container but its program.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,9 +17,9 @@ use super::delete::remove_folder;
 use super::init::Init;
 use super::record::{FORMAT, Record, write_file};
 use super::{Container, ContainerId, Runtime, RuntimeError, hooks};
-use crate::cgroup::CgroupName;
+use crate::cgroup::{Cgroup, CgroupName};
 use crate::create::{Creation, Stages};
-use crate::{Identity, Inherited, Landlock, Launch, Root, SpawnError, Stdio, WindowSize};
+use crate::{Identity, Inherited, Landlock, Launch, Root, Running, SpawnError, Stdio, WindowSize};
 
 /// How a container is to be made.
 #[derive(Debug)]
@@ -45,7 +46,8 @@ pub trait Receiver: std::fmt::Debug {
 }
 
 impl Runtime {
-    /// Makes a container whose program waits to be started. Returns it, and what was asked for and left out.
+    /// Makes a container whose program waits to be started. Returns it, locked against changes by others as long as it is
+    /// not dropped or started, and what was asked for and left out.
     ///
     /// # Errors
     /// [`RuntimeError`]; nothing of the container is left then.
@@ -66,9 +68,14 @@ impl Runtime {
             exists: false,
         };
         match made.make(&bundle, options) {
-            Ok(warnings) => {
+            Ok(running) => {
                 let folder = made.folder.take().and_then(Rc::into_inner).ok_or(RuntimeError::NotFound)?;
-                Ok((Container { id: id.clone(), path: path.clone(), folder, record: made.record.clone() }, warnings))
+                let record = made.record.clone();
+                drop(made);
+                let cgroup = OnceCell::from(running.cgroup().map(Cgroup::places));
+                let spec = OnceCell::from(bundle.spec);
+                let container = Container { id: id.clone(), path, folder, record, spec, cgroup };
+                Ok((container, running.warnings().to_vec()))
             }
             Err(error) => Err(error),
         }
@@ -127,7 +134,7 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn make(&mut self, bundle: &Bundle, options: Create<'_>) -> Result<Vec<String>, RuntimeError> {
+    fn make(&mut self, bundle: &Bundle, options: Create<'_>) -> Result<Running, RuntimeError> {
         let folder = self.folder.clone().ok_or(RuntimeError::NotFound)?;
         let failed = |source| RuntimeError::Folder { path: self.path.to_owned(), source };
         self.record.write(folder.as_fd()).map_err(failed)?;
@@ -152,8 +159,7 @@ impl Making<'_> {
         let mut stages = Steps { making: self, options };
         let creation =
             Creation { folder: folder.as_fd(), state: state.clone(), root: &bundle.rootfs, stages: &mut stages };
-        let running = crate::create::create(launch, creation).map_err(RuntimeError::Spawn)?;
-        Ok(running.warnings().to_vec())
+        crate::create::create(launch, creation).map_err(RuntimeError::Spawn)
     }
 }
 

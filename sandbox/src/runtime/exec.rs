@@ -100,7 +100,7 @@ impl Container {
             }
             Status::Paused | Status::Created | Status::Running => {}
         }
-        let mut spec = self.spec()?;
+        let mut spec = self.spec()?.clone();
         let (process, user) = match addition.process {
             Added::Process(process) => (*process, None),
             Added::Command(differences) => differ(&spec, *differences)?,

@@ -18,10 +18,10 @@ impl Container {
         if !self.record.complete && self.status() == Status::Stopped {
             return Err(RuntimeError::NotRunning);
         }
-        let init = self.running()?;
+        let init = self.process()?;
         init.signal(signal).map_err(RuntimeError::io(format!("send signal {signal}")))?;
         if signal == libc::SIGKILL
-            && let Some(cgroup) = init.cgroup().filter(|cgroup| cgroup.is_frozen())
+            && let Some(cgroup) = self.cgroup()?.filter(|cgroup| cgroup.is_frozen())
         {
             // A frozen process of version 1 dies only when it is let go.
             cgroup.thaw()?;
@@ -54,9 +54,9 @@ impl Container {
 
     /// Kills the first process and waits until it has ended.
     pub(super) fn end(&self) -> Result<(), RuntimeError> {
-        let Ok(init) = self.running() else { return Ok(()) };
+        let Ok(init) = self.process() else { return Ok(()) };
         init.signal(libc::SIGKILL).map_err(RuntimeError::io("kill the first process"))?;
-        if let Some(cgroup) = init.cgroup().filter(|cgroup| cgroup.is_frozen()) {
+        if let Some(cgroup) = self.cgroup()?.filter(|cgroup| cgroup.is_frozen()) {
             cgroup.thaw()?;
         }
         let ended = wait_for_end(init.pidfd(), PATIENCE).map_err(RuntimeError::io("wait for the first process"))?;

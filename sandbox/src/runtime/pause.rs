@@ -28,9 +28,9 @@ impl Container {
         }
     }
 
-    fn freezable(&self) -> Result<Cgroup, RuntimeError> {
+    fn freezable(&self) -> Result<&Cgroup, RuntimeError> {
         self.cgroup()?
-            .filter(Cgroup::can_freeze)
+            .filter(|cgroup| cgroup.can_freeze())
             .ok_or_else(|| RuntimeError::WrongStatus("the container has no cgroup that can be frozen".into()))
     }
 }

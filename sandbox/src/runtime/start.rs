@@ -9,12 +9,12 @@ use crate::create::GATE;
 use crate::{StartError, create};
 
 impl Container {
-    /// Starts the program and returns once it has been executed.
+    /// Starts the program and returns once it has been executed, the container then open to others again.
     ///
     /// # Errors
     /// [`RuntimeError::WrongStatus`] when it does not wait for that; [`RuntimeError::Start`] when it cannot be executed,
     /// [`RuntimeError::Hook`] when a `poststart` hook fails: the container has ended then.
-    pub fn start(self) -> Result<(), RuntimeError> {
+    pub fn start(self) -> Result<Self, RuntimeError> {
         let container = self.lock()?;
         let refusal = match container.status() {
             Status::Created => None,
@@ -29,7 +29,7 @@ impl Container {
         }
         let spec = container.spec()?;
         let init = container.record.init.as_ref().ok_or(RuntimeError::NotRunning)?;
-        match create::start(container.folder.as_fd(), &spec, container.identity(), init.pid) {
+        match create::start(container.folder.as_fd(), spec, container.identity(), init.pid) {
             Ok(()) => {}
             // Raced with its end.
             Err(StartError::NotWaiting) => {
@@ -50,6 +50,7 @@ impl Container {
             container.end()?;
             return Err(error.into());
         }
-        Ok(())
+        container.unlock();
+        Ok(container)
     }
 }

@@ -137,7 +137,7 @@ impl Container {
     /// [`RuntimeError::NotRunning`] when it has no cgroup, [`RuntimeError::Cgroup`].
     pub fn statistics(&self) -> Result<Statistics, RuntimeError> {
         let cgroup = self.cgroup()?.ok_or(RuntimeError::NotRunning)?;
-        Ok(Statistics::of(&cgroup))
+        Ok(Statistics::of(cgroup))
     }
 }
 
