@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// A ring. It may be used only by the thread that made it.
 #[derive(Debug)]
@@ -50,6 +51,15 @@ pub(crate) struct Completion {
     pub(crate) user_data: u64,
     pub(crate) result: i32,
     pub(crate) flags: u32,
+}
+
+/// How [`Ring::enter`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entered {
+    /// With completions, or by a signal.
+    Done,
+    /// There were not as many completions for so long.
+    TimedOut,
 }
 
 impl Ring {
@@ -99,22 +109,37 @@ impl Ring {
         true
     }
 
-    /// Tells the kernel of all entries, and waits until there are `wanted` completions. Interrupted by a signal it
-    /// returns early.
-    pub(crate) fn enter(&mut self, wanted: u32) -> io::Result<()> {
+    /// Tells the kernel of all entries, and waits until there are `wanted` completions, but no longer than `patience`.
+    /// Interrupted by a signal it returns early.
+    pub(crate) fn enter(&mut self, wanted: u32, patience: Option<Duration>) -> io::Result<Entered> {
         self.word(self.offsets.sq_tail).store(self.tail, Ordering::Release);
         let new = self.tail.wrapping_sub(self.told);
-        let flags = ENTER_GET_EVENTS;
-        // SAFETY: takes numbers only; that the entries stay valid is promised at `push`.
+        let time = patience.map(|patience| KernelTime {
+            seconds: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+            nanoseconds: patience.subsec_nanos().into(),
+        });
+        let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let argument = EnterArgument { signals: 0, signals_size: 0, least: 0, time: time.expose_provenance() as u64 };
+        // SAFETY: reads the argument, and the time that it points to if any, which outlive the call; that the entries stay
+        // valid is promised at `push`.
         let ret = unsafe {
-            libc::syscall(libc::SYS_io_uring_enter, self.fd.as_raw_fd(), new, wanted, flags, std::ptr::null::<u8>(), 0)
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                self.fd.as_raw_fd(),
+                new,
+                wanted,
+                ENTER_GET_EVENTS | ENTER_ARGUMENT,
+                &raw const argument,
+                size_of::<EnterArgument>(),
+            )
         };
         self.told = self.word(self.offsets.sq_head).load(Ordering::Acquire);
         if ret >= 0 {
-            return Ok(());
+            return Ok(Entered::Done);
         }
         match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::EINTR) => Ok(()),
+            error if error.raw_os_error() == Some(libc::EINTR) => Ok(Entered::Done),
+            error if error.raw_os_error() == Some(libc::ETIME) => Ok(Entered::TimedOut),
             error => Err(error),
         }
     }
@@ -122,6 +147,12 @@ impl Ring {
     /// Returns whether the kernel has taken all that it was told of, and was told of all that was put in.
     pub(crate) fn all_taken(&self) -> bool {
         self.told == self.tail
+    }
+
+    /// Returns whether there is a completion to take.
+    pub(crate) fn has_completions(&self) -> bool {
+        self.word(self.offsets.cq_head).load(Ordering::Relaxed)
+            != self.word(self.offsets.cq_tail).load(Ordering::Acquire)
     }
 
     /// Takes a completion, if there is one.
@@ -268,6 +299,22 @@ struct CqOffsets {
     user_address: u64,
 }
 
+/// `struct io_uring_getevents_arg`.
+#[repr(C)]
+struct EnterArgument {
+    signals: u64,
+    signals_size: u32,
+    least: u32,
+    time: u64,
+}
+
+/// `struct __kernel_timespec`.
+#[repr(C)]
+struct KernelTime {
+    seconds: i64,
+    nanoseconds: i64,
+}
+
 /// One thread submits, and the kernel works for the ring only while it waits for completions: at any other time that
 /// would interrupt what the thread is just doing (a call on a file may end early with `EINTR`). Entries have 128 bytes
 /// and are taken in order.
@@ -278,6 +325,7 @@ const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 const SETUP_NO_SQARRAY: u32 = 1 << 16;
 const FEATURE_SINGLE_MAP: u32 = 1;
 const ENTER_GET_EVENTS: u32 = 1;
+const ENTER_ARGUMENT: u32 = 1 << 3;
 /// `IORING_OFF_SQ_RING`
 const MAP_RING: libc::off_t = 0;
 /// `IORING_OFF_SQES`
@@ -313,7 +361,7 @@ mod tests {
             }
             // SAFETY: as above.
             assert!(!unsafe { ring.push(&Entry::new(NOP, -1, 99)) }, "it is full");
-            ring.enter(4).unwrap();
+            ring.enter(4, None).unwrap();
             let came: Vec<_> =
                 std::iter::from_fn(|| ring.completion()).map(|done| (done.user_data, done.result)).collect();
             assert_eq!(came, (round * 4..round * 4 + 4).map(|number| (number, 0)).collect::<Vec<_>>());

@@ -21,6 +21,9 @@ unsafe impl Send for SharedWords {}
 unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
+    /// Words in a page, in which they are given back.
+    pub const PER_PAGE: usize = 4096 / size_of::<AtomicU64>();
+
     /// Reserves room for `count` words.
     ///
     /// # Errors
@@ -33,9 +36,8 @@ impl SharedWords {
 
     /// Gives the memory behind whole pages of the words from `first` on back; they read as zero then.
     pub fn release(&self, first: usize, count: usize) {
-        const WORDS_PER_PAGE: usize = 4096 / size_of::<AtomicU64>();
-        let first = first.next_multiple_of(WORDS_PER_PAGE);
-        let end = (first.saturating_add(count).min(self.count)) / WORDS_PER_PAGE * WORDS_PER_PAGE;
+        let end = first.saturating_add(count).min(self.count) / Self::PER_PAGE * Self::PER_PAGE;
+        let first = first.next_multiple_of(Self::PER_PAGE);
         if let Some(words) = self.get(first..end).filter(|words| !words.is_empty()) {
             // SAFETY: whole pages inside the mapping. They become zero, which is a valid value of an atomic; whoever
             // reads or writes one meanwhile does so before or after.
@@ -53,6 +55,17 @@ impl Deref for SharedWords {
         // valid atomics. All access is atomic, by other processes too.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
     }
+}
+
+/// Returns whether the page in which words of a [`SharedWords`] begin takes memory.
+///
+/// Only for looking at what was given back: what the system has put aside (swap) counts as absent.
+pub fn is_resident(words: &[AtomicU64]) -> bool {
+    let page = words.as_ptr().map_addr(|address| address & !(4096 - 1));
+    let mut state = 0_u8;
+    // SAFETY: asks about one page, where the words lie, and writes one byte.
+    let asked = unsafe { libc::mincore(page.cast_mut().cast(), 1, &raw mut state) };
+    asked == 0 && state & 1 != 0
 }
 
 /// Maps memory that children made by fork share. What is never used takes none.

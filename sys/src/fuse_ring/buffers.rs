@@ -115,6 +115,18 @@ impl Buffers {
         unsafe { self.slot(queue, slot).byte_add(offset).cast::<AtomicU64>().as_ref() }
     }
 
+    /// Gives the memory of a slot from an offset on, a whole number of pages, back to the system: it is zero then.
+    ///
+    /// # Safety
+    /// Nobody uses that part of the slot now.
+    pub(super) unsafe fn release(&self, queue: u16, slot: u16, from: usize) {
+        debug_assert!(from.is_multiple_of(PAGE) && from < SLOT);
+        // SAFETY: inside the slot, whole pages of it, and unused, as the caller promises.
+        let start = unsafe { self.slot(queue, slot).byte_add(from) };
+        // SAFETY: as above. Fails only where the kernel lacks it; then the memory stays.
+        unsafe { libc::madvise(start.as_ptr().cast(), SLOT - from, libc::MADV_REMOVE) };
+    }
+
     /// Makes the pages of a slot that the kernel is most likely to write to present in this process, if they exist: it
     /// would not wait for a page while the process dies, and the request would fail.
     pub(super) fn touch(&self, queue: u16, slot: u16) {

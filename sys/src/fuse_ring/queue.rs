@@ -4,13 +4,14 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::{
     ANSWER_AT, ANSWER_MAX, ANSWERED_AT, Buffers, COMMAND_COMMIT_AND_FETCH, COMMAND_REGISTER, COMMIT_ID, HEAD, HEAD_AT,
     IN_HEADER, LENGTHS_AT, LONG_ANSWER, NEVER, OUT_HEADER, PAYLOAD, PAYLOAD_SIZE, PAYLOAD_SIZE_AT, REQUEST_HEADER,
     SENT_AT, Tally, WAKE,
 };
-use crate::io_uring::{Completion, Entry, POLL_ADD, Ring, URING_CMD};
+use crate::io_uring::{Completion, Entered, Entry, POLL_ADD, Ring, URING_CMD};
 
 /// One queue: all requests that come from one CPU. It may be used only by the thread that made it.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Queue {
     unsent: Vec<(u16, u64)>,
     wake: OwnedFd,
     waits_for_wake: bool,
+    /// Something long may have lain in a slot since memory was given back.
+    grown: bool,
 }
 
 /// What came out of a queue.
@@ -59,7 +62,8 @@ impl Queue {
         let ring = Ring::new((u32::from(depth) + 2).next_power_of_two())?;
         let armed = vec![false; depth.into()];
         let unsent = Vec::with_capacity(depth.into());
-        let mut queue = Queue { ring, device, buffers, number, armed, unsent, wake, waits_for_wake: false };
+        let mut queue =
+            Queue { ring, device, buffers, number, armed, unsent, wake, waits_for_wake: false, grown: false };
         queue.begin_tallies();
         queue.die_in_order()?;
         Ok(queue)
@@ -85,7 +89,7 @@ impl Queue {
         // SAFETY: the vectors are read while the kernel takes the entry, which it has done when `enter` returns. What
         // they point to is the slot, which lives as long as the queue, and that stays while a slot is armed.
         unsafe { self.push(slot, &entry) }?;
-        self.enter(0)
+        self.submit()
     }
 
     /// Returns a request, if it lies in this slot.
@@ -96,6 +100,7 @@ impl Queue {
         let start = self.buffers.slot(self.number, slot);
         let commit_id = self.buffers.word(self.number, slot, COMMIT_ID).load(Ordering::Acquire);
         let size = self.buffers.word(self.number, slot, PAYLOAD_SIZE_AT).load(Ordering::Acquire) & 0xffff_ffff;
+        self.grown |= size > KEPT as u64;
         // SAFETY: the slot is not armed, so that nobody writes to it but who holds the result, for which `self` is
         // borrowed; all parts are inside the slot and do not overlap.
         unsafe {
@@ -164,6 +169,7 @@ impl Queue {
         let word = |offset| self.buffers.word(self.number, slot, offset).load(Ordering::Acquire);
         let (commit_id, lengths) = (word(COMMIT_ID), word(LENGTHS_AT));
         let size = lengths >> 32;
+        self.grown |= size > KEPT as u64;
         let kept = usize::try_from(lengths & 0xffff_ffff).unwrap_or(0).min(PAYLOAD_SIZE - LONG_ANSWER);
         let room = if kept <= ANSWER_MAX { ANSWER_AT + OUT_HEADER } else { PAYLOAD + LONG_ANSWER };
         let start = self.buffers.slot(self.number, slot);
@@ -182,18 +188,37 @@ impl Queue {
         Ok(())
     }
 
-    /// Tells the kernel of what was done and waits for at least one event.
+    /// Tells the kernel of what was done and waits for at least one event. If there is none for some time, it gives the
+    /// memory back in which something long has lain, and returns with none.
     pub fn wait(&mut self) -> io::Result<()> {
         self.listen_for_wake()?;
         self.raise(Tally::Turns);
-        let result = self.enter(1);
+        let result = self.enter(1, self.grown.then_some(IDLE));
         self.raise(Tally::Turns);
-        result
+        if result? == Entered::TimedOut {
+            self.give_back();
+        }
+        Ok(())
+    }
+
+    /// Gives back the memory of all slots that the kernel has. It puts requests there only while this thread is inside
+    /// `enter`, and then there is a completion for each.
+    fn give_back(&mut self) {
+        let idle = |slot: &u16| self.armed.get(usize::from(*slot)) == Some(&true);
+        if self.ring.has_completions() || !self.unsent.is_empty() {
+            return;
+        }
+        for slot in (0..self.buffers.depth()).filter(idle) {
+            // SAFETY: nobody reads or writes what is in an armed slot but the kernel, and it does not now.
+            unsafe { self.buffers.release(self.number, slot, PAYLOAD + KEPT) };
+        }
+        // What is in work is looked at next time.
+        self.grown = self.armed() < usize::from(self.buffers.depth());
     }
 
     /// Tells the kernel of what was done, without waiting.
     pub fn submit(&mut self) -> io::Result<()> {
-        self.enter(0)
+        self.enter(0, None).map(drop)
     }
 
     /// Returns the next event, if there is one.
@@ -225,8 +250,8 @@ impl Queue {
         self.armed.iter().filter(|armed| **armed).count()
     }
 
-    fn enter(&mut self, wanted: u32) -> io::Result<()> {
-        let result = self.ring.enter(wanted);
+    fn enter(&mut self, wanted: u32, patience: Option<Duration>) -> io::Result<Entered> {
+        let result = self.ring.enter(wanted, patience);
         if self.ring.all_taken() {
             for (slot, commit_id) in self.unsent.drain(..) {
                 self.buffers.word(self.number, slot, SENT_AT).store(commit_id, Ordering::Release);
@@ -250,7 +275,7 @@ impl Queue {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
         // From here on the kernel holds the other ring.
-        self.enter(0)
+        self.submit()
     }
 
     /// What an earlier process has counted is of no use, but that the turns grow.
@@ -313,3 +338,8 @@ impl Drop for Queue {
         }
     }
 }
+
+/// How much of the payload of a slot is never given back: what nearly all requests fit in.
+const KEPT: usize = 4096;
+/// Memory is given back when nothing has come for so long.
+const IDLE: Duration = Duration::from_secs(2);

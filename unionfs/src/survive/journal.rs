@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::memory::{EFFECTS_PER_SLOT, End, Header, Memory, SLOT_WORDS, SLOTS, load_bytes, store_bytes, usize_of};
+use super::memory::{EFFECTS_PER_SLOT, End, Header, Memory, SLOT_WORDS, load_bytes, store_bytes, usize_of};
 
 /// The journal of one worker.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Journal {
         let mut left_outdated = false;
         let ended = |end: End| memory.read_header(Header::End) == end as u64;
         let blame = if ended(End::Killed) { 1 } else { FAULT * u64::from(ended(End::Fault)) };
-        for number in 0..SLOTS {
+        for number in 0..memory.slot_count() {
             let slot = memory.slot(number);
             let unique = slot[UNIQUE].load(Ordering::Acquire);
             if unique == 0 {
@@ -349,6 +349,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::survive::memory::SLOTS;
 
     fn memory() -> Arc<Memory> {
         Arc::new(Memory::new().unwrap())

@@ -62,6 +62,8 @@ pub(crate) enum Header {
     NextRecord,
     /// The first node that was never used.
     NextNode,
+    /// The first slot that was never used: what is only looked at takes memory as well.
+    NextSlot,
     /// How the last worker ended: an [`End`].
     End,
     /// Requests seen again after a worker's death.
@@ -160,13 +162,17 @@ impl Memory {
     /// Finds out what is free: after a fork nobody else uses the memory.
     pub(crate) fn find_free(&self) {
         let mut free = Free {
-            slots: (0..SLOTS).rev().filter(|slot| self.slot(*slot)[0].load(Ordering::Acquire) == 0).collect(),
+            slots: (0..self.slot_count())
+                .rev()
+                .filter(|slot| self.slot(*slot)[0].load(Ordering::Acquire) == 0)
+                .collect(),
             ..Free::default()
         };
         let count = usize_of(self.read_header(Header::NextNode));
-        free.nodes = (0..count).filter(|node| self.node(*node)[0].load(Ordering::Acquire) == 0).collect();
+        // The lowest are taken first, so that the end can be given back.
+        free.nodes = (0..count).rev().filter(|node| self.node(*node)[0].load(Ordering::Acquire) == 0).collect();
         let mut used = Vec::new();
-        for record in 0..usize_of(self.read_header(Header::NextRecord)) {
+        for record in (0..usize_of(self.read_header(Header::NextRecord))).rev() {
             match usize_of(self.words[self.layout.table + record].load(Ordering::Acquire)) {
                 0 => free.records.push(record),
                 block => used.push(block),
@@ -241,7 +247,20 @@ impl Memory {
 
     /// Takes a free slot.
     pub(super) fn take_slot(&self) -> Option<usize> {
-        self.free().slots.pop()
+        let mut free = self.free();
+        if let Some(slot) = free.slots.pop() {
+            return Some(slot);
+        }
+        let next = self.slot_count();
+        (next < SLOTS).then(|| {
+            self.header(Header::NextSlot).store(next as u64 + 1, Ordering::Release);
+            next
+        })
+    }
+
+    /// Returns the number of slots that may have been used.
+    pub(super) fn slot_count(&self) -> usize {
+        usize_of(self.read_header(Header::NextSlot))
     }
 
     pub(super) fn give_slot(&self, slot: usize) {
@@ -321,6 +340,7 @@ impl Memory {
         let mut free = self.free();
         let block = match free.blocks.get_mut(class)?.pop() {
             Some(block) => block,
+            None if let Some(block) = self.split(&mut free, class) => block,
             None => {
                 let block = usize_of(self.read_header(Header::NextBlock));
                 let next = block.checked_add(1 << class).filter(|next| *next <= self.layout.end)?;
@@ -345,6 +365,106 @@ impl Memory {
             },
         };
         Some((block, record))
+    }
+
+    /// Takes a block of this class from the front of a larger free one, and frees the rest in blocks that double in size.
+    fn split(&self, free: &mut Free, class: usize) -> Option<usize> {
+        let larger = (class + 1..CLASSES).find(|larger| !free.blocks[*larger].is_empty())?;
+        let block = free.blocks[larger].pop()?;
+        // The last first: up to the last store nobody sees any of it.
+        for part in (class..larger).rev() {
+            let start = block + (1 << part);
+            self.words[start].store(part as u64, Ordering::Release);
+            free.blocks[part].push(start);
+        }
+        self.words[block].store(class as u64, Ordering::Release);
+        Some(block)
+    }
+
+    /// Gives pages of which nothing is used any more back to the system. It looks at all that is free.
+    pub(crate) fn give_back(&self) {
+        let mut free = self.free();
+        let Free { nodes, records, blocks, .. } = &mut *free;
+        let first = self.layout.nodes;
+        self.give_back_list(nodes, Header::NextNode, &|node| (first + node * NODE_WORDS, NODE_WORDS));
+        let first = self.layout.table;
+        self.give_back_list(records, Header::NextRecord, &|record| (first + record, 1));
+        self.give_back_blocks(blocks);
+        drop(free);
+        self.give_back_direct();
+    }
+
+    /// Gives back the entries of a list that are free, all of which are zero: those at the end by making it shorter. Those
+    /// that stay are taken again the lowest first.
+    fn give_back_list(&self, free: &mut Vec<usize>, next: Header, place: &dyn Fn(usize) -> (usize, usize)) {
+        free.sort_unstable();
+        let mut end = usize_of(self.read_header(next));
+        let whole = end;
+        while end > 0 && free.last() == Some(&(end - 1)) {
+            free.pop();
+            end -= 1;
+        }
+        self.header(next).store(end as u64, Ordering::Release);
+        let release = |from: usize, to: usize| {
+            let (start, length) = place(from);
+            self.words.release(start, (to - from) * length);
+        };
+        release(end, whole);
+        for run in free.chunk_by(|a, b| a + 1 == *b) {
+            release(run[0], run[0] + run.len());
+        }
+        free.reverse();
+        free.shrink_to_fit();
+    }
+
+    /// Joins free blocks beside each other to larger ones, and gives back what is in those.
+    fn give_back_blocks(&self, free: &mut [Vec<usize>; CLASSES]) {
+        let sized = |(class, blocks): (usize, &mut Vec<usize>)| {
+            std::mem::take(blocks).into_iter().map(move |block| (block, 1 << class)).collect::<Vec<_>>()
+        };
+        let mut all: Vec<(usize, usize)> = free.iter_mut().enumerate().flat_map(sized).collect();
+        all.sort_unstable();
+        for run in all.chunk_by(|a, b| a.0 + a.1 == b.0) {
+            let (start, end) = (run[0].0, run[run.len() - 1].0 + run[run.len() - 1].1);
+            if end as u64 == self.read_header(Header::NextBlock) {
+                self.header(Header::NextBlock).store(start as u64, Ordering::Release);
+                self.words.release(start, end - start);
+                continue;
+            }
+            let mut joined = Vec::new();
+            let mut block = start;
+            while block < end {
+                let class = ((end - block).ilog2() as usize).min(CLASSES - 1);
+                joined.push((block, class));
+                block += 1 << class;
+            }
+            // The last first, and nothing is given back before all are written: whoever goes from block to block, which
+            // may be the next worker at any moment, meets old ones until it meets new ones.
+            for (block, class) in joined.iter().rev() {
+                self.words[*block].store(*class as u64, Ordering::Release);
+                free[*class].push(*block);
+            }
+            for (block, class) in joined {
+                self.words.release(block + 1, (1 << class) - 1);
+            }
+        }
+    }
+
+    /// Gives back the pages of the list for nodes that are numbered without gaps where it is zero.
+    fn give_back_direct(&self) {
+        let [first, count] =
+            [Header::DirectFirst, Header::DirectCount].map(|header| usize_of(self.read_header(header)));
+        // Nobody changes a counter meanwhile: always in this order, and whoever changes one holds no other.
+        let _counters: Vec<_> =
+            self.counters.iter().map(|counter| counter.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        let mut page = first.next_multiple_of(SharedWords::PER_PAGE);
+        while page + SharedWords::PER_PAGE <= first + count {
+            let words = &self.words[page..page + SharedWords::PER_PAGE];
+            if words.iter().all(|word| word.load(Ordering::Relaxed) == 0) {
+                self.words.release(page, SharedWords::PER_PAGE);
+            }
+            page += SharedWords::PER_PAGE;
+        }
     }
 
     fn free_block(&self, block: usize) {
@@ -418,6 +538,73 @@ mod tests {
         memory.remove(second);
         assert_eq!(records(&memory), [(first, Vec::new())]);
         assert_eq!(memory.put(None, b"third"), Some(second), "its number is used again");
+    }
+
+    /// Records, where the blocks begin, and where they end.
+    fn blocks(memory: &Memory) -> Vec<(usize, usize)> {
+        let end = usize_of(memory.read_header(Header::NextBlock));
+        let mut block = memory.layout.blocks;
+        let mut blocks = Vec::new();
+        while block < end {
+            let class = usize_of(memory.words[block].load(Ordering::Acquire));
+            assert!((3..CLASSES).contains(&class), "a block at {block} of class {class}");
+            blocks.push((block, 1 << class));
+            block += 1 << class;
+        }
+        assert_eq!(block, end);
+        blocks
+    }
+
+    /// Memory of the system that a range of words takes, in pages.
+    fn resident(memory: &Memory, first: usize, count: usize) -> usize {
+        let pages = memory.words[first..first + count].chunks(SharedWords::PER_PAGE);
+        pages.filter(|page| strata_sys::shared::is_resident(page)).count()
+    }
+
+    #[test]
+    fn what_nobody_needs_any_more_is_given_back() {
+        let memory = Memory::new().unwrap();
+        let put = |number: usize| memory.put(None, &number.to_le_bytes().repeat(3 + number % 20)).unwrap();
+        let all: Vec<_> = (0..50_000).map(put).collect();
+        let nodes: Vec<_> = (0..50_000).map(|_| memory.take_node().unwrap()).collect();
+        nodes.iter().for_each(|node| memory.node(*node)[0].store(1, Ordering::Release));
+        let whole = usize_of(memory.read_header(Header::NextBlock)) - memory.layout.blocks;
+        let taken = || {
+            let table = memory.layout.table;
+            resident(&memory, memory.layout.nodes, 50_000 * NODE_WORDS)
+                + resident(&memory, table, 50_000)
+                + resident(&memory, memory.layout.blocks, whole)
+        };
+        let peak = taken();
+        // All but one in a thousand, and not the last.
+        let kept = |number: &usize| number.is_multiple_of(1000);
+        for number in (0..50_000).filter(|number| !kept(number)) {
+            memory.remove(all[number]);
+            memory.node(nodes[number])[0].store(0, Ordering::Release);
+            memory.give_node(nodes[number]);
+        }
+        let left = records(&memory);
+        memory.give_back();
+        assert!(taken() * 5 < peak, "{} of {peak} pages", taken());
+        assert_eq!(records(&memory), left);
+        assert_eq!(memory.node_count(), 49_001);
+        assert!(blocks(&memory).len() < 2000);
+
+        // It goes on from there, and so does the next worker.
+        for _ in 0..2 {
+            let more: Vec<_> = (0..10_000).map(put).collect();
+            assert!(blocks(&memory).len() > 10_000);
+            assert_eq!(memory.take_node(), Some(1), "the lowest first");
+            memory.give_node(1);
+            more.into_iter().for_each(|record| memory.remove(record));
+            assert_eq!(records(&memory), left);
+            memory.give_back();
+            memory.find_free();
+        }
+        all.iter().enumerate().filter(|(number, _)| kept(number)).for_each(|(_, record)| memory.remove(*record));
+        memory.give_back();
+        assert_eq!(usize_of(memory.read_header(Header::NextBlock)), memory.layout.blocks);
+        assert_eq!(memory.read_header(Header::NextRecord), 0);
     }
 
     #[test]

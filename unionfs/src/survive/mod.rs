@@ -20,5 +20,5 @@ pub use keeper::{Faults, Survived, WorkerError};
 pub(crate) use keeper::{Keeper, Service};
 pub(crate) use kick::refusal as kick_refusal;
 pub(crate) use known::{Counter, Known};
-pub(crate) use memory::{Header, RecordId};
+pub(crate) use memory::{Header, Memory, RecordId};
 pub use pinned::Pinned;

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     if let Some(role) = std::env::var_os("ROLE") {
         return scene::play(&role.into_string().unwrap());
     }
-    let tests: [Test; 21] = [
+    let tests: [Test; 23] = [
         ("privileged_killed_from_outside_on_disk", || storm(&Plan { kills: Kills::Outside, ..Plan::default() })),
         ("privileged_killed_at_any_step_on_disk", || storm(&Plan::default())),
         ("privileged_killed_at_any_step_in_memory", || storm(&Plan { in_memory: true, ..Plan::default() })),
@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         ("privileged_over_io_uring_without_a_keeper_clients_get_errors", || orphans(&Plan::io_uring())),
         ("privileged_over_io_uring_a_lost_request_ends_the_connection", lost),
         ("privileged_over_io_uring_a_large_copy_is_made", || large_copy(&Plan::io_uring())),
+        ("privileged_memory_for_the_next_server_is_given_back", || known_and_forgotten(&Plan::default())),
+        ("privileged_over_io_uring_memory_for_long_requests_is_given_back", long_requests),
     ];
     let missing = !rustix::process::geteuid().is_root() || std::fs::File::open("/dev/fuse").is_err();
     let no_uring = !uring::is_known();
@@ -180,6 +182,55 @@ fn large_copy(plan: &Plan) -> Result<()> {
     ensure!(after[..1000] == before[..1000] && after[1007..] == before[1007..], "the copy is not the file");
     ensure!(std::fs::read(scene.lower().join("large"))? == before, "the lower was written to");
     ensure!(std::fs::read_dir(scene.work_folder())?.count() == 0, "something is left in the staging folder");
+    scene.end().map(drop)
+}
+
+/// Memory that the servers of a mount share is no larger than what the kernel knows takes.
+fn known_and_forgotten(plan: &Plan) -> Result<()> {
+    const FILES: usize = 5_000;
+    let scene = Scene::start(&Plan { kills: Kills::Never, ..*plan })?;
+    let many = scene.mount().join("many");
+    std::fs::create_dir(&many)?;
+    let known = |path: &std::path::Path| path.join("file").metadata().map(|found| found.len());
+    let mut sizes = Vec::new();
+    for round in 0..2 {
+        for number in 0..FILES {
+            std::fs::File::create(many.join(number.to_string()))?;
+        }
+        let peak = scene.shared_memory()?;
+        std::fs::remove_dir_all(&many)?;
+        std::fs::create_dir(&many)?;
+        std::fs::write(many.join("file"), "content")?;
+        let left = scene.shared_memory_settles(|left| left * 3 < peak)?;
+        println!("round {round}: {peak} KiB with {FILES} files, {left} KiB without");
+        ensure!(left * 3 < peak, "{left} of {peak} KiB are left");
+        // What is left is what the next server needs.
+        scene.kill_worker()?;
+        ensure!(known(&many)? == 7, "the next server does not know what is left");
+        sizes.push(left);
+    }
+    ensure!(sizes[1] <= sizes[0] + 1024, "it grows: {sizes:?}");
+    scene.end().map(drop)
+}
+
+/// Slots in which much was written or read take as little as the others after some time.
+fn long_requests() -> Result<()> {
+    let scene = Scene::start(&Plan { kills: Kills::Never, passthrough: false, ..Plan::io_uring() })?;
+    let path = scene.mount().join("long");
+    std::fs::write(&path, "short")?;
+    let before = scene.shared_memory()?;
+    let content: Vec<u8> = (0..8_u32 << 18).flat_map(|number| number.to_le_bytes()).collect();
+    for _ in 0..2 {
+        std::fs::write(&path, &content)?;
+        let peak = scene.shared_memory()?;
+        ensure!(peak > before + 900, "only {peak} KiB in use, {before} before");
+        let left = scene.shared_memory_settles(|left| left < before + 300)?;
+        println!("{before} KiB, with long requests {peak} KiB, after a pause {left} KiB");
+        ensure!(left < before + 300, "{left} of {peak} KiB are left");
+        ensure!(std::fs::read(&path)? == content, "what was written");
+        scene.kill_worker()?;
+        ensure!(std::fs::metadata(&path)?.len() == content.len() as u64);
+    }
     scene.end().map(drop)
 }
 

@@ -323,6 +323,26 @@ impl Scene {
         child.map(|child| Pid::from_raw(child.parse()?).context("no pid")).transpose()
     }
 
+    /// Returns how much memory of those that it shares with its successors the server has touched, in KiB.
+    pub(crate) fn shared_memory(&self) -> Result<u64> {
+        let worker = self.worker()?.context("there is no worker")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", worker.as_raw_pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssShmem:")).context("no RssShmem")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
+    /// Waits until as little is left of it, or for 10 seconds.
+    pub(crate) fn shared_memory_settles(&self, settled: impl Fn(u64) -> bool) -> Result<u64> {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = self.shared_memory()?;
+            if settled(left) || Instant::now() > end {
+                return Ok(left);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     pub(crate) fn kill_keeper(&self) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.keeper.id())?).context("no pid")?;
         Ok(kill_process(pid, Signal::KILL)?)

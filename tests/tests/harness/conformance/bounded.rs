@@ -78,7 +78,8 @@ fn forget_all(union: &Union) -> Result<()> {
     command.args(["-i", "-o", "remount,rw"]).arg(union.point());
     let finished = finish(&mut command)?;
     ensure!(finished.status.success(), "{finished}");
-    std::thread::sleep(Duration::from_millis(300));
+    // It gives memory back when nothing more is forgotten.
+    std::thread::sleep(Duration::from_millis(700));
     Ok(())
 }
 

@@ -5,6 +5,7 @@ mod mapped;
 mod nodes;
 mod open;
 mod sent_away;
+mod spare;
 mod special;
 mod superseded;
 #[cfg(test)]
@@ -13,7 +14,7 @@ mod tests;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -31,6 +32,7 @@ use crate::node::{Device, Ino, Kind, Stat, kind_of};
 use crate::survive::{self as journal, Begun, Counter, Header, Journal, Keep, Point};
 use crate::tree::{Caller, Long, New, RenameMode, SetAttributes, SetGroupId, Tree};
 use nodes::{NodeNumber, Nodes};
+use spare::Spare;
 
 /// Threads for what takes long.
 const SLOW_THREADS: usize = 3;
@@ -50,8 +52,7 @@ pub(crate) struct Operations {
     journal: Option<Journal>,
     counts: Arc<Counts>,
     slow: Slow,
-    /// Nodes that the kernel has forgotten since memory was last given back.
-    forgotten: AtomicU64,
+    spare: Spare,
     fetching: Slow,
 }
 
@@ -86,7 +87,10 @@ impl Operations {
     /// Goes on where an earlier server of the connection has stopped, if there was one, and leaves `keep` to the next.
     pub(crate) fn kept(tree: Arc<Tree>, device: Arc<OwnedFd>, keep: &Arc<Keep>) -> Arc<Operations> {
         let nodes = Nodes::new(Some(Arc::clone(keep)));
-        nodes.restore(keep.known(tree.gapless()), &device, |ino| tree.counts_opens(ino));
+        let known = keep.known(tree.gapless());
+        if keep.is_left() {
+            nodes.restore(known, &device, |ino| tree.counts_opens(ino));
+        }
         let journal = Journal::open(Arc::clone(keep.memory()));
         let mut intents = Vec::new();
         journal.for_each_intent(&mut |intent| intents.push(intent.to_vec()));
@@ -100,6 +104,7 @@ impl Operations {
     }
 
     fn with(tree: Arc<Tree>, device: Arc<OwnedFd>, nodes: Nodes, journal: Option<Journal>) -> Operations {
+        let spare = Spare::new(journal.as_ref().map(|journal| Arc::clone(journal.memory())));
         Operations {
             tree,
             nodes,
@@ -108,7 +113,7 @@ impl Operations {
             journal,
             counts: Arc::default(),
             slow: Slow::new(SLOW_THREADS),
-            forgotten: AtomicU64::new(0),
+            spare,
             fetching: Slow::new(FETCHING_THREADS),
         }
     }
@@ -414,21 +419,7 @@ impl Operations {
     fn forget(&self, node: NodeNumber, count: u64) {
         self.tree.forget(self.nodes.ino(node), count);
         self.nodes.forget(node, count);
-        self.give_memory_back();
-    }
-
-    /// Gives memory back to the system once many nodes have been forgotten and few are left. The C library would keep
-    /// what lies between others.
-    fn give_memory_back(&self) {
-        let forgotten = self.forgotten.fetch_add(1, Ordering::Relaxed) + 1;
-        if !forgotten.is_multiple_of(LOOK_EVERY) {
-            return;
-        }
-        let left = self.tree.lower_count() + self.tree.object_count();
-        if (left as u64) < forgotten / 4 {
-            self.forgotten.store(0, Ordering::Relaxed);
-            self.slow.run(strata_sys::heap::trim);
-        }
+        self.spare.one_forgotten();
     }
 
     fn make(&self, dir: Ino, name: &[u8], new: New<'_>, mode: u32, umask: u32, caller: &Caller) -> Reply {
@@ -539,6 +530,3 @@ fn rename_mode(flags: u32) -> Option<RenameMode> {
         _ => None,
     }
 }
-
-/// After so many forgotten nodes it is looked how many are left.
-const LOOK_EVERY: u64 = 16_384;
