@@ -67,12 +67,12 @@ macro_rules! dispatch {
 }
 
 impl LowerTree {
-    /// Returns whether `ino` names a node that came from the lowers.
     /// Returns whether a layer keeps owners in an attribute that users of the mount must not see.
     pub(crate) fn keeps_owners_beside(&self) -> bool {
         matches!(self, LowerTree::Folders(lower) if lower.keeps_owners_beside())
     }
 
+    /// Returns whether `ino` names a node that came from the lowers.
     pub(crate) fn contains(&self, ino: Ino) -> bool {
         dispatch!(self, lower => lower.contains(ino))
     }
@@ -106,6 +106,22 @@ impl LowerTree {
         match self {
             LowerTree::Image(_) => false,
             LowerTree::Folders(lower) => lower.is_joined(ino),
+        }
+    }
+
+    /// Returns whether looking for a name takes no longer than usual: else [`find_copies`](Self::find_copies) is to come
+    /// first, by somebody who may take long.
+    pub(crate) fn knows_copies(&self) -> bool {
+        match self {
+            LowerTree::Image(_) => true,
+            LowerTree::Folders(lower) => lower.knows_copies(),
+        }
+    }
+
+    /// Finds what the layers have copied of files with several names.
+    pub(crate) fn find_copies(&self) {
+        if let LowerTree::Folders(lower) = self {
+            lower.find_copies();
         }
     }
 

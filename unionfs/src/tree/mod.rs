@@ -238,6 +238,17 @@ impl Tree {
         })
     }
 
+    /// Returns whether names are found without looking at whole layers first. Otherwise they are found all the same,
+    /// but everybody waits meanwhile who changes names: [`search_layers`](Self::search_layers) is better called before.
+    pub(crate) fn finds_names_at_once(&self) -> bool {
+        self.lower.knows_copies()
+    }
+
+    /// Looks at whole layers, if that is needed to find names, while others can go on.
+    pub(crate) fn search_layers(&self) {
+        self.lower.find_copies();
+    }
+
     /// Returns whether nothing can be changed because there is nowhere to write.
     pub fn is_read_only(&self) -> bool {
         self.upper.is_none()

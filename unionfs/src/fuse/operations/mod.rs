@@ -225,6 +225,13 @@ impl Operations {
         let ino = self.nodes.ino(node);
         let tree = &self.tree;
         Outcome::Now(match request.operation {
+            Operation::Lookup { name } if !tree.finds_names_at_once() => {
+                let (this, name) = (Arc::clone(self), name.to_vec());
+                return Outcome::Later(Box::new(move |_| {
+                    this.tree.search_layers();
+                    this.lookup(ino, &name, &caller)
+                }));
+            }
             Operation::Lookup { name } => self.lookup(ino, name, &caller),
             Operation::Forget { count } => {
                 self.forget(node, count);
@@ -331,6 +338,20 @@ impl Operations {
             }
             Operation::ReadDirectory { cookie, size, attributes } => {
                 let length = room.len().min(size as usize);
+                if !tree.finds_names_at_once() {
+                    let this = Arc::clone(self);
+                    return Outcome::Later(Box::new(move |_| {
+                        this.tree.search_layers();
+                        let mut bytes = vec![0; length];
+                        match this.read_directory(ino, cookie, attributes, &mut bytes) {
+                            Reply::InRoom(used) => {
+                                bytes.truncate(used);
+                                Reply::Bytes(bytes)
+                            }
+                            reply => reply,
+                        }
+                    }));
+                }
                 self.read_directory(ino, cookie, attributes, &mut room[..length])
             }
             Operation::Statfs => answer(tree.statfs(), |usage| Reply::Statfs(reply::statfs(&usage))),
