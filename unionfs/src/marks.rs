@@ -11,6 +11,7 @@ use rustix::fs::XattrFlags;
 
 use crate::Result;
 use crate::backing::{self, RawStat};
+use crate::capability;
 use crate::node::{Ino, Kind};
 use crate::spec::UserXattr;
 
@@ -129,7 +130,18 @@ impl Namespace {
         marks.shown_kind(raw)
     }
 
-    fn name(self, mark: &[u8]) -> Vec<u8> {
+    /// Adds the name of the capabilities to those of a file's attributes, if they are only noted: a copy of its data that
+    /// did not come to its end has taken them away.
+    pub(crate) fn add_noted_capability(self, names: &mut Vec<u8>) {
+        let has = |wanted: &[u8]| names.split(|byte| *byte == 0).any(|name| name == wanted);
+        if has(&self.name(CAPABILITY)) && !has(capability::NAME) {
+            names.extend_from_slice(capability::NAME);
+            names.push(0);
+        }
+    }
+
+    /// Returns the name under which a mark is stored.
+    pub(crate) fn name(self, mark: &[u8]) -> Vec<u8> {
         [self.0, mark].concat()
     }
 }

@@ -150,7 +150,7 @@ fn a_deleted_file_that_is_open_is_fully_served() {
 }
 
 #[test]
-fn a_removed_directory_that_is_open_is_empty_and_takes_nothing() {
+fn a_removed_directory_that_is_open_takes_attributes_and_no_names() {
     fn prepare(lower: &Path) {
         fs::create_dir(lower.join("lower")).unwrap();
     }
@@ -165,6 +165,14 @@ fn a_removed_directory_that_is_open_is_empty_and_takes_nothing() {
             assert_eq!(made.unwrap_err(), Errno::NOENT);
             assert_eq!(fs::read_dir(format!("/proc/self/fd/{}", dir.as_raw_fd())).unwrap().count(), 0);
             fs::create_dir(&path).unwrap();
+            dir.set_permissions(fs::Permissions::from_mode(0o711)).unwrap();
+            std::os::unix::fs::fchown(&dir, Some(3), Some(4)).unwrap();
+            rustix::fs::fsetxattr(&dir, "user.a", b"1", XattrFlags::empty()).unwrap();
+            let mut value = [0; 2];
+            assert_eq!(rustix::fs::fgetxattr(&dir, "user.a", &mut value).unwrap(), 1);
+            let found = dir.metadata().unwrap();
+            assert_eq!((found.mode() & 0o777, found.uid(), found.gid(), found.nlink()), (0o711, 3, 4, 0));
+            assert_ne!(permissions(&path), 0o711, "another one");
         }
     });
 }

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use strata_unionfs::{
-    Access, Caller, Ino, Kind, Lower, Metacopy, MountSpec, New, Opened, Options, RenameMode, SetAttributes, SetGroupId,
-    Stat, Tree, Upper,
+    Access, Caller, Ino, Kind, Limits, Lower, Metacopy, MountSpec, New, Opened, Options, RenameMode, SetAttributes,
+    SetGroupId, Stat, Tree, Upper,
 };
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
@@ -55,6 +55,14 @@ impl Layers {
 
     fn tree(&self) -> Tree {
         Tree::open(&self.spec()).unwrap()
+    }
+
+    /// Makes the upper the topmost lower.
+    fn rotate(&mut self) {
+        let lower = self.at(&format!("old{}", self.lowers.len()));
+        fs::rename(self.at("upper"), &lower).unwrap();
+        self.lowers.insert(0, lower);
+        fs::create_dir(self.at("upper")).unwrap();
     }
 }
 
@@ -390,10 +398,7 @@ fn numbers_stay_while_uppers_become_lowers() {
     let expected = numbers(&tree);
     drop(tree);
     for (round, path) in paths[..4].iter().enumerate() {
-        let lower = layers.at(&format!("layer{round}"));
-        fs::rename(layers.at("upper"), &lower).unwrap();
-        layers.lowers.insert(0, lower);
-        fs::create_dir(layers.at("upper")).unwrap();
+        layers.rotate();
         let tree = layers.tree();
         assert_eq!(numbers(&tree), expected, "rotated {} times", round + 1);
         tree.set_attributes(find(&tree, path).ino, &attributes(0o711)).unwrap();
@@ -674,6 +679,25 @@ fn a_move_over_an_emptied_directory_may_end_anywhere() {
     }
 }
 
+/// What the kernel keeps of a folder's links is what any later server would say.
+#[test]
+fn links_of_a_folder_do_not_depend_on_what_was_asked_before() {
+    let layers = Layers::new(&["dir/a/x", "dir/b/x"]);
+    let full = Options { limits: Limits { bytes: None, inodes: Some(1) }, ..Options::default() };
+    let tree = Tree::open(&MountSpec { options: full, ..layers.spec() }).unwrap();
+    let dir = find(&tree, "dir");
+    let mode = SetAttributes { permissions: Some(0o700), ..SetAttributes::default() };
+    assert_eq!(tree.set_attributes(dir.ino, &mode).unwrap_err(), Errno::NOSPC);
+    assert_eq!((dir.nlink, tree.stat(dir.ino).unwrap().nlink), (4, 4));
+    drop(tree);
+    for round in ["changed", "opened again"] {
+        let tree = layers.tree();
+        let dir = find(&tree, "dir");
+        tree.set_attributes(dir.ino, &mode).unwrap();
+        assert_eq!(tree.stat(dir.ino).unwrap().nlink, 1, "{round}: as overlayfs says of what several layers have");
+    }
+}
+
 /// Writing takes capabilities away, and copying the data of a file that had only attributes writes.
 #[test]
 fn a_copy_of_data_that_was_cut_off_loses_no_capability() {
@@ -702,6 +726,38 @@ fn a_copy_of_data_that_was_cut_off_loses_no_capability() {
         }
         assert_eq!(tree.xattr(ino, name).unwrap(), capability, "opened: {opened}");
         assert_eq!(mark(&below, "strata.capability"), None);
+    }
+}
+
+/// The same, for who may not give them back: only looks, or has the layer as a lower.
+#[test]
+fn who_only_looks_sees_the_capabilities_that_a_copy_cut_off_has_taken_away() {
+    let mut layers = Layers::new(&["file"]);
+    let capability = [&[1, 0, 0, 2, 0, 0x20, 0, 0][..], &[0; 12]].concat();
+    let name = b"security.capability";
+    let tree = layers.tree();
+    let ino = find(&tree, "file").ino;
+    tree.set_xattr(ino, b"user.a", b"1", XattrFlags::empty(), SetGroupId::Keep).unwrap();
+    drop(tree);
+    let below = layers.at("upper/file");
+    set_mark(&below, "strata.capability", &capability);
+    let shown = |tree: &Tree| {
+        let ino = find(tree, "file").ino;
+        let list = tree.list_xattrs(ino, true).unwrap();
+        assert!(list.split(|byte| *byte == 0).any(|listed| listed == name), "listed");
+        tree.xattr(ino, name).unwrap()
+    };
+    assert_eq!(shown(&Tree::observe(&layers.spec()).unwrap()), capability);
+    assert!(mark(&below, "strata.capability").is_some(), "nothing is changed by looking");
+
+    layers.rotate();
+    let tree = layers.tree();
+    assert_eq!(shown(&tree), capability);
+    if rustix::process::geteuid().is_root() {
+        // And so does what is copied from there.
+        let ino = find(&tree, "file").ino;
+        tree.set_xattr(ino, b"user.b", b"1", XattrFlags::empty(), SetGroupId::Keep).unwrap();
+        assert_eq!(shown(&tree), capability);
     }
 }
 

@@ -27,6 +27,7 @@ use crate::Result;
 use crate::backing::{self, Identity, RawStat};
 use crate::beneath::{Crossing, open_beneath};
 use crate::by_name::{self, Special};
+use crate::capability;
 use crate::handles::Handles;
 use crate::marks::{self, LayerId, Marks, Namespace};
 use crate::node::{Ino, Kind, Stat};
@@ -396,8 +397,14 @@ impl FolderLower {
 
     pub(crate) fn for_each_xattr(&self, ino: Ino, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
         let fd = self.open_path(ino, &*self.node(ino)?)?;
-        for name in backing::list_xattrs(fd.as_fd())?.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            if let Some(value) = backing::xattr(fd.as_fd(), name)? {
+        let mut names = backing::list_xattrs(fd.as_fd())?;
+        self.marks.add_noted_capability(&mut names);
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let mut value = backing::xattr(fd.as_fd(), name)?;
+            if value.is_none() && name == capability::NAME {
+                value = backing::xattr(fd.as_fd(), &self.marks.name(marks::CAPABILITY))?;
+            }
+            if let Some(value) = value {
                 visit(name, &value);
             }
         }

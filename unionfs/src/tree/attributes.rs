@@ -139,7 +139,8 @@ impl Tree {
         let state = object.state();
         stat.nlink = match (object.kind, state.link) {
             _ if removed && (object.kind == Kind::Directory || !in_upper && state.link.is_none()) => 0,
-            (Kind::Directory, _) if state.merged => 1,
+            // As overlayfs has it. What the lower alone has is told as the lower tells it, whatever is known of it here.
+            (Kind::Directory, _) if state.merged && in_upper => 1,
             (_, Some(link)) => {
                 let in_upper = if in_upper { stat.nlink - u32::from(link.copied).min(stat.nlink) } else { 0 };
                 in_upper + link.all.saturating_sub(link.covered)

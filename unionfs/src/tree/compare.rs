@@ -6,7 +6,6 @@ use std::os::fd::AsFd as _;
 use super::Tree;
 use super::file::DataPlace;
 use crate::Result;
-use crate::backing;
 use crate::lower::LayerBytes;
 use crate::marks;
 use crate::node::{Ino, Kind, Stat};
@@ -62,9 +61,9 @@ impl Tree {
         let Some(object) = self.upper_object(now) else { return Ok(before == now) };
         let file = self.upper_file(&object)?;
         let mut new = Vec::new();
-        let list = backing::list_xattrs(file.as_fd())?;
+        let list = self.upper_xattr_names(file.as_fd())?;
         for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty() && !is_mark(name) && counts(name)) {
-            if let Some(value) = backing::xattr(file.as_fd(), name)? {
+            if let Some(value) = self.upper_xattr(file.as_fd(), name)? {
                 new.push((name.to_vec(), value));
             }
         }

@@ -81,7 +81,11 @@ impl Tree {
         }
         if object.kind == Kind::Directory {
             let _names = self.write_names();
-            self.copy_up_directory(ino)?;
+            if object.is_removed() {
+                self.copy_up_removed_directory(upper, &object)?;
+            } else {
+                self.copy_up_directory(ino)?;
+            }
             return Ok(object);
         }
         self.copy_up_once(upper, &object, wanted)?;
@@ -155,6 +159,22 @@ impl Tree {
         let object = self.objects.get(ino).ok_or(Errno::STALE)?;
         let fd = self.upper_file(&object)?;
         Ok((object, fd))
+    }
+
+    /// Gives a directory of the lower that was removed while somebody holds it a place for its attributes: a directory
+    /// of the upper that is removed as well. The caller holds `namespace` for writing.
+    fn copy_up_removed_directory(&self, upper: &UpperLayer, object: &Object) -> Result<()> {
+        if object.is_in_upper() {
+            return Ok(());
+        }
+        survive::outdates();
+        let admission = self.admit_copy(object.ino, Wanted::Everything)?;
+        let staged = upper.staging_name();
+        rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
+        let finished = self.finish_staged(upper, object, &staged).inspect_err(|_| upper.discard(&staged))?;
+        rustix::fs::unlinkat(upper.staging(), &staged, AtFlags::REMOVEDIR)?;
+        self.account_new(object, finished.as_fd(), admission);
+        self.now_in_upper(object, finished, false)
     }
 
     /// Returns the object of a node, made if need be. The caller holds `namespace`.

@@ -15,6 +15,7 @@ use super::intent::Intent;
 use crate::Result;
 use crate::acl;
 use crate::backing;
+use crate::capability;
 use crate::marks;
 use crate::node::Ino;
 use crate::survive;
@@ -32,7 +33,7 @@ impl Tree {
         let stored = marks::escaped(name);
         let _names = self.read_names();
         let value = match self.upper_object(ino) {
-            Some(object) => backing::xattr(self.upper_file(&object)?.as_fd(), &stored)?,
+            Some(object) => self.upper_xattr(self.upper_file(&object)?.as_fd(), &stored)?,
             None => {
                 let mut found = None;
                 self.lower.for_each_xattr(ino, &mut |candidate, value| {
@@ -70,10 +71,30 @@ impl Tree {
         let _names = self.read_names();
         match self.upper_object(ino) {
             Some(object) => {
-                let list = backing::list_xattrs(self.upper_file(&object)?.as_fd())?;
+                let list = self.upper_xattr_names(self.upper_file(&object)?.as_fd())?;
                 list.split(|byte| *byte == 0).for_each(&mut add);
             }
             None => self.lower.for_each_xattr(ino, &mut |name, _| add(name))?,
+        }
+        Ok(names)
+    }
+
+    /// Returns an attribute of a file in the upper by the name under which it is stored.
+    pub(super) fn upper_xattr(&self, file: BorrowedFd<'_>, stored: &[u8]) -> Result<Option<Vec<u8>>> {
+        match backing::xattr(file, stored)? {
+            None if stored == capability::NAME && self.writable_upper().is_err() => {
+                // Who may write has given it back already (`recover_capability`).
+                backing::xattr(file, &self.marks.name(marks::CAPABILITY))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// Returns the names of all that [`upper_xattr`](Self::upper_xattr) finds, each ended by a zero byte.
+    pub(super) fn upper_xattr_names(&self, file: BorrowedFd<'_>) -> Result<Vec<u8>> {
+        let mut names = backing::list_xattrs(file)?;
+        if self.writable_upper().is_err() {
+            self.marks.add_noted_capability(&mut names);
         }
         Ok(names)
     }
