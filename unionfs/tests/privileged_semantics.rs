@@ -448,14 +448,20 @@ fn writers_beside_readers_of_programs_get_no_error() {
                                 _ => (false, &path),
                             };
                             let mut data = [0; 1];
+                            let mut step = "open";
                             let opened = OpenOptions::new().read(true).write(write).open(path).and_then(|file| {
+                                step = "write";
                                 if write {
                                     file.write_all_at(b"w", 100 + thread as u64)?;
                                 }
+                                step = "read";
                                 file.read_exact_at(&mut data, 3000)
                             });
                             if opened.is_err() || &data != b"." {
-                                failed.lock().unwrap().push(format!("{path:?}, write {write}: {opened:?}, {data:?}"));
+                                failed
+                                    .lock()
+                                    .unwrap()
+                                    .push(format!("{step} {path:?} in round {round}, write {write}: {opened:?}"));
                             }
                             if thread == 5 && round == number % 6 {
                                 let other = root.join(format!("other{number}"));

@@ -68,6 +68,8 @@ impl Operations {
         loop {
             let opened = match self.tree.open_file(ino, access) {
                 Ok(opened) => opened,
+                // The kernel looks again for this as well, and what is there then he must be able to open.
+                Err(Errno::STALE) if !nameless => return self.send_away(node, caller.pid),
                 Err(error) => return Reply::Error(error),
             };
             let answer = self.choose(node, ino, opened, changes, nameless, register);
