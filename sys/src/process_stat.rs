@@ -32,12 +32,26 @@ impl ProcessStat {
 }
 
 fn parse(stat: &[u8]) -> Option<ProcessStat> {
-    // The command name is in parentheses and may hold any byte, also blanks and parentheses: the last one ends it.
-    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    let text = std::str::from_utf8(&stat[after_name..]).ok()?;
-    let mut fields = text.split_ascii_whitespace();
+    let mut fields = fields(stat)?;
     let state = fields.next()?.chars().next()?;
     Some(ProcessStat { state, start_time: fields.nth(18)?.parse().ok()? })
+}
+
+/// Returns the fields from the third on.
+fn fields(stat: &[u8]) -> Option<std::str::SplitAsciiWhitespace<'_>> {
+    // The command name is in parentheses and may hold any byte, also blanks and parentheses: the last one ends it.
+    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    Some(std::str::from_utf8(&stat[after_name..]).ok()?.split_ascii_whitespace())
+}
+
+/// Returns the CPU that a thread runs on, or ran on last.
+///
+/// # Errors
+/// `NotFound` where there is none, `InvalidData` for a text of another form, and other errors of reading `/proc`.
+pub fn last_cpu(thread: u32) -> io::Result<usize> {
+    let stat = fs::read(format!("/proc/{thread}/stat"))?;
+    let cpu = fields(&stat).and_then(|mut fields| fields.nth(36)?.parse().ok());
+    cpu.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Returns the kernel's identifier of this start of the machine, read once.
@@ -77,5 +91,7 @@ mod tests {
         let own = ProcessStat::of(std::process::id()).unwrap();
         assert!(own.is_alive() && own.start_time != 0);
         assert!(!boot_id().unwrap().is_empty());
+        assert!(last_cpu(std::process::id()).unwrap() < 4096);
+        assert!(last_cpu(u32::MAX).is_err());
     }
 }

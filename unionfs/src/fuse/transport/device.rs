@@ -8,9 +8,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
+use super::readers::Readers;
 use super::{Sink, Transport, serve_frame};
 use crate::fuse::backing::{Backing, Register};
-use crate::fuse::cpus::Cpus;
 use crate::fuse::handshake::MAX_WRITE;
 use crate::fuse::operations::Operations;
 use crate::fuse::reply::Reply;
@@ -21,13 +21,12 @@ use crate::fuse::wire::OutHeader;
 #[derive(Debug)]
 pub(crate) struct Device {
     channels: Vec<Arc<OwnedFd>>,
-    cpus: Cpus,
 }
 
 impl Device {
     /// Serves a connection by one thread for each of its channels.
     pub(crate) fn new(channels: Vec<Arc<OwnedFd>>) -> Device {
-        Device { channels, cpus: Cpus::allowed() }
+        Device { channels }
     }
 }
 
@@ -41,13 +40,8 @@ pub(crate) fn channels(device: &Arc<OwnedFd>, threads: usize) -> Vec<Arc<OwnedFd
 impl Transport for Device {
     fn serve(self: Box<Self>, operations: &Arc<Operations>, ready: &(dyn Fn() + Sync)) -> io::Result<()> {
         ready();
-        let pinned = self.channels.len() >= self.cpus.count();
-        let run = |number: usize, channel: &Arc<OwnedFd>| {
-            if pinned {
-                self.cpus.pin_to(number);
-            }
-            serve_channel(channel, operations, || true)
-        };
+        let readers = Readers::new(self.channels.len());
+        let run = |number: usize, channel: &Arc<OwnedFd>| serve_channel(channel, operations, &readers.reader(number));
         std::thread::scope(|scope| {
             let mut servers = Vec::new();
             let mut result = Ok(());
@@ -76,23 +70,39 @@ fn clone(device: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(clone.into())
 }
 
-/// Serves what comes by a channel for as long as `more` says so; it is asked before each reading.
+/// When a thread reads.
+pub(super) trait Turns {
+    /// Waits until the thread may read the next request; asked before each reading. Returns whether there is to be one.
+    fn may_read(&self) -> bool;
+
+    /// Notes that a request was read, and which thread waits for its answer (0: none).
+    fn has_read(&self, _thread: u32) {}
+}
+
+impl<F: Fn() -> bool> Turns for F {
+    fn may_read(&self) -> bool {
+        self()
+    }
+}
+
+/// Serves what comes by a channel for as long as `turns` says so.
 pub(super) fn serve_channel(
     channel: &Arc<OwnedFd>,
     operations: &Arc<Operations>,
-    more: impl Fn() -> bool,
+    turns: &impl Turns,
 ) -> io::Result<()> {
     // Neither is in memory before it is used.
     let mut message = vec![0; MESSAGE_MAX];
     let mut room = vec![0; MAX_WRITE as usize];
     operations.expose_this_thread();
-    while more() {
+    while turns.may_read() {
         match rustix::io::read(&**channel, &mut message) {
             // A channel that is no device says so at its end.
             Ok(0) => return Ok(()),
             Ok(length) => {
                 // What is too short to be a request cannot be answered.
                 let Some(frame) = Frame::of_message(&message[..length]) else { continue };
+                turns.has_read(frame.header().pid);
                 let answer = Answer { channel: Arc::clone(channel), unique: frame.header().unique };
                 serve_frame(operations, &frame, &mut room, answer);
             }

@@ -2,6 +2,7 @@
 
 mod device;
 mod fuser;
+mod readers;
 mod ring;
 
 use std::fmt::Debug;

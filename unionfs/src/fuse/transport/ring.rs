@@ -75,7 +75,7 @@ impl Transport for Ring {
             let mut servers = Vec::new();
             let reader = move || {
                 let _stop = stop.at_the_end();
-                serve_channel(&ring.device, operations, || stop.wait_for(&ring.device))
+                serve_channel(&ring.device, operations, &|| stop.wait_for(&ring.device))
             };
             let reader = std::thread::Builder::new().name("fuse-forget".to_owned()).spawn_scoped(scope, reader);
             let mut result = Ok(());
