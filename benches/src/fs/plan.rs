@@ -311,7 +311,7 @@ impl Group {
 
     fn rows(self) -> &'static [&'static str] {
         match self {
-            Group::Walk => &["walk + stat, fresh", "walk + stat, repeated"],
+            Group::Walk => &["walk + stat, fresh", "walk + stat, second", "walk + stat, repeated"],
             Group::Stat => &["stat by list, fresh", "stat by list, repeated"],
             Group::Missing => &["negative lookup, fresh", "negative lookup, repeated"],
             Group::Small => &["open+read+close, first", "open+read+close, repeated"],
