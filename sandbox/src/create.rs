@@ -6,40 +6,39 @@
 //! clone, write the number down   ──go──▶  mounts
 //!                       ◀── mounted ────  (only if there are hooks to run)
 //! prestart, createRuntime        ──go──▶  createContainer, root, streams
-//!                         ◀── ready ────
-//! write down that it is created  ──go──▶  closes all but the listening socket
-//!                                         waits            ◀── connect, go ──  told by a client
-//!                                         startContainer, walls, ids
+//!                         ◀── ready ────  limits, ids, walls
+//! write down that it is created, ──go──▶  waits                     ◀── go ──  told by a client
+//! put a word into the pipe                startContainer
 //!                                         ── executing, then end of stream ─▶
 //!                                         the program
 //! ```
 //!
-//! The listening socket is the truth about the state: whoever can connect has a container that is not started. It lies in
-//! a folder of the host that the container does not see. If `create` is killed before it has written down that the
-//! container is there, the process ends by itself.
+//! The pipe for the last go is the truth about the state: whoever can open it for writing alone has a container that is not
+//! started, since its only reader is the process that waits. That all is made is said by a word in the pipe for the answers,
+//! which stays there until the start. They lie in a folder of the host that the container does not see.
+//! If `create` is killed before that, the process ends by itself.
 
 use std::ffi::CString;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
-use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_setfl, mknodat, openat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionread};
 
-use crate::child::report::{Report, receive, send_go};
-use crate::notify::Destination;
+use crate::child::report::{Report, read_report, send_ready};
 use crate::plan::GatePlan;
 use crate::plan::hooks::HooksPlan;
 use crate::plan::process::ProcessPlan;
 use crate::spawn::{Gate, Told, make};
-use crate::{HookState, Identity, Launch, Listener, Running, SpawnError, describe};
+use crate::{HookState, Launch, Running, SpawnError, describe};
 
 /// How a container is made that somebody else will start.
 pub struct Creation<'a> {
-    /// The folder of the host in which the socket for the start is made, `start.sock`. Nobody but its owner may enter it.
+    /// The folder of the host in which the pipes for the start are made. Nobody but its owner may enter it.
     /// A lock that stands for this descriptor is the caller's alone: the new process closes it at once.
     pub folder: BorrowedFd<'a>,
     /// What hooks in the container read.
@@ -79,13 +78,15 @@ pub trait Stages {
     fn ready(&mut self, pid: u32, console: Option<BorrowedFd<'_>>) -> Result<(), SpawnError>;
 }
 
-/// The name of the socket on which a created container waits.
-pub(crate) const GATE: &str = "start.sock";
+/// The pipe at which a created container waits.
+pub(crate) const WORD: &str = "start.word";
+/// The pipe through which it answers.
+pub(crate) const ANSWERS: &str = "start.answers";
 
 /// Makes a container and returns once its first process waits to be started.
 ///
 /// # Errors
-/// [`SpawnError`]; nothing of the container is left then, neither process nor cgroup nor mount. The socket may be.
+/// [`SpawnError`]; nothing of the container is left then, neither process nor cgroup nor mount. The pipes may be.
 pub fn create(launch: Launch<'_>, creation: Creation<'_>) -> Result<Running, SpawnError> {
     let hooks = HooksPlan::new(launch.spec, &creation.state)?;
     let pauses_when_mounted = has_runtime_hooks(launch.spec);
@@ -95,10 +96,42 @@ pub fn create(launch: Launch<'_>, creation: Creation<'_>) -> Result<Running, Spa
     } else {
         None
     };
-    let listener = open_gate(creation.folder)
-        .map_err(|source| SpawnError::Parent { what: "make the socket for the start", source })?;
-    let plan = GatePlan { listener, pauses_when_mounted, hooks };
-    make(launch, Some(Gate { plan, root_place, stages: creation.stages, not_for_child: creation.folder }))
+    let pipe = |name| {
+        make_pipe(creation.folder, name)
+            .map_err(|errno| SpawnError::Parent { what: "make a pipe for the start", source: errno.into() })
+    };
+    let plan = GatePlan { word: pipe(WORD)?, answers: pipe(ANSWERS)?, pauses_when_mounted, hooks };
+    // Writing never waits: there is room for all that is ever said. Nor does the one look that the child takes.
+    fcntl_setfl(&plan.answers, OFlags::NONBLOCK)
+        .and_then(|()| fcntl_dupfd_cloexec(&plan.answers, 0))
+        .map_err(|errno| SpawnError::Parent { what: "make a pipe for the start", source: errno.into() })
+        .and_then(|answers| {
+            let mut stages = Committing { stages: creation.stages, answers };
+            make(launch, Some(Gate { plan, root_place, stages: &mut stages, not_for_child: creation.folder }))
+        })
+}
+
+/// The caller's stages, and after the last of them a word in the pipe for the answers: from then on the container is made,
+/// whatever becomes of us.
+struct Committing<'a> {
+    stages: &'a mut dyn Stages,
+    answers: OwnedFd,
+}
+
+impl Stages for Committing<'_> {
+    fn cloned(&mut self, pid: u32) -> Result<(), SpawnError> {
+        self.stages.cloned(pid)
+    }
+
+    fn mounted(&mut self, pid: u32) -> Result<(), SpawnError> {
+        self.stages.mounted(pid)
+    }
+
+    fn ready(&mut self, pid: u32, console: Option<BorrowedFd<'_>>) -> Result<(), SpawnError> {
+        self.stages.ready(pid, console)?;
+        send_ready(self.answers.as_fd())
+            .map_err(|errno| SpawnError::Parent { what: "let the first process wait", source: errno.into() })
+    }
 }
 
 fn has_runtime_hooks(spec: &Spec) -> bool {
@@ -112,10 +145,10 @@ pub enum StartError {
     /// It does not wait any more: somebody has started it, or it has ended.
     #[error("the container does not wait to be started")]
     NotWaiting,
-    /// The socket could not be connected to; the container still waits.
-    #[error("connect to the container's first process")]
+    /// The pipes could not be opened; the container still waits.
+    #[error("reach the container's first process")]
     Connect(#[source] io::Error),
-    /// The connection broke. The container may be on its way to its program, or there.
+    /// What came back was no answer. The container may be on its way to its program, or there.
     #[error("talk to the container's first process")]
     Talk(#[source] io::Error),
     /// The process failed on its way to its program, and has ended.
@@ -131,62 +164,70 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]. After any but [`NotWaiting`](StartError::NotWaiting) and [`Connect`](StartError::Connect) the program may
 /// run, and is the caller's to end.
-pub fn start(folder: BorrowedFd<'_>, spec: &Spec, identity: Identity<'_>, pid: u32) -> Result<(), StartError> {
-    let socket = connect_gate(folder, SocketFlags::empty()).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => StartError::NotWaiting,
-        _ => StartError::Connect(error),
-    })?;
-    send_go(socket.as_fd()).map_err(|errno| StartError::Talk(errno.into()))?;
+pub fn start(folder: BorrowedFd<'_>, spec: &Spec) -> Result<(), StartError> {
+    let unreachable = |errno| match errno {
+        Errno::NOENT | Errno::NXIO => StartError::NotWaiting,
+        errno => StartError::Connect(errno.into()),
+    };
+    let talk = |errno: Errno| StartError::Talk(errno.into());
+    let answers = open_pipe(folder, ANSWERS, OFlags::RDONLY).map_err(unreachable)?;
+    drop(open_pipe(folder, WORD, OFlags::WRONLY).map_err(unreachable)?);
+    // If it ends just now, nobody reads the word. That is not to end us, so we could read it ourselves.
+    let word = open_pipe(folder, WORD, OFlags::RDWR).map_err(unreachable)?;
+    rustix::io::write(&word, &[1]).map_err(talk)?;
+    drop(word);
+    fcntl_setfl(&answers, OFlags::empty()).map_err(talk)?;
+    let mut answers = std::fs::File::from(answers);
     let mut executing = false;
-    let mut hook_output = None;
+    let mut hook_output = String::new();
     loop {
-        match receive(socket.as_fd()).map_err(|errno| StartError::Talk(errno.into()))? {
+        match read_report(&mut answers).map_err(StartError::Talk)? {
             Some(Report::Executing) => executing = true,
-            Some(Report::HookOutput(fd)) => hook_output = Some(fd),
-            Some(Report::Listener(listener)) => {
-                Destination::new(spec, Listener::Agent, identity, None)?.deliver(listener, pid)?;
-            }
+            Some(Report::HookText(text)) => hook_output = text,
             Some(Report::Failed(failure)) => {
                 // The plan was another process's. What a message needs of it is in the spec.
-                let root = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                    .map_err(|errno| StartError::Talk(errno.into()))?;
+                let root = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(talk)?;
                 let process = ProcessPlan::new(spec, root.as_fd(), None, &[], true)?;
                 let told = Told { rootfs: None, process: &process, cgroups: &[], notify: None };
                 return Err(describe::failure(told, failure, hook_output).into());
             }
-            Some(Report::Console(_) | Report::Mounted | Report::Ready | Report::Child { .. }) => {}
+            Some(_) => {}
             None if executing => return Ok(()),
             None => return Err(StartError::Ended),
         }
     }
 }
 
-/// Tells whether a created container still waits to be started.
+/// What there is at the gate of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtGate {
+    /// A process that waits to be started.
+    Waiting,
+    /// A process that ends if whoever makes it is killed now: all is not written down yet.
+    Coming,
+    /// Nobody, or nobody any more.
+    Nobody,
+}
+
+/// Looks whether a created container still waits to be started.
 #[must_use]
-pub fn probe_gate(folder: BorrowedFd<'_>) -> bool {
-    // A queue that is full is one at which somebody listens, and nothing to wait for.
-    matches!(
-        connect_gate(folder, SocketFlags::NONBLOCK).map_err(|error| error.kind()),
-        Ok(_) | Err(io::ErrorKind::WouldBlock)
-    )
+pub fn probe_gate(folder: BorrowedFd<'_>) -> AtGate {
+    let (Ok(answers), Ok(_)) = (open_pipe(folder, ANSWERS, OFlags::RDONLY), open_pipe(folder, WORD, OFlags::WRONLY))
+    else {
+        return AtGate::Nobody;
+    };
+    // What `create` says last stays there until somebody has started it, and reads.
+    if ioctl_fionread(&answers).is_ok_and(|unread| unread > 0) { AtGate::Waiting } else { AtGate::Coming }
 }
 
-fn open_gate(folder: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    bind(&socket, &gate_address(folder)?)?;
-    listen(&socket, BACKLOG)?;
-    Ok(socket)
+/// Makes a pipe with a name, open for both, so that neither the end of a reader nor of a writer is seen by the other.
+fn make_pipe(folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    mknodat(folder, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(folder, name, flags, Mode::empty())
 }
 
-fn connect_gate(folder: BorrowedFd<'_>, flags: SocketFlags) -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | flags, None)?;
-    connect(&socket, &gate_address(folder)?)?;
-    Ok(socket)
+/// Opens a pipe without waiting for anybody: `ENXIO` when it is for writing alone and nobody reads.
+fn open_pipe(folder: BorrowedFd<'_>, name: &str, access: OFlags) -> Result<OwnedFd, Errno> {
+    openat(folder, name, access | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
-
-/// By the folder's descriptor: the path itself may be longer than an address can be.
-fn gate_address(folder: BorrowedFd<'_>) -> io::Result<SocketAddrUnix> {
-    Ok(SocketAddrUnix::new(format!("/proc/self/fd/{}/{GATE}", folder.as_raw_fd()))?)
-}
-
-const BACKLOG: i32 = 128;

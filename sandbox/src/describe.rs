@@ -7,13 +7,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::child::hooks::FIRST_START_CONTAINER;
-use crate::child::report::{Failure, Step};
+use crate::child::report::{Failure, HOOK_TEXT_LIMIT, Step};
 use crate::plan::{MountSource, TargetPlan};
 use crate::spawn::Told;
 use crate::{HookError, HookFault, SpawnError};
 
-/// Turns a failure of the child into an error.
-pub(crate) fn failure(plan: Told<'_>, failure: Failure, hook_output: Option<OwnedFd>) -> SpawnError {
+/// Turns a failure of the child into an error; `hook_output` is what hooks wrote before.
+pub(crate) fn failure(plan: Told<'_>, failure: Failure, hook_output: String) -> SpawnError {
     let Failure { step, index, errno } = failure;
     let index = usize::from(index);
     let source = io::Error::from_raw_os_error(errno);
@@ -132,24 +132,22 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure, hook_output: Option<Owne
     SpawnError::Setup { what, source }
 }
 
-fn hook(number: usize, fault: HookFault, output: Option<OwnedFd>) -> SpawnError {
+fn hook(number: usize, fault: HookFault, output: String) -> SpawnError {
     let (point, index) = match number.checked_sub(FIRST_START_CONTAINER) {
         Some(index) => ("startContainer", index),
         None => ("createContainer", number),
     };
-    SpawnError::Hook(HookError { point, index, fault, output: output.map(hook_text).unwrap_or_default() })
+    SpawnError::Hook(HookError { point, index, fault, output })
 }
 
 /// Reads what hooks wrote, up to a length that still is a message.
-fn hook_text(output: OwnedFd) -> String {
+pub(crate) fn hook_text(output: OwnedFd) -> String {
     let mut text = Vec::new();
     let mut file = std::fs::File::from(output);
     // What cannot be read is not worth another error.
-    let _ = file.rewind().and_then(|()| file.take(HOOK_OUTPUT_LIMIT).read_to_end(&mut text));
+    let _ = file.rewind().and_then(|()| file.take(HOOK_TEXT_LIMIT as u64).read_to_end(&mut text));
     String::from_utf8_lossy(&text).into_owned()
 }
-
-const HOOK_OUTPUT_LIMIT: u64 = 4096;
 
 fn absolute(target: &TargetPlan) -> PathBuf {
     Path::new("/").join(target.components.iter().map(|name| OsStr::from_bytes(name.as_bytes())).collect::<PathBuf>())

@@ -36,7 +36,7 @@ pub mod userns;
 pub mod view;
 
 pub use builder::{Access, Policy, Sandbox, Sandboxed};
-pub use create::{Creation, Stages, StartError, create, probe_gate, start};
+pub use create::{AtGate, Creation, Stages, StartError, create, probe_gate, start};
 pub use error::{HookError, HookFault, SpawnError};
 pub use exec::{Exec, exec};
 pub use hook_state::HookState;

@@ -115,8 +115,8 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
     }
     let (pid, pidfd) = clone_child(Start { plan: &plan, other_end: parent_end.as_fd(), not_for_child }, unified)
         .map_err(|source| SpawnError::Clone { source })?;
-    // The child has its own copy; ours would hide its death from us.
-    drop(plan.parent);
+    // The child has its own copies; ours would hide its death, and that it does not wait any more.
+    drop((plan.parent, plan.gate));
     let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
     let told =
         Told { rootfs: Some(&plan.rootfs), process: &plan.process, cgroups: &plan.cgroups, notify: notify.as_ref() };
@@ -227,13 +227,13 @@ impl Starting {
     fn listen(&self, plan: Told<'_>, mut stages: Option<&mut dyn Stages>) -> Result<Option<OwnedFd>, SpawnError> {
         let mut console = None;
         let mut executing = false;
-        let mut hook_output = None;
+        let mut hook_output = String::new();
         loop {
             let report = receive(self.socket.as_fd())
                 .map_err(|errno| SpawnError::Parent { what: "listen to the child", source: errno.into() })?;
             match report {
                 Some(Report::Console(fd)) => console = Some(fd),
-                Some(Report::HookOutput(fd)) => hook_output = Some(fd),
+                Some(Report::HookOutput(fd)) => hook_output = describe::hook_text(fd),
                 Some(Report::Mounted) => {
                     if let Some(stages) = stages.as_deref_mut() {
                         stages.mounted(self.pid)?;
@@ -253,8 +253,8 @@ impl Starting {
                         destination.deliver(listener, self.pid)?;
                     }
                 }
-                // Only said by a process between, and that is not this one.
-                Some(Report::Child { .. }) => {}
+                // Only said by a process between, and by one that is started: this is neither.
+                Some(Report::Child { .. } | Report::HookText(_)) => {}
                 Some(Report::Failed(failure)) => return Err(describe::failure(plan, failure, hook_output)),
                 None if executing => return Ok(console),
                 None => return Err(SpawnError::Died { status: self.reap()? }),

@@ -19,10 +19,12 @@ pub enum Cloned {
 
 /// Makes a copy of the calling process in the new namespaces of `namespaces` (`CLONE_NEW*` bits).
 ///
-/// With [`CLONE_PARENT`], the child is one of the caller's parent. With `cgroup`, a cgroup v2 directory, it is born inside it. Signal handlers are reset in the child.
+/// With [`CLONE_PARENT`], the child is one of the caller's parent. With `cgroup`, a cgroup v2 directory, it is born inside it.
+/// Signal handlers are reset in the child. Below a filter that hides `clone3`, as that of Docker does, a child that needs
+/// nothing of it is made by `clone`, and keeps them.
 ///
 /// # Errors
-/// The errno of `clone3`; `ENOSYS` on kernels before 5.7 or below a filter that hides the call.
+/// The errno of `clone3`; `ENOSYS` on kernels before 5.7.
 ///
 /// # Safety
 /// The child has only the calling thread and whatever state locks were in. Until it calls `execve` or `exit`, it
@@ -46,6 +48,14 @@ pub unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     // SAFETY: `arguments` is a valid `struct clone_args` of the size passed, `pidfd` outlives the call, no stack is
     // given so that the child goes on with a copy of this one (no CLONE_VM). The caller keeps to the rules above.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) };
+    let hidden = pid < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS);
+    let pid = if hidden && namespaces == 0 && cgroup.is_none() {
+        let flags = CLONE_PIDFD | u64::from(libc::SIGCHLD.unsigned_abs());
+        // SAFETY: as above; the descriptor's place is the third argument on every architecture.
+        unsafe { libc::syscall(libc::SYS_clone, flags, std::ptr::null::<u8>(), &raw mut pidfd, 0, 0) }
+    } else {
+        pid
+    };
     match pid {
         0 => Ok(Cloned::Child),
         pid if pid > 0 => Ok(Cloned::Parent {

@@ -1,47 +1,60 @@
 //! The wait between the two halves of a start: everything is made, and the program waits for somebody to start it.
 //!
+//! Who waits has become what its program will be: ids, capabilities, limits and walls are in place, so that whoever gets hold
+//! of it in a shared pid namespace has gained nothing. The filter is among them, and may forbid much. What is left to do needs
+//! `read`, `write`, `close` and `execve`, without which no program runs; hooks need more.
+//!
 //! As in its parent module, nothing here allocates, locks or logs.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 use rustix::fs::{FileType, stat};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{SocketFlags, accept_with};
 use strata_sys::process;
 
-use super::report::{At, Failure, Step, receive_go, send_ready};
+use super::hooks::StartHooks;
+use super::report::{At, Failure, Step, receive_go, send_ready, takes_ready_back, write_executing};
+use super::{Never, Walls, confine, execute};
 use crate::plan::process::ProgramPlan;
 use crate::plan::{GatePlan, Plan};
 
-/// Says that all is made, and returns the connection of whoever starts the container.
-pub(super) fn wait(plan: &Plan, gate: &GatePlan) -> Result<OwnedFd, Failure> {
+/// Becomes all that the program will be, says so, and waits to be started.
+pub(super) fn wait<'a>(plan: &'a Plan, gate: &'a GatePlan) -> Result<StartHooks<'a>, Failure> {
     check(&plan.process.program)?;
     let parent = plan.parent.as_fd();
-    send_ready(parent).at(Step::Parent, 7)?;
-    // Until the parent has written down that we are here, nobody would find us: then we had better be gone with it.
-    receive_go(parent).at(Step::Parent, 8)?;
-    // Nothing of the host's stays open while we wait, and nothing that keeps a mount busy.
+    let hooks = StartHooks::prepare(&gate.hooks)?;
+    let (word, answers, output) = (gate.word.as_fd(), gate.answers.as_fd(), gate.hooks.output.as_fd());
     let first = plan.process.preserved.end.unsigned_abs();
-    process::close_from_except(first, [gate.listener.as_fd(), gate.hooks.output.as_fd()]).at(Step::Descriptors, 1)?;
-    // Only for people who look at a list of processes.
-    let _ = rustix::thread::set_name(c"strata:init");
-    loop {
-        let starter = match accept_with(&gate.listener, SocketFlags::CLOEXEC) {
-            Ok(starter) => starter,
-            Err(Errno::INTR | Errno::CONNABORTED) => continue,
-            Err(errno) => return Err(errno).at(Step::Gate, 0),
-        };
-        // Who says nothing only wanted to know whether we still wait, and must not keep others from starting us by being
-        // stopped before it hangs up.
-        let _ = set_socket_timeout(&starter, Timeout::Recv, Some(PATIENCE));
-        if receive_go(starter.as_fd()).is_ok() {
-            // From now on that is answered with no.
-            process::close_fd(gate.listener.as_fd());
-            return Ok(starter);
-        }
+    let questions = confine(parent, &plan.process, Walls::of(plan), || {
+        // Only for people who look at a list of processes.
+        let _ = rustix::thread::set_name(c"strata:init");
+        // Nothing of the host's stays open while we wait, and nothing that keeps a mount busy.
+        let kept = [parent, word, answers, output, hooks.state().unwrap_or(output)];
+        process::close_from_except(first, kept).at(Step::Descriptors, 1)
+    })?;
+    // Whoever was sent it answers. With ours open, nobody would notice their end.
+    drop::<Option<OwnedFd>>(questions);
+    // A change of ids can have made us visible again.
+    process::set_not_dumpable().at(Step::Parent, 4)?;
+    send_ready(parent).at(Step::Parent, 7)?;
+    match receive_go(parent) {
+        // Until the parent has written down that we are here, nobody would find us: then we had better be gone with it.
+        Err(Errno::PIPE) if !takes_ready_back(answers) => return Err(Failure::new(Step::Parent, 8, libc::EPIPE)),
+        Err(Errno::PIPE) => {}
+        result => result.at(Step::Parent, 8)?,
     }
+    process::close_fd(parent);
+    receive_go(word).at(Step::Gate, 0)?;
+    // From now on the question whether we wait is answered with no.
+    process::close_fd(word);
+    Ok(hooks)
+}
+
+/// Runs what comes before the program, and becomes it.
+pub(super) fn pass(plan: &Plan, gate: &GatePlan, hooks: StartHooks<'_>) -> Result<Never, Failure> {
+    hooks.run(gate.answers.as_fd(), !plan.process.preserved.is_empty())?;
+    write_executing(gate.answers.as_fd()).at(Step::Parent, 1)?;
+    execute(&plan.process.program)
 }
 
 /// Looks whether there is such a program: better said when a container is created than when it is started.
@@ -65,6 +78,3 @@ fn check(program: &ProgramPlan) -> Result<(), Failure> {
     }
     Err(Failure::new(Step::ExecNotFound, 0, libc::ENOENT))
 }
-
-/// How long a connection may say nothing: `start` speaks right after it connects.
-const PATIENCE: Duration = Duration::from_secs(2);

@@ -5,14 +5,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use strata_sys::process;
 
-use super::report::{At, Failure, Step, receive_go, send_hook_output, send_mounted};
-use super::{Walls, become_program, execute};
+use super::execute;
+use super::report::{At, Failure, Step, receive_go, send_hook_output, send_mounted, write_hook_text};
 use crate::plan::Plan;
 use crate::plan::hooks::{HookPlan, HooksPlan};
 use crate::spawn::clone_process;
@@ -26,53 +26,66 @@ pub(super) fn when_mounted(plan: &Plan) -> Result<(), Failure> {
         receive_go(parent).at(Step::Parent, 6)?;
     }
     let hooks = &gate.hooks;
-    run_all(Moment { plan, hooks, list: &hooks.create_container, kind: Kind::CreateContainer, listener: parent })
+    let Some(state) = write_state(&hooks.create_container, &hooks.creating)? else { return Ok(()) };
+    let start = Start { state: state.as_fd(), output: hooks.output.as_fd(), kind: Kind::CreateContainer };
+    run_all(&hooks.create_container, start).inspect_err(|_| send_hook_output(parent, hooks.output.as_fd()))
 }
 
-/// Runs `startContainer`. These are programs of the container: they get its user and walls, and no more.
-pub(super) fn start_container(plan: &Plan, starter: BorrowedFd<'_>) -> Result<(), Failure> {
-    let Some(gate) = &plan.gate else { return Ok(()) };
-    let hooks = &gate.hooks;
-    run_all(Moment { plan, hooks, list: &hooks.start_container, kind: Kind::StartContainer, listener: starter })
-}
-
-/// One of the two moments.
-#[derive(Clone, Copy)]
-struct Moment<'a> {
-    plan: &'a Plan,
+/// The hooks of `startContainer`, with what they need that the container's walls may forbid.
+#[derive(Debug)]
+pub(super) struct StartHooks<'a> {
     hooks: &'a HooksPlan,
-    list: &'a [HookPlan],
-    kind: Kind,
-    /// Who hears of failures.
-    listener: BorrowedFd<'a>,
+    state: Option<OwnedFd>,
+}
+
+impl<'a> StartHooks<'a> {
+    pub(super) fn prepare(hooks: &'a HooksPlan) -> Result<Self, Failure> {
+        Ok(Self { hooks, state: write_state(&hooks.start_container, &hooks.created)? })
+    }
+
+    /// What they read, if there are any.
+    pub(super) fn state(&self) -> Option<BorrowedFd<'_>> {
+        self.state.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Runs them. These are programs of the container: they have its user and walls, and no more. If one fails, `answers` is
+    /// told what it wrote. `has_preserved` says whether descriptors are open that are for the program alone.
+    pub(super) fn run(&self, answers: BorrowedFd<'_>, has_preserved: bool) -> Result<(), Failure> {
+        let Some(state) = self.state() else { return Ok(()) };
+        let kind = Kind::StartContainer { has_preserved };
+        let start = Start { state, output: self.hooks.output.as_fd(), kind };
+        run_all(&self.hooks.start_container, start).inspect_err(|_| write_hook_text(answers, self.hooks.output.as_fd()))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     CreateContainer,
-    StartContainer,
+    StartContainer { has_preserved: bool },
 }
 
-fn run_all(moment: Moment<'_>) -> Result<(), Failure> {
-    for (index, hook) in moment.list.iter().enumerate() {
-        let number = match moment.kind {
-            Kind::CreateContainer => index,
-            Kind::StartContainer => index + FIRST_START_CONTAINER,
-        };
-        if let Err(failure) = run(moment, hook, number) {
-            send_hook_output(moment.listener, moment.hooks.output.as_fd());
-            return Err(failure);
-        }
-    }
-    Ok(())
+/// What a hook begins with.
+#[derive(Clone, Copy)]
+struct Start<'a> {
+    state: BorrowedFd<'a>,
+    output: BorrowedFd<'a>,
+    kind: Kind,
+}
+
+fn run_all(hooks: &[HookPlan], start: Start<'_>) -> Result<(), Failure> {
+    let first = match start.kind {
+        Kind::CreateContainer => 0,
+        Kind::StartContainer { .. } => FIRST_START_CONTAINER,
+    };
+    hooks.iter().enumerate().try_for_each(|(index, hook)| run(hook, start, first + index))
 }
 
 /// Runs one hook to its end.
-fn run(moment: Moment<'_>, hook: &HookPlan, number: usize) -> Result<(), Failure> {
-    let state = write_state(moment).at(Step::Hook, number)?;
+fn run(hook: &HookPlan, start: Start<'_>, number: usize) -> Result<(), Failure> {
+    // The one before has read it.
+    seek(start.state, SeekFrom::Start(0)).at(Step::Hook, number)?;
     let (failed, fails) = pipe_with(PipeFlags::CLOEXEC).at(Step::Hook, number)?;
-    let start = Start { moment, hook, state: state.as_fd(), fails: fails.as_fd() };
-    let (_, pidfd) = clone_process(0, None, &start, become_hook).at(Step::Hook, number)?;
+    let (_, pidfd) = clone_process(0, None, &(hook, start, fails.as_fd()), become_hook).at(Step::Hook, number)?;
     drop(fails);
     let mut errno = [0; 4];
     let not_executed = loop {
@@ -107,36 +120,28 @@ fn run(moment: Moment<'_>, hook: &HookPlan, number: usize) -> Result<(), Failure
     }
 }
 
-/// What the hook begins with.
-struct Start<'a> {
-    moment: Moment<'a>,
-    hook: &'a HookPlan,
-    state: BorrowedFd<'a>,
-    /// Where it says that it could not be executed.
-    fails: BorrowedFd<'a>,
-}
-
-fn become_hook(start: &Start<'_>) -> ! {
-    let Start { moment, hook, state, fails } = start;
+/// The hook's side. The last of the three is where it says that it could not be executed.
+fn become_hook((hook, start, fails): &(&HookPlan, Start<'_>, BorrowedFd<'_>)) -> ! {
     // It must not outlive us; where that cannot be had, the pid namespace sees to it.
     let _ = process::set_parent_death_signal(libc::SIGKILL);
-    let output = moment.hooks.output.as_fd();
-    let streams = [(*state, 0), (output, 1), (output, 2)];
+    let streams = [(start.state, 0), (start.output, 1), (start.output, 2)];
     let placed = streams
         .into_iter()
         .enumerate()
         .try_for_each(|(index, (fd, number))| process::place_fd(fd, number).at(Step::Stdio, index));
-    let became = placed.and_then(|()| match moment.kind {
-        Kind::CreateContainer => {
-            process::reset_signals();
-            // What it makes is on the host, where ours was of no concern so far.
-            rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o022));
-            execute(&hook.program)
+    let became = placed.and_then(|()| {
+        match start.kind {
+            Kind::CreateContainer => {
+                process::reset_signals();
+                // What it makes is on the host, where ours was of no concern so far.
+                rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o022));
+            }
+            Kind::StartContainer { has_preserved: true } => {
+                process::close_on_exec_from(3).at(Step::Descriptors, 0)?;
+            }
+            Kind::StartContainer { has_preserved: false } => {}
         }
-        Kind::StartContainer => {
-            let plan = moment.plan;
-            become_program(None, &plan.process, &hook.program, Walls::of(plan), false)
-        }
+        execute(&hook.program)
     });
     match became {
         Ok(never) => match never {},
@@ -148,19 +153,21 @@ fn become_hook(start: &Start<'_>) -> ! {
     }
 }
 
-/// Makes a file with the state, from its start.
-fn write_state(moment: Moment<'_>) -> Result<OwnedFd, Errno> {
-    let (before, after) = match moment.kind {
-        Kind::CreateContainer => &moment.hooks.creating,
-        Kind::StartContainer => &moment.hooks.created,
+/// Makes a file with the state that `hooks` read, which none of them can change; nothing if there are none.
+fn write_state(hooks: &[HookPlan], (before, after): &(Vec<u8>, Vec<u8>)) -> Result<Option<OwnedFd>, Failure> {
+    if hooks.is_empty() {
+        return Ok(None);
+    }
+    let write = || -> Result<_, Errno> {
+        let file = memfd_create(c"state", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        write_all(file.as_fd(), before)?;
+        let mut digits = [0; 10];
+        write_all(file.as_fd(), decimal(rustix::process::getpid().as_raw_pid().unsigned_abs(), &mut digits))?;
+        write_all(file.as_fd(), after)?;
+        fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        Ok(Some(file))
     };
-    let file = memfd_create(c"state", MemfdFlags::CLOEXEC)?;
-    write_all(file.as_fd(), before)?;
-    let mut digits = [0; 10];
-    write_all(file.as_fd(), decimal(rustix::process::getpid().as_raw_pid().unsigned_abs(), &mut digits))?;
-    write_all(file.as_fd(), after)?;
-    seek(&file, SeekFrom::Start(0))?;
-    Ok(file)
+    write().at(Step::Hook, 0)
 }
 
 fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {

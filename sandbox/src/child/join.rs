@@ -84,7 +84,7 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     let walls = Walls { landlock: plan.landlock.as_ref(), seccomp: plan.seccomp.as_ref() };
     // Where the container has a pid namespace, the kernel ends it with the container's first process; the thread that made
     // it is gone by now in any case.
-    become_program(Some(parent), &plan.process, &plan.process.program, walls, false)
+    become_program(parent, &plan.process, walls, false)
 }
 
 /// Opens the container's devpts, and looks at what was opened: it could have put something else in its place.

@@ -28,27 +28,25 @@ use report::{At, Failure, Step, receive_go, send_executing, send_failure, send_l
 
 /// Walks through the plan and becomes the program; never returns.
 pub(crate) fn run(plan: &Plan) -> ! {
+    let parent = plan.parent.as_fd();
     if let Err(failure) = prepare(plan) {
-        give_up(plan.parent.as_fd(), failure)
+        give_up(parent, failure)
     }
     let Some(gate) = &plan.gate else {
-        match finish(plan, plan.parent.as_fd()) {
+        let walls = Walls::of(plan);
+        match become_program(parent, &plan.process, walls, plan.dies_with_parent) {
             Ok(never) => match never {},
-            Err(failure) => give_up(plan.parent.as_fd(), failure),
+            Err(failure) => give_up(parent, failure),
         }
     };
-    let starter = match gate::wait(plan, gate) {
-        Ok(starter) => starter,
-        Err(failure) => give_up(plan.parent.as_fd(), failure),
+    let hooks = match gate::wait(plan, gate) {
+        Ok(hooks) => hooks,
+        Err(failure) => give_up(parent, failure),
     };
     // From here whoever starts us is told.
-    let finished = match hooks::start_container(plan, starter.as_fd()) {
-        Ok(()) => finish(plan, starter.as_fd()),
-        Err(failure) => Err(failure),
-    };
-    match finished {
+    match gate::pass(plan, gate, hooks) {
         Ok(never) => match never {},
-        Err(failure) => give_up(starter.as_fd(), failure),
+        Err(failure) => give_up(gate.answers.as_fd(), failure),
     }
 }
 
@@ -104,11 +102,6 @@ fn prepare(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Becomes the program, telling `listener` how that goes.
-fn finish(plan: &Plan, listener: BorrowedFd<'_>) -> Result<Never, Failure> {
-    become_program(Some(listener), &plan.process, &plan.process.program, Walls::of(plan), plan.dies_with_parent)
-}
-
 /// What is put up around the process before it executes its program.
 #[derive(Clone, Copy)]
 struct Walls<'a> {
@@ -122,16 +115,39 @@ impl<'a> Walls<'a> {
     }
 }
 
-/// Takes on limits, ids and walls, in the container's root, and executes `program`: that of the plan, or a hook.
-///
-/// Whoever listens is told when nothing but the exec is left.
+/// Takes on limits, ids and walls, in the container's root, and executes the program. The parent is told when nothing but
+/// filter, ids and the exec is left.
 fn become_program(
-    listener: Option<BorrowedFd<'_>>,
+    parent: BorrowedFd<'_>,
     process_plan: &ProcessPlan,
-    program: &ProgramPlan,
     walls: Walls<'_>,
     dies_with_parent: bool,
 ) -> Result<Never, Failure> {
+    let questions = confine(parent, process_plan, walls, || match send_executing(parent) {
+        // Who has told us to go on is gone. That is no reason not to, unless we are to end with them.
+        Err(rustix::io::Errno::PIPE) if !dies_with_parent => Ok(()),
+        result => result.at(Step::Parent, 1),
+    })?;
+    // Left to the exec: a call more could be one that somebody is asked about.
+    std::mem::forget(questions);
+    if dies_with_parent {
+        // Only now: every change of ids switches it off. A filter may forbid it, and that is not worth a failed start.
+        let _ = process::set_parent_death_signal(libc::SIGKILL);
+        if is_gone(parent) {
+            process::exit_now(125);
+        }
+    }
+    execute(&process_plan.program)
+}
+
+/// Takes on limits, ids and walls: from here the process is no more than its program will be. Returns the listener of its
+/// filter, which the parent has been sent. `before_filter` is called when the filter is all that may be in the way.
+fn confine(
+    parent: BorrowedFd<'_>,
+    process_plan: &ProcessPlan,
+    walls: Walls<'_>,
+    before_filter: impl Fn() -> Result<(), Failure>,
+) -> Result<Option<OwnedFd>, Failure> {
     for (index, (resource, limit)) in process_plan.rlimits.iter().enumerate() {
         rustix::process::setrlimit(*resource, *limit).at(Step::Rlimit, index)?;
     }
@@ -141,54 +157,31 @@ fn become_program(
     }
     rustix::process::umask(Mode::from_bits_truncate(process_plan.umask));
     let ruleset = walls.landlock.map(landlock::prepare).transpose().at(Step::Landlock, 0)?.flatten();
-
-    // Without no_new_privs, filters need CAP_SYS_ADMIN, which goes with the ids. With it they come last, and tighter.
-    let early = !process_plan.no_new_privileges;
-    let wall = || -> Result<(), Failure> {
+    let wall = || -> Result<Option<OwnedFd>, Failure> {
         if let Some(ruleset) = &ruleset {
             landlock::enforce(ruleset.as_fd()).at(Step::Landlock, 1)?;
         }
-        if let Some(listener) = listener {
-            match send_executing(listener) {
-                // Who has told us to go on is gone. That is no reason not to, unless we are to end with them.
-                Err(rustix::io::Errno::PIPE) if !dies_with_parent => {}
-                result => result.at(Step::Parent, 1)?,
-            }
+        before_filter()?;
+        let Some(seccomp) = walls.seccomp else { return Ok(None) };
+        let questions = strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
+        if let Some(questions) = &questions {
+            send_listener(parent, questions.as_fd()).at(Step::Seccomp, 1)?;
         }
-        if let Some(seccomp) = walls.seccomp {
-            let questions = strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
-            if let Some(questions) = questions {
-                if let Some(listener) = listener {
-                    send_listener(listener, questions.as_fd()).at(Step::Seccomp, 1)?;
-                }
-                // Left to the exec: a call more could be one that somebody is asked about.
-                std::mem::forget(questions);
-            }
-        }
-        Ok(())
+        Ok(questions)
     };
     process::reset_signals();
-    // A hook gets none of what the caller has left open for the program.
-    if listener.is_some() {
-        process::keep_on_exec(process_plan.preserved.clone());
-    }
+    process::keep_on_exec(process_plan.preserved.clone());
     identity::limit_bounding_set(&process_plan.capabilities)?;
-    if early {
-        wall()?;
-        identity::change(process_plan)?;
-    } else {
+    // Without no_new_privs, filters need CAP_SYS_ADMIN, which goes with the ids. With it they come last, and tighter.
+    if process_plan.no_new_privileges {
         identity::change(process_plan)?;
         rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges, 0)?;
-        wall()?;
+        wall()
+    } else {
+        let questions = wall()?;
+        identity::change(process_plan)?;
+        Ok(questions)
     }
-    if dies_with_parent {
-        // Only now: every change of ids switches it off. A filter may forbid it, and that is not worth a failed start.
-        let _ = process::set_parent_death_signal(libc::SIGKILL);
-        if listener.is_some_and(is_gone) {
-            process::exit_now(125);
-        }
-    }
-    execute(program)
 }
 
 /// Tells whether the parent has ended: it keeps its end of the socket until the program runs.

@@ -1,9 +1,10 @@
-//! What child and parent say to each other over their socket, in messages of a fixed size.
+//! What child and parent say to each other over their socket, and child and starter over a pipe, in messages of a fixed size.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -196,6 +197,8 @@ pub(crate) enum Report {
     },
     /// Here is what hooks wrote before one of them failed.
     HookOutput(OwnedFd),
+    /// The same as text, in the second half of a start.
+    HookText(String),
     /// Everything is mounted, the root not yet switched; it waits for a word.
     Mounted,
     /// It did everything but start; it waits for a word, and then at its gate.
@@ -208,14 +211,15 @@ pub(crate) enum Report {
 
 const SIZE: usize = 12;
 
-/// Sends a failure; the parent may be gone, then nobody wants to know.
-pub(crate) fn send_failure(socket: BorrowedFd<'_>, failure: Failure) {
+/// Tells of a failure, through a socket or a pipe; who listens may be gone, then nobody wants to know.
+pub(crate) fn send_failure(listener: BorrowedFd<'_>, failure: Failure) {
     let mut message = [0; SIZE];
     message[0] = FAILED;
     message[4..6].copy_from_slice(&(failure.step as u16).to_ne_bytes());
     message[6..8].copy_from_slice(&failure.index.to_ne_bytes());
     message[8..12].copy_from_slice(&failure.errno.to_ne_bytes());
-    let _ = rustix::net::send(socket, &message, SendFlags::NOSIGNAL);
+    // Not `send`, which a filter is more likely to forbid.
+    let _ = rustix::io::write(listener, &message);
 }
 
 /// Sends the terminal.
@@ -231,6 +235,22 @@ pub(crate) fn send_listener(socket: BorrowedFd<'_>, listener: BorrowedFd<'_>) ->
 /// Sends what hooks wrote; the parent may be gone, then nobody wants to know.
 pub(crate) fn send_hook_output(socket: BorrowedFd<'_>, output: BorrowedFd<'_>) {
     let _ = send_with_fd(socket, HOOK_OUTPUT, output);
+}
+
+/// Writes what hooks wrote into a pipe, up to a length that still is a message.
+pub(crate) fn write_hook_text(pipe: BorrowedFd<'_>, output: BorrowedFd<'_>) {
+    let mut message = [0; SIZE + HOOK_TEXT_LIMIT];
+    let (head, text) = message.split_at_mut(SIZE);
+    // What cannot be read or told is not worth another error.
+    let Ok(length) = seek(output, SeekFrom::Start(0)).and_then(|_| rustix::io::read(output, text)) else { return };
+    head[0] = HOOK_TEXT;
+    head[8..12].copy_from_slice(&u32::try_from(length).unwrap_or(0).to_ne_bytes());
+    let _ = rustix::io::write(pipe, message.get(..SIZE + length).unwrap_or_default());
+}
+
+/// Says through a pipe that nothing but the exec is left.
+pub(crate) fn write_executing(pipe: BorrowedFd<'_>) -> Result<(), Errno> {
+    write_word(pipe, EXECUTING)
 }
 
 fn send_with_fd(socket: BorrowedFd<'_>, kind: u8, fd: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -266,9 +286,23 @@ pub(crate) fn send_mounted(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     send_word(socket, MOUNTED)
 }
 
-/// Says that nothing but the start is left.
-pub(crate) fn send_ready(socket: BorrowedFd<'_>) -> Result<(), Errno> {
-    send_word(socket, READY)
+/// Tells whether a pipe that does not make its reader wait has the word of [`send_ready`], which stays in it.
+pub(crate) fn takes_ready_back(pipe: BorrowedFd<'_>) -> bool {
+    let mut message = [0; SIZE];
+    rustix::io::read(pipe, &mut message) == Ok(SIZE) && rustix::io::write(pipe, &message) == Ok(SIZE)
+}
+
+/// Says that nothing but the start is left, through a socket or a pipe.
+pub(crate) fn send_ready(listener: BorrowedFd<'_>) -> Result<(), Errno> {
+    // Below the filter already: see `send_failure`.
+    write_word(listener, READY)
+}
+
+fn write_word(listener: BorrowedFd<'_>, word: u8) -> Result<(), Errno> {
+    let mut message = [0; SIZE];
+    message[0] = word;
+    rustix::io::write(listener, &message)?;
+    Ok(())
 }
 
 fn send_word(socket: BorrowedFd<'_>, word: u8) -> Result<(), Errno> {
@@ -284,17 +318,48 @@ pub(crate) fn send_go(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Waits for the other side's word; `EPIPE` when it died.
+/// Waits for a word from the other side, of a socket or a pipe; `EPIPE` when it died.
 pub(crate) fn receive_go(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut byte = [0_u8; 1];
     loop {
-        match rustix::net::recv(socket, &mut byte, RecvFlags::empty()) {
-            Ok((_, 1)) => return Ok(()),
+        match rustix::io::read(socket, &mut byte) {
+            Ok(1) => return Ok(()),
             Ok(_) => return Err(Errno::PIPE),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Reads the next report of a process that was told to start; `None` when it executed its program or died.
+///
+/// Whoever is in the container may have written it: nothing but bytes comes this way, and no more than a message holds.
+pub(crate) fn read_report(pipe: &mut impl Read) -> io::Result<Option<Report>> {
+    let mut message = [0_u8; SIZE];
+    match pipe.read(&mut message)? {
+        0 => return Ok(None),
+        read => pipe.read_exact(&mut message[read..])?,
+    }
+    match message[0] {
+        FAILED => Ok(Some(Report::Failed(parse_failure(&message)?))),
+        READY => Ok(Some(Report::Ready)),
+        EXECUTING => Ok(Some(Report::Executing)),
+        HOOK_TEXT => {
+            let length = u32::from_ne_bytes([message[8], message[9], message[10], message[11]]);
+            let length = usize::try_from(length).unwrap_or(usize::MAX).min(HOOK_TEXT_LIMIT);
+            let mut text = vec![0; length];
+            pipe.read_exact(&mut text)?;
+            Ok(Some(Report::HookText(String::from_utf8_lossy(&text).into_owned())))
+        }
+        _ => Err(Errno::PROTO.into()),
+    }
+}
+
+fn parse_failure(message: &[u8; SIZE]) -> Result<Failure, Errno> {
+    let step = Step::from_number(u16::from_ne_bytes([message[4], message[5]])).ok_or(Errno::PROTO)?;
+    let index = u16::from_ne_bytes([message[6], message[7]]);
+    let errno = i32::from_ne_bytes([message[8], message[9], message[10], message[11]]);
+    Ok(Failure { step, index, errno })
 }
 
 /// Waits for the child's next report; `None` when it executed its program or died.
@@ -317,12 +382,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
         return Err(Errno::PROTO);
     }
     match message[0] {
-        FAILED => {
-            let step = Step::from_number(u16::from_ne_bytes([message[4], message[5]])).ok_or(Errno::PROTO)?;
-            let index = u16::from_ne_bytes([message[6], message[7]]);
-            let errno = i32::from_ne_bytes([message[8], message[9], message[10], message[11]]);
-            Ok(Some(Report::Failed(Failure { step, index, errno })))
-        }
+        FAILED => Ok(Some(Report::Failed(parse_failure(&message)?))),
         kind @ (CONSOLE | LISTENER | CHILD | HOOK_OUTPUT) => {
             let pid = u32::from_ne_bytes([message[4], message[5], message[6], message[7]]);
             let fd = ancillary.drain().find_map(|part| match part {
@@ -352,6 +412,10 @@ const CHILD: u8 = 5;
 const HOOK_OUTPUT: u8 = 6;
 const MOUNTED: u8 = 7;
 const READY: u8 = 8;
+const HOOK_TEXT: u8 = 9;
+
+/// So much of what hooks wrote is a message still.
+pub(crate) const HOOK_TEXT_LIMIT: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -384,5 +448,40 @@ mod tests {
         assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Ready)));
         drop(one);
         assert!(receive(other.as_fd()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_starter_takes_words_and_text_from_a_pipe_and_nothing_else() {
+        let read = |bytes: &[u8]| {
+            let mut pipe = bytes;
+            let mut reports = Vec::new();
+            while let Some(report) = read_report(&mut pipe).map_err(|error| error.to_string())? {
+                reports.push(format!("{report:?}"));
+            }
+            Ok::<_, String>(reports)
+        };
+        let (ours, theirs) = rustix::pipe::pipe().unwrap();
+        let output = rustix::fs::memfd_create("output", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&output, b"said").unwrap();
+        write_hook_text(theirs.as_fd(), output.as_fd());
+        send_failure(theirs.as_fd(), Failure { step: Step::Exec, index: 3, errno: 13 });
+        send_ready(theirs.as_fd()).unwrap();
+        write_executing(theirs.as_fd()).unwrap();
+        drop(theirs);
+        let mut sent = Vec::new();
+        std::fs::File::from(ours).read_to_end(&mut sent).unwrap();
+        let told = ["HookText(\"said\")", "Failed(Failure { step: Exec, index: 3, errno: 13 })", "Ready", "Executing"];
+        assert_eq!(read(&sent).unwrap(), told);
+
+        // What a hostile process could write instead.
+        for kind in (0..=u8::MAX).filter(|kind| ![FAILED, READY, EXECUTING, HOOK_TEXT].contains(kind)) {
+            assert!(read(&[kind; SIZE]).is_err(), "{kind}");
+        }
+        assert!(read(&[FAILED; SIZE]).is_err(), "a step that does not exist");
+        assert!(read(&sent[..sent.len() - 1]).is_err(), "cut off");
+        let mut endless = vec![HOOK_TEXT];
+        endless.resize(SIZE, 0xff);
+        endless.resize(3 * HOOK_TEXT_LIMIT, b'x');
+        assert!(read(&endless).is_err(), "no more than a message holds");
     }
 }

@@ -51,8 +51,10 @@ pub(crate) struct Plan {
 /// The wait between the two halves of a start.
 #[derive(Debug)]
 pub(crate) struct GatePlan {
-    /// Listens for whoever starts the container.
-    pub(crate) listener: OwnedFd,
+    /// A pipe through which whoever starts the container says so. We can write to it, too, so that its end is never read.
+    pub(crate) word: OwnedFd,
+    /// A pipe through which they hear how it goes. We can read from it, too, so that nobody has to be there.
+    pub(crate) answers: OwnedFd,
     /// Whether the parent has something to do once all is mounted.
     pub(crate) pauses_when_mounted: bool,
     pub(crate) hooks: HooksPlan,

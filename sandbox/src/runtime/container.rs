@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, stat};
@@ -17,7 +18,7 @@ use super::init::Init;
 use super::record::{RECORD, Record};
 use super::{ContainerId, RuntimeError};
 use crate::cgroup::{Cgroup, CgroupName};
-use crate::{HookState, Identity, Running, probe_gate};
+use crate::{AtGate, HookState, Identity, Running, probe_gate};
 
 /// How a container is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -131,11 +132,14 @@ impl Container {
             return Status::Stopped;
         }
         if self.cgroup().is_ok_and(|cgroup| cgroup.is_some_and(|cgroup| cgroup.is_frozen())) {
-            Status::Paused
-        } else if probe_gate(self.folder.as_fd()) {
-            Status::Created
-        } else {
-            Status::Running
+            return Status::Paused;
+        }
+        match probe_gate(self.folder.as_fd()) {
+            AtGate::Waiting => Status::Created,
+            AtGate::Coming if self.is_being_changed() => Status::Creating,
+            // `create` was killed at its very end: the process is about to notice.
+            AtGate::Coming => Status::Stopped,
+            AtGate::Nobody => Status::Running,
         }
     }
 
@@ -255,6 +259,7 @@ pub(super) fn claim(root: &Path, id: &ContainerId) -> Result<Claim, RuntimeError
     let path = root.join(id.as_str());
     let failed = |source| RuntimeError::Folder { path: path.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed)?;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let made = match fs::DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => true,
@@ -276,11 +281,19 @@ pub(super) fn claim(root: &Path, id: &ContainerId) -> Result<Claim, RuntimeError
         return match (made, locked) {
             (true, true) => Ok(Claim::New(folder)),
             (false, true) => Ok(Claim::Left(folder)),
+            // Somebody looks at it, or the child of a killed command has not closed its copy of the lock yet.
+            (_, false) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
             // Somebody is at work on it.
             (_, false) => Err(RuntimeError::Exists),
         };
     }
 }
+
+/// How long a name may seem taken without anybody being at work on it.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 pub(super) fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -4,12 +4,13 @@
 //! <root>/<id>/            0700, locked (flock) by whatever changes the container
 //! ├── state.json          the record: which process, which cgroup (docs/formats/runtime-state.md)
 //! ├── config.json         the spec as it was when the container was made
-//! └── start.sock          where the first process waits; gone once it is started
+//! ├── start.word          the pipe at which the first process waits; gone once it is started
+//! └── start.answers       the pipe through which it says how that went
 //! ```
 //!
 //! What is written is where things are, never how they are: whether a container is created, running, paused or stopped is
 //! asked of the kernel each time ([`Status`]). So there is nothing to be repaired after a command was killed. What a killed
-//! `create` has left is a stopped container, which `delete` and the next `create` of that name remove.
+//! `create` has left is a stopped container, which `delete` removes, and unless it was complete the next `create` of that name.
 
 mod bundle;
 mod container;

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, unlinkat};
 
 use super::{Container, RuntimeError, Status, hooks};
-use crate::create::GATE;
+use crate::create::{ANSWERS, WORD};
 use crate::{StartError, create};
 
 impl Container {
@@ -29,7 +29,7 @@ impl Container {
         }
         let spec = container.spec()?;
         let init = container.record.init.as_ref().ok_or(RuntimeError::NotRunning)?;
-        match create::start(container.folder.as_fd(), spec, container.identity(), init.pid) {
+        match create::start(container.folder.as_fd(), spec) {
             Ok(()) => {}
             // Raced with its end.
             Err(StartError::NotWaiting) => {
@@ -42,8 +42,10 @@ impl Container {
                 return Err(RuntimeError::Start(error));
             }
         }
-        // Nobody listens there any more, which says the same; only quicker without it.
-        let _ = unlinkat(&container.folder, GATE, AtFlags::empty());
+        // Nobody reads there any more, which says the same; only quicker without it.
+        for name in [WORD, ANSWERS] {
+            let _ = unlinkat(&container.folder, name, AtFlags::empty());
+        }
         let poststart = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
         let state = container.hook_state().json("running", Some(init.pid));
         if let Err(error) = hooks::run_all("poststart", poststart, &state) {

@@ -1,6 +1,7 @@
 //! Known attacks on container runtimes, each by its number, against a canary outside that must stay as it was.
 
 mod canary;
+mod waiting;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,7 +17,7 @@ use crate::support::{Container, rootfs};
 use crate::walls::Case;
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![
+    let mut cases: Vec<Case> = vec![
         ("cve_2019_5736_the_runtime_is_not_overwritten", cve_2019_5736_the_runtime_is_not_overwritten, None),
         (
             "cve_2024_21626_no_directory_of_the_host_for_an_exec",
@@ -32,7 +33,9 @@ pub(crate) fn cases() -> Vec<Case> {
         ("cve_2023_25809_cgroups_are_read_only", cve_2023_25809_cgroups_are_read_only, None),
         ("cve_2022_29162_nothing_is_inheritable", cve_2022_29162_nothing_is_inheritable, None),
         ("cve_2022_0492_no_release_agent", cve_2022_0492_no_release_agent, None),
-    ]
+    ];
+    cases.extend(waiting::cases());
+    cases
 }
 
 fn bind(source: &Path, destination: &str) -> Mount {
@@ -52,6 +55,10 @@ fn added(arguments: &[&str], cwd: &str) -> Spec {
 
 /// Adds a process and returns its exit code and output.
 fn add(init: &Running, spec: &Spec, user: Option<&str>) -> Result<(u8, String), SpawnError> {
+    add_behind(Landlock::Auto, init, spec, user)
+}
+
+fn add_behind(landlock: Landlock, init: &Running, spec: &Spec, user: Option<&str>) -> Result<(u8, String), SpawnError> {
     let (stdio, pipes) = Stdio::pipes().unwrap();
     let running = exec(Exec {
         spec,
@@ -60,7 +67,7 @@ fn add(init: &Running, spec: &Spec, user: Option<&str>) -> Result<(u8, String), 
         groups: &[],
         stdio,
         seccomp: Seccomp::Default,
-        landlock: Landlock::Auto,
+        landlock,
         listener: Listener::Agent,
         identity: Identity::default(),
         inherited: strata_sandbox::Inherited::default(),

@@ -181,7 +181,7 @@ fn pidfd_socket() -> Result<()> {
     Ok(())
 }
 
-/// Before its program, the first process has the socket of its start and the standard streams, no more.
+/// Before its program, the first process has the pipes of its start and the standard streams, no more.
 fn waiting() -> Result<()> {
     let mut bench = Bench::new(Runtime::Strata)?;
     let id = bench.id();
@@ -195,13 +195,14 @@ fn waiting() -> Result<()> {
             open.push(fs::read_link(entry.path())?.display().to_string());
         }
     }
-    open.sort();
-    ensure!(open.len() == 2 && open[0].starts_with("/memfd:hook-output") && open[1].starts_with("socket:"), "{open:?}");
+    let expected = ["/start.answers", "/start.word", "/memfd:hook-output (deleted)"];
+    open.sort_by_key(|name| expected.iter().position(|expected| name.ends_with(expected)));
+    ensure!(open.iter().zip(expected).all(|(name, end)| name.ends_with(end)) && open.len() == 3, "{open:?}");
     // Nobody in the container reaches it: it is no file of the container's.
     let root = format!("/proc/{pid}/root");
     ensure!(!Path::new(&root).join(bench.state_folder().strip_prefix("/")?).exists());
     bench.ok(&["start", &id])?;
-    ensure!(!bench.state_folder().join(&id).join("start.sock").exists());
+    ensure!(["start.word", "start.answers"].iter().all(|name| !bench.state_folder().join(&id).join(name).exists()));
     Ok(())
 }
 
