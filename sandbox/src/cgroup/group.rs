@@ -295,11 +295,13 @@ impl Cgroup {
             return Ok(());
         }
         if let Some(group) = self.with_controller("devices") {
+            // Each opened once, for a dozen rules.
+            let mut files = [("devices.deny", None), ("devices.allow", None)];
             for rule in rules {
-                let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+                let (name, opened) = &mut files[usize::from(rule.allow)];
                 for value in rule.v1_lines() {
-                    fs::write(group.path.join(file), &value).map_err(|source| CgroupError::Set {
-                        file: file.to_owned(),
+                    write_again(opened, &group.path.join(*name), &value).map_err(|source| CgroupError::Set {
+                        file: (*name).to_owned(),
                         value,
                         source,
                     })?;
@@ -567,6 +569,15 @@ fn apply(
 /// Writes a control file that has to be there: asked to make it, the kernel would say that this is forbidden.
 fn write_control(path: &Path, value: &str) -> io::Result<()> {
     io::Write::write_all(&mut fs::File::options().write(true).open(path)?, value.as_bytes())
+}
+
+/// As [`write_control`], to a file that stays open for the next value.
+fn write_again(opened: &mut Option<fs::File>, path: &Path, value: &str) -> io::Result<()> {
+    let file = match opened {
+        Some(file) => file,
+        None => opened.insert(fs::File::options().write(true).open(path)?),
+    };
+    io::Write::write_all(file, value.as_bytes())
 }
 
 /// Version 1 refuses a memory limit above that of memory and swap together, and the other way round: whichever is in the
