@@ -54,7 +54,7 @@ bench-images *ARGS: dist
 
 # Starting, joining and keeping containers beside crun, runc, bubblewrap and podman; to benches/results/ as well
 bench-sandbox *ARGS: dist
-    cargo run --release --package strata-benches --bin figures -- sandbox {{ARGS}}
+    cargo run --release --package strata-benches --bin figures -- sandbox idle {{ARGS}}
 
 # The file system beside overlayfs, fuse-overlayfs and a plain folder; figures and a picture to benches/results/
 bench-fs *ARGS: dist

@@ -1,6 +1,6 @@
 //! Takes every published figure in one run and writes the text to `benches/results/`.
 //!
-//! `figures [load] [walk] [sandbox] [images] [--rounds N] [--idle N] [--no-file]`; the binary under test is `$STRATA_BIN`, else what
+//! `figures [load] [walk] [images] [idle] [sandbox] [--rounds N] [--idle N] [--no-file]`; the binary under test is `$STRATA_BIN`, else what
 //! `cargo dist` made.
 
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 fn figures() -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let mut wanted = Vec::new();
-    let (mut rounds, mut idle, mut to_file) = (5, 20, true);
+    let (mut rounds, mut count, mut to_file) = (5, 20, true);
     while let Some(argument) = arguments.next() {
         match argument.to_str().context("arguments are text")? {
             measure::WRAP => {
@@ -36,12 +36,12 @@ fn figures() -> Result<ExitCode> {
                 rounds = arguments.next().and_then(|text| text.to_str()?.parse().ok()).context("a number of rounds")?
             }
             "--idle" => {
-                idle =
+                count =
                     arguments.next().and_then(|text| text.to_str()?.parse().ok()).context("a number of containers")?
             }
             "--no-file" => to_file = false,
-            name @ ("load" | "walk" | "sandbox" | "images") => wanted.push(name.to_owned()),
-            other => bail!("{other}: not one of load, walk, sandbox, images, --rounds N, --idle N, --no-file"),
+            name @ ("load" | "walk" | "images" | "idle" | "sandbox") => wanted.push(name.to_owned()),
+            other => bail!("{other}: not one of load, walk, images, idle, sandbox, --rounds N, --idle N, --no-file"),
         }
     }
     if !rustix::process::geteuid().is_root() {
@@ -63,10 +63,12 @@ fn figures() -> Result<ExitCode> {
     if is_wanted("images") {
         images::figures(&strata, work.path(), rounds.min(3), &mut report)?;
     }
+    if is_wanted("idle") {
+        sandbox::idle::figures(&strata, work.path(), count, &mut report)?;
+    }
     // Last: it puts this program into a mount namespace of its own.
     if is_wanted("sandbox") {
-        let extent = sandbox::Extent { rounds: rounds * 8, idle };
-        sandbox::figures(&strata, work.path(), extent, &mut report)?;
+        sandbox::figures(&strata, work.path(), rounds * 8, &mut report)?;
     }
     if to_file {
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results"));

@@ -13,8 +13,8 @@ use strata_tests::image::busybox;
 use crate::report::{Report, millis, row};
 use crate::walk::run;
 
-/// Prints the tables.
-pub(super) fn figures(strata: &Path, work: &Path, count: usize, report: &mut Report) -> Result<()> {
+/// Starts `count` containers and prints the table.
+pub fn figures(strata: &Path, work: &Path, count: usize, report: &mut Report) -> Result<()> {
     let root = work.join("idle");
     let engine = Engine { strata, root: &root };
     run(engine.command(&["load", "-i"]).arg(busybox::folder()?.join(Form::DockerNew.file_name())))?;

@@ -1,11 +1,8 @@
 //! Starting, joining and keeping containers: `strata runtime` beside crun, runc and bubblewrap, `strata run` beside podman.
-//!
-//! All of it happens in a mount namespace of this program's own, in which the v2 tree of a hybrid host is not mounted: crun
-//! 1.8 refuses such a layout.
 
 mod bundle;
 mod engine;
-mod idle;
+pub mod idle;
 mod runtimes;
 
 use std::path::Path;
@@ -17,21 +14,14 @@ pub(crate) use engine::podman_options;
 
 use crate::report::Report;
 
-/// How much is measured.
-#[derive(Clone, Copy, Debug)]
-pub struct Extent {
-    /// How often everything is started.
-    pub rounds: usize,
-    /// How many containers do nothing at once.
-    pub idle: usize,
-}
-
-/// Prints the tables.
-pub fn figures(strata: &Path, work: &Path, extent: Extent, report: &mut Report) -> Result<()> {
+/// Prints the tables of starts and of processes that join.
+///
+/// This program is in a mount namespace of its own afterwards, in which the v2 tree of a hybrid host is not mounted: crun 1.8
+/// refuses such a layout.
+pub fn figures(strata: &Path, work: &Path, rounds: usize, report: &mut Report) -> Result<()> {
     enter_view().context("get a mount namespace without the v2 tree")?;
-    runtimes::figures(strata, work, extent.rounds, report)?;
-    engine::figures(strata, work, extent.rounds, report)?;
-    idle::figures(strata, work, extent.idle, report)
+    runtimes::figures(strata, work, rounds, report)?;
+    engine::figures(strata, work, rounds, report)
 }
 
 fn enter_view() -> Result<()> {
