@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod acl;
+mod apart;
 mod backing;
 mod beneath;
 mod by_name;
@@ -30,6 +31,7 @@ mod tree;
 mod upper;
 mod walk;
 
+pub use apart::Overlap;
 pub use fuse::{Counts, default_transport};
 pub use helper::mount_by_helper;
 pub use idmap::{IdMap, IdRange, OVERFLOW_ID};

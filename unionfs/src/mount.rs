@@ -13,6 +13,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
+use crate::apart;
 use crate::fuse::{Choice, Connection, Counts, Line, Server, choose};
 use crate::helper::mount_by_helper;
 use crate::spec::{MountSpec, Options, Transport};
@@ -248,6 +249,7 @@ fn here(
 }
 
 fn lock(spec: &MountSpec) -> Result<Option<OwnedFd>, MountError> {
+    apart::check(spec).map_err(OpenError::Overlap)?;
     let lock = spec.upper.as_ref().map(crate::upper::lock_upper).transpose();
     Ok(lock.map_err(OpenError::Upper)?)
 }

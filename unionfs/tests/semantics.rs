@@ -407,7 +407,37 @@ fn numbers_stay_while_uppers_become_lowers() {
     }
 }
 
-/// Numbers that were recorded over other lowers are not believed: they may be anybody's here.
+#[test]
+fn folders_that_lie_in_each_other_are_refused_and_left_alone() {
+    let layers = Layers::new(&["file"]);
+    for dir in ["upper/in", "upper/work", "work/in"] {
+        fs::create_dir(layers.at(dir)).unwrap();
+    }
+    fs::write(layers.at("upper/work/mine"), "mine").unwrap();
+    std::os::unix::fs::symlink(layers.at("upper"), layers.at("elsewhere")).unwrap();
+    let open = |lower: &str, dir: &str, work: &str| {
+        let lower = Lower::Folders(vec![layers.at("lower"), layers.at(lower)]);
+        let upper = Some(Upper { dir: layers.at(dir), work: layers.at(work) });
+        Tree::open(&MountSpec { lower, upper, options: Options::default() })
+            .map(drop)
+            .map_err(|error| error.to_string())
+    };
+    for (lower, dir, work) in [
+        ("lower", "upper", "upper"),
+        ("lower", "upper", "upper/in"),
+        ("lower", "work/in", "work"),
+        ("lower", "upper", "elsewhere"),
+        ("upper", "upper", "work"),
+        ("upper/in", "elsewhere", "work"),
+        ("work/in", "upper", "work"),
+    ] {
+        let refused = open(lower, dir, work).unwrap_err();
+        assert!(refused.contains("must be apart"), "{lower} {dir} {work}: {refused}");
+    }
+    assert_eq!(fs::read(layers.at("upper/work/mine")).unwrap(), b"mine");
+    open("", "upper", "work").unwrap();
+}
+
 /// Names of one file are names of one file, wherever the stack has its copy.
 #[test]
 fn links_stay_together_while_uppers_become_lowers() {
@@ -470,6 +500,7 @@ fn links_stay_together_while_uppers_become_lowers() {
     }
 }
 
+/// Numbers that were recorded over other lowers are not believed: they may be anybody's here.
 #[test]
 fn numbers_of_other_lowers_mean_nothing() {
     let layers = Layers::new(&["a", "b", "c"]);

@@ -62,6 +62,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use rustix::io::Errno;
 
 use crate::Result;
+use crate::apart::{self, Overlap};
 use crate::backing;
 use crate::handles::{self, Handles};
 use crate::idmap::Ids;
@@ -119,6 +120,9 @@ pub enum OpenError {
     /// The writable layer cannot be used.
     #[error(transparent)]
     Upper(#[from] UpperError),
+    /// The folders are not apart.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
     /// A descriptor could not be had.
     #[error("open the root of the union")]
     Root(#[source] std::io::Error),
@@ -127,6 +131,7 @@ pub enum OpenError {
 impl Tree {
     /// Opens the layers. An upper is cleaned of what a crash has left.
     pub fn open(spec: &MountSpec) -> Result<Tree, OpenError> {
+        apart::check(spec)?;
         Tree::open_for(spec, Purpose::Serve, None, None)
     }
 
