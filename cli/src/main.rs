@@ -69,6 +69,11 @@ fn main() -> ExitCode {
         Role::UmountHelper => return finish(mount_helper::umount_helper(rest)),
         Role::FuseOverlayfs => return finish(mount_helper::fuse_overlayfs(rest)),
     }
+    // While the command line is read, the process that it will need gets ready. A plain user's is started once it is in
+    // his namespace. The verb may stand behind an option and its value.
+    if rest.iter().take(3).any(|word| word == "mount") && nix::unistd::geteuid().is_root() {
+        strata_engine::expect_mount();
+    }
     match Cli::try_parse() {
         Ok(cli) => finish(run(cli)),
         Err(error) => usage(&error),

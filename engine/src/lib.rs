@@ -67,7 +67,7 @@ pub use engine::{Engine, EngineError, RemoveImageError};
 pub use error_text::error_chain;
 pub use fetcher::{CompleteError, FetchProcessError, fetch, start_fetching};
 pub use filesystem::{
-    FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, serve as serve_filesystem,
+    FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, expect_mount, serve as serve_filesystem,
 };
 pub use info::{Choice, Feature, Info};
 pub use inspect::InspectError;

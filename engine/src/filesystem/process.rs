@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags};
@@ -52,9 +53,26 @@ pub enum FilesystemError {
     Mount(String),
 }
 
+/// Starts a filesystem process for a mount that this process is about to make, which then finds it there. One that is not
+/// needed ends with this process. What the mount is to see, such as namespaces and environment, must not change any more.
+pub fn expect_mount() {
+    // Whoever mounts learns the reason when he starts one himself.
+    if let Ok(spare) = SpareProcess::start() {
+        *EXPECTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
+    }
+}
+
+static EXPECTED: Mutex<Option<SpareProcess>> = Mutex::new(None);
+
 impl SpareProcess {
-    /// Starts one. The earlier, the better: it gets ready while the caller does other things.
+    /// Starts one, or takes the one that was started when a mount was expected. The earlier, the better: it gets ready
+    /// while the caller does other things.
     pub(crate) fn spawn() -> Result<SpareProcess, FilesystemError> {
+        let expected = EXPECTED.lock().unwrap_or_else(PoisonError::into_inner).take();
+        expected.map_or_else(SpareProcess::start, Ok)
+    }
+
+    fn start() -> Result<SpareProcess, FilesystemError> {
         let (ours, theirs) = UnixStream::pair().map_err(FilesystemError::Start)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("strata").arg(VERB).current_dir("/").env_clear();

@@ -256,7 +256,7 @@ const SETTLED: u32 = 4;
 /// And at most so many until one reader is tried again.
 const MOST_DOUBT: u32 = 64;
 /// How long the only reader may be at one request before others read as well.
-const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
