@@ -158,3 +158,35 @@ fn a_tar_that_was_cut_gives_errors_and_nothing_worse() {
     assert_eq!(fs::read_to_string(place.join("etc/new")).unwrap(), "new", "the other layer is whole");
     mount.unmount();
 }
+
+/// The objects of an image cannot be opened so, and the kernel would say EIO for it.
+#[test]
+fn files_of_an_image_are_read_past_the_page_cache() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &tars(temp.path()));
+    let root = temp.path().join("mnt");
+    fs::create_dir(&root).unwrap();
+    for (passthrough, upper) in [(Passthrough::Off, false), (Passthrough::Auto, false), (Passthrough::Auto, true)] {
+        let upper = upper.then(|| temp.path().join("rw"));
+        let mount = TestMount::new(&spec(&image, passthrough, upper.as_deref()), &root);
+        let direct = |name: &str| {
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECT;
+            rustix::fs::open(root.join(name), flags, rustix::fs::Mode::empty())
+        };
+        for name in ["large", "etc/hosts", "usr/bin/true"] {
+            let expected = fs::read(root.join(name)).unwrap();
+            let mut content = Vec::new();
+            File::from(direct(name).unwrap()).read_to_end(&mut content).unwrap();
+            assert!(content == expected, "{name} of {} bytes, passthrough {passthrough:?}", content.len());
+            let beside = File::open(root.join(name)).unwrap();
+            // Where the kernel reads an object for others, programs are told to do without, as EROFS tells them.
+            let joined = direct(name).map(drop);
+            assert!(matches!(joined, Ok(()) | Err(rustix::io::Errno::INVAL)), "{name}: {joined:?}");
+            drop(beside);
+        }
+        mount.unmount();
+    }
+}

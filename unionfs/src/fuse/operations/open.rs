@@ -5,10 +5,12 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Operations;
 use super::nodes::{HEAD, Mode, Node, NodeNumber, suits_passthrough};
+use crate::backing;
 use crate::fuse::backing::{Backing, Register};
 use crate::fuse::notify;
 use crate::fuse::reply::{Open, Reply};
@@ -26,6 +28,19 @@ enum Answer {
     Again,
     /// The data was copied up since it was looked for.
     Moved,
+    /// Others have it by passthrough to a file that cannot be read past the page cache.
+    NotDirect,
+}
+
+/// What whoever opens a file wants.
+#[derive(Clone, Copy)]
+struct Wish {
+    /// To change it.
+    changes: bool,
+    /// No other node: the kernel cannot be sent to one.
+    nameless: bool,
+    /// No page cache (`O_DIRECT`).
+    direct: bool,
 }
 
 impl Operations {
@@ -72,7 +87,8 @@ impl Operations {
                 Err(Errno::STALE) if !nameless => return self.send_away(node, caller.pid),
                 Err(error) => return Reply::Error(error),
             };
-            let answer = self.choose(node, ino, opened, changes, nameless, register);
+            let wish = Wish { changes, nameless, direct: flags & libc::O_DIRECT != 0 };
+            let answer = self.choose(node, ino, opened, wish, register);
             match answer {
                 Answer::Cached { .. } => return self.opened(node, opened, answer, flags),
                 Answer::Passed(_) => {
@@ -82,6 +98,7 @@ impl Operations {
                     return self.opened(node, opened, answer, flags);
                 }
                 Answer::Moved => {}
+                Answer::NotDirect => return Reply::Error(Errno::INVAL),
                 Answer::Again => {
                     if opened == Opened::Upper {
                         self.tree.release(ino);
@@ -111,7 +128,8 @@ impl Operations {
     /// Answers CREATE for a file that was just made, open.
     pub(super) fn created(&self, stat: &Stat, flags: i32, register: &dyn Register) -> Reply {
         let node = self.nodes.tell(stat.ino);
-        let answer = self.choose(node, stat.ino, Opened::Upper, true, true, register);
+        let wish = Wish { changes: true, nameless: true, direct: false };
+        let answer = self.choose(node, stat.ino, Opened::Upper, wish, register);
         if flags & libc::O_ACCMODE == libc::O_RDWR && matches!(answer, Answer::Passed(_)) {
             self.nodes.note_mapped(node);
         }
@@ -167,17 +185,9 @@ impl Operations {
         })?
     }
 
-    /// Chooses how an opened file is served and counts the open. `nameless` says that the kernel cannot be sent to
-    /// another node.
-    fn choose(
-        &self,
-        node: NodeNumber,
-        ino: Ino,
-        opened: Opened,
-        changes: bool,
-        nameless: bool,
-        register: &dyn Register,
-    ) -> Answer {
+    /// Chooses how an opened file is served and counts the open.
+    fn choose(&self, node: NodeNumber, ino: Ino, opened: Opened, wish: Wish, register: &dyn Register) -> Answer {
+        let Wish { changes, nameless, direct } = wish;
         if !self.passthrough.load(Ordering::Relaxed) {
             if opened == Opened::Lower && !changes {
                 self.nodes.with(node, |state| {
@@ -196,12 +206,15 @@ impl Operations {
                 return (Answer::Again, false);
             }
             if state.opens > 0 {
+                if direct && state.mode == Mode::Lower && !changes && !self.can_be_direct(ino) {
+                    return (Answer::NotDirect, false);
+                }
                 return (self.join(state, ino, changes), false);
             }
             let sharable = self.nodes.supersedes(node) || self.nodes.is_superseded(node);
             let mode = match opened {
                 Opened::Upper => Mode::Upper,
-                Opened::Lower if sharable => Mode::Cached,
+                Opened::Lower if sharable || direct && !self.can_be_direct(ino) => Mode::Cached,
                 Opened::Lower if *state.suits.get_or_insert_with(|| self.suits(ino)) => Mode::Lower,
                 Opened::Lower => Mode::Cached,
             };
@@ -305,6 +318,13 @@ impl Operations {
         state.backing.is_some() && !had
     }
 
+    /// Returns whether a lower file can be opened past the page cache where it would be passed through to, which the kernel
+    /// does with the client's flags: not in an image's objects (EROFS). It fails with EIO if not.
+    fn can_be_direct(&self, ino: Ino) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECT;
+        self.tree.backing_file(ino).is_none_or(|file| backing::reopen(file.as_fd(), flags).is_ok())
+    }
+
     /// Returns whether a lower file is one to pass through.
     fn suits(&self, ino: Ino) -> bool {
         if self.tree.is_read_only() {
@@ -329,7 +349,7 @@ impl Operations {
         let (keep, backing) = match answer {
             Answer::Cached { keep } => (keep, None),
             Answer::Passed(backing) => (false, Some(backing)),
-            Answer::Again | Answer::Moved => (false, None),
+            Answer::Again | Answer::Moved | Answer::NotDirect => (false, None),
         };
         let flags = if keep { fopen::KEEP_CACHE | fopen::NOFLUSH } else { fopen::NOFLUSH };
         Open { handle: self.nodes.generation << GENERATION | in_upper, flags, backing }
