@@ -1,6 +1,10 @@
 //! Archives that are damaged, incomplete or made to deceive: a clear error, and a store as it was before.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "bad_input/compression.rs"]
+mod compression;
+#[path = "bad_input/documents.rs"]
+mod documents;
 mod support;
 
 use std::io::Cursor;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use proptest::prelude::*;
-use strata_imagestore::{CommitOptions, ImageId, ImageRef, RemoveOptions, Stack, Store, Timestamp};
+use strata_imagestore::{CommitOptions, ImageId, ImageRef, RemoveOptions, Stack, Store, Timestamp, Unused};
 use strata_layer::{DiffId, Digest};
 use support::*;
 
@@ -22,6 +22,7 @@ enum Step {
     Lease { lease: u8, image: usize },
     Release { lease: u8 },
     Commit { image: usize, layer: u8 },
+    Prune { all: bool },
     Collect,
     Reopen,
 }
@@ -38,6 +39,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..2_u8, any::<usize>()).prop_map(|(lease, image)| Step::Lease { lease, image }),
         1 => (0..2_u8).prop_map(|lease| Step::Release { lease }),
         2 => (any::<usize>(), 0..5_u8).prop_map(|(image, layer)| Step::Commit { image, layer }),
+        1 => any::<bool>().prop_map(|all| Step::Prune { all }),
         2 => Just(Step::Collect),
         1 => Just(Step::Reopen),
     ];
@@ -158,10 +160,38 @@ fn apply(store: &mut Store, model: &mut Model, step: &Step) {
             let layers = [model.images[&base].clone(), ids(&[top])].concat();
             model.images.insert(id, layers);
         }
+        Step::Prune { all } => {
+            let unused = if *all { Unused::All } else { Unused::Untagged };
+            store.prune(unused, |_| true, &[]).unwrap();
+            let goes: Vec<ImageId> =
+                model.images.keys().filter(|id| *all || model.names_of(**id).is_empty()).copied().collect();
+            goes.into_iter().for_each(|id| model.remove(id));
+        }
         Step::Collect => {
             store.gc().unwrap();
         }
         Step::Reopen => *store = Store::open(store.root()).unwrap(),
+    }
+}
+
+/// Compares what there is of layers, and nothing else: this is done millions of times.
+fn compare_layers(store: &Store, model: &Model, step: &Step) {
+    let present: BTreeSet<DiffId> = std::fs::read_dir(store.root().join("layers"))
+        .unwrap()
+        .map(|entry| DiffId(Digest::from_hex(entry.unwrap().file_name().to_str().unwrap()).unwrap()))
+        .collect();
+    let live = model.live_layers();
+    assert!(present.is_superset(&live), "a live layer is gone");
+    if matches!(step, Step::Collect) {
+        assert_eq!(present, live);
+    }
+}
+
+/// Checks that everything of a held stack is there and what it was.
+fn compare_held((layers, stack): &(Vec<DiffId>, Stack)) {
+    assert!(stack.index.exists());
+    for (paths, layer) in stack.layers.iter().zip(layers) {
+        assert_eq!(Digest::of(&std::fs::read(&paths.tar).unwrap()), layer.0);
     }
 }
 
@@ -170,21 +200,8 @@ fn compare(store: &Store, model: &Model, step: &Step) {
         store.images().unwrap().into_iter().map(|image| (image.id, image.names)).collect();
     let expected: BTreeMap<ImageId, Vec<ImageRef>> = model.images.keys().map(|id| (*id, model.names_of(*id))).collect();
     assert_eq!(found, expected);
-    let present: BTreeSet<DiffId> = std::fs::read_dir(store.root().join("layers"))
-        .unwrap()
-        .map(|entry| DiffId(Digest::from_hex(entry.unwrap().file_name().to_str().unwrap()).unwrap()))
-        .collect();
-    let live = model.live_layers();
-    assert!(present.is_superset(&live));
-    if matches!(step, Step::Collect) {
-        assert_eq!(present, live);
-    }
-    for (layers, stack) in &model.held {
-        assert!(stack.index.exists());
-        for (paths, layer) in stack.layers.iter().zip(layers) {
-            assert_eq!(Digest::of(&std::fs::read(&paths.tar).unwrap()), layer.0);
-        }
-    }
+    compare_layers(store, model, step);
+    model.held.iter().for_each(compare_held);
     for (lease, layers) in &model.leases {
         let stack = store.leased_stack(&format!("lease{lease}")).unwrap();
         assert_eq!(&stack.layers.iter().map(|paths| paths.diff_id).collect::<Vec<_>>(), layers);
@@ -219,4 +236,97 @@ proptest! {
             merged_paths(&store, id);
         }
     }
+}
+
+/// Random numbers that are the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 16).unwrap() % bound
+    }
+
+    fn byte(&mut self, bound: usize) -> u8 {
+        u8::try_from(self.below(bound)).unwrap()
+    }
+}
+
+/// A step that keeps the store small: of what there is much, something goes.
+fn small_step(random: &mut Random, model: &Model) -> Step {
+    if model.images.len() > 12 {
+        return Step::RemoveId { image: random.below(1000), force: true };
+    }
+    if model.held.len() > 5 {
+        return Step::DropHold { hold: random.below(1000) };
+    }
+    match random.below(24) {
+        0..4 => {
+            let layers = (0..random.below(4)).map(|_| random.byte(5)).collect();
+            Step::Load { layers, name: random.byte(6), stream: random.below(2) == 0 }
+        }
+        4..7 => Step::Tag { from: random.byte(6), to: random.byte(6) },
+        7..9 => Step::RemoveName { name: random.byte(6) },
+        9..11 => Step::RemoveId { image: random.below(1000), force: random.below(2) == 0 },
+        11..14 => Step::Hold { image: random.below(1000) },
+        14..16 => Step::DropHold { hold: random.below(1000) },
+        16 => Step::Lease { lease: random.byte(2), image: random.below(1000) },
+        17 => Step::Release { lease: random.byte(2) },
+        18..20 => match model.images.values().map(Vec::len).max() {
+            Some(depth) if depth > 6 => Step::Prune { all: true },
+            _ => Step::Commit { image: random.below(1000), layer: random.byte(5) },
+        },
+        20 => Step::Prune { all: random.below(8) == 0 },
+        21 => Step::Reopen,
+        _ => Step::Collect,
+    }
+}
+
+/// Tells where a walk failed.
+struct Walk {
+    seed: u64,
+    number: u64,
+    last: std::collections::VecDeque<Step>,
+}
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("STRATA_SEED={} failed at step {}, after {:#?}", self.seed, self.number, self.last);
+        }
+    }
+}
+
+/// `STRATA_GC_STEPS` asks for a long walk, `STRATA_SEED` for another one.
+#[test]
+fn a_long_walk_never_frees_what_is_live() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let (steps, seed) = (number("STRATA_GC_STEPS").unwrap_or(1500), number("STRATA_SEED").unwrap_or(1));
+    let folder = fast_folder();
+    // Two that know nothing of each other, as two processes.
+    let mut stores = [open(&folder), open(&folder)];
+    let mut model = Model::default();
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut walk = Walk { seed, number: 0, last: Default::default() };
+    while walk.number < steps {
+        let step = small_step(&mut random, &model);
+        walk.number += 1;
+        walk.last.truncate(40);
+        walk.last.push_front(step.clone());
+        let store = &mut stores[random.below(2)];
+        apply(store, &mut model, &step);
+        compare_layers(store, &model, &step);
+        if !model.held.is_empty() {
+            compare_held(&model.held[random.below(model.held.len())]);
+        }
+        if walk.number.is_multiple_of(64) {
+            compare(store, &model, &step);
+        }
+        if walk.number.is_multiple_of(100_000) {
+            println!("{} of {steps}", walk.number);
+        }
+    }
+    assert!(verify(&stores[0]).is_empty());
 }

@@ -157,6 +157,21 @@ fn files_and_directories_replace_each_other() {
 }
 
 #[test]
+fn a_path_through_a_lower_link_is_not_followed() {
+    let mut lower = Builder::new();
+    for (path, target) in [(&b"a"[..], &b"/etc"[..]), (b"b", b"../..")] {
+        lower.add(path, Metadata::default(), Content::Symlink { target }).unwrap();
+    }
+    let lower = finish(lower, 1);
+    let upper = layer(&[File(s("a/passwd"), 5), File(s("b/c"), 6)]);
+    let merged = merged(&[lower, upper]).unwrap();
+    let names = ["a", "b"].map(|name| merged.lookup(NodeId::ROOT, name.as_bytes()).unwrap());
+    assert!(names.iter().all(|node| merged.attributes(*node).unwrap().kind == Kind::Directory));
+    assert!(merged.lookup(names[0], b"passwd").is_some() && merged.lookup(names[1], b"c").is_some());
+    assert!(merged.lookup(NodeId::ROOT, b"etc").is_none());
+}
+
+#[test]
 fn links_to_lower_files_are_further_names_of_them() {
     let bottom = layer(&[File(s("a"), 1), File(s("d/b"), 2), Link(s("c"), s("d/b"))]);
     let middle = layer(&[Link(s("e"), s("a")), Link(s("f"), s("d/b")), Whiteout(s("a"))]);
