@@ -102,6 +102,7 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     System(SystemVerb),
     Fsck(command::fsck::Fsck),
+    Events(command::events::Events),
     Info(command::info::Info),
     Runtime(RuntimeVerb),
     Login(command::login::Login),
@@ -194,6 +195,7 @@ pub(crate) enum RegistryVerb {
 #[derive(Debug, Subcommand)]
 pub(crate) enum SystemVerb {
     Df(command::disk_usage::DiskUsage),
+    Events(command::events::Events),
     Prune(command::prune::system::PruneSystem),
     Recover(command::system::Recover),
 }

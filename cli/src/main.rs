@@ -139,7 +139,7 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Logs(_)
         | Verb::Top(_)
         | Verb::Stats(_)
-        | Verb::System(_)
+        | Verb::System(SystemVerb::Df(_) | SystemVerb::Prune(_) | SystemVerb::Recover(_))
         | Verb::Rename(_)
         | Verb::Update(_)
         | Verb::Ps(_)
@@ -170,6 +170,8 @@ fn needs_ids(verb: &Verb) -> bool {
         | Verb::Mount(_)
         | Verb::Umount(_)
         | Verb::Fsck(_)
+        | Verb::Events(_)
+        | Verb::System(SystemVerb::Events(_))
         | Verb::Runtime(_)
         | Verb::Info(_) => false,
     }
@@ -229,6 +231,7 @@ fn dispatch(context: &Context, verb: &Verb, out: &mut impl Write) -> Outcome {
         Verb::Container(ContainerVerb::Inspect(verb)) => command::inspect::container(context, verb, out),
         Verb::Mount(verb) => command::mount::run(context, verb, out),
         Verb::Umount(verb) => command::umount::run(context, verb),
+        Verb::Events(verb) | Verb::System(SystemVerb::Events(verb)) => command::events::run(context, verb, out),
         Verb::Fsck(verb) => command::fsck::run(context, verb, out),
         Verb::Info(verb) => command::info::run(context, verb, out),
         // Taken care of before anything else.

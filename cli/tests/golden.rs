@@ -98,6 +98,7 @@ fn unprivileged_help() {
         "mount",
         "umount",
         "fsck",
+        "events",
         "info",
         "bench",
     ] {

@@ -86,11 +86,11 @@ pub use size::parse_size;
 pub use spec::SpecError;
 pub use spec::check_policy;
 pub use strata_imagestore::{
-    Change, CommitOptions, CompressionFormat, Depth, Event as ProgressEvent, Finding, FsckOptions, FsckReport,
-    HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input, LazyProgress, Leftovers, LoadOptions, Login, Mend,
-    Outcome, Platform, Progress, Proxies, Pruned, PullOptions, Pulled, PushOptions, Pushed, RegistryClient,
-    RegistryError, RegistrySettings, Removed, Secret, Start, Stored, Timestamp, Unused, Upload as ProgressUpload,
-    clean_path,
+    Change, CommitOptions, CompressionFormat, Depth, DiskError, Event as ProgressEvent, EventMessage, EventReader,
+    EventsFrom, Finding, FsckOptions, FsckReport, HistoryLine, ImageError, ImageId, ImageRef, ImageSummary, Input,
+    LazyProgress, Leftovers, LoadOptions, Login, Mend, Outcome, Platform, Progress, Proxies, Pruned, PullOptions,
+    Pulled, PushOptions, Pushed, RegistryClient, RegistryError, RegistrySettings, Removed, Secret, Start, Stored,
+    Timestamp, Unused, Upload as ProgressUpload, clean_path,
 };
 pub use strata_sandbox::policy::PolicyError;
 pub use strata_sandbox::runtime as oci;

@@ -56,7 +56,7 @@ impl Store {
         let name = "import";
         progress.report(Event::Started { layer: name, bytes: None });
         let mut advanced = |bytes| progress.report(Event::Advanced { layer: name, bytes });
-        let layer = ingest_layer(source, work.path().join("layer"), MAX_LAYER_SIZE, &mut advanced)?;
+        let layer = ingest_layer(source, work.path().join("layer"), MAX_LAYER_SIZE, None, &mut advanced)?;
         progress.report(Event::Finished { layer: name });
 
         let config = blank_config(options);
@@ -64,7 +64,9 @@ impl Store {
             message: Some(options.message.clone().unwrap_or_else(|| "Imported from -".to_owned())),
             ..options.clone()
         };
-        self.add_layer(&work, config, Vec::new(), layer, &options)
+        let id = self.add_layer(&work, config, Vec::new(), layer, &options)?;
+        self.note_image("import", id, &id.to_string());
+        Ok(id)
     }
 
     /// Makes an image of another one, or of none, and one more layer, whose tar `write_tar` writes.
@@ -92,7 +94,7 @@ impl Store {
                 written
             });
             let pipe = PipeReader { receiver, chunk: Vec::new(), position: 0, complete: false };
-            let taken = ingest_layer(pipe, folder, MAX_LAYER_SIZE, &mut |_| ());
+            let taken = ingest_layer(pipe, folder, MAX_LAYER_SIZE, None, &mut |_| ());
             match writer.join() {
                 Ok(written) => (written, taken),
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -168,6 +170,9 @@ impl Store {
         let images = std::slice::from_ref(&image);
         let stacks = if layers.len() == 1 { self.merge_new_stacks(work, &new, images)? } else { Vec::new() };
         self.publish(work, &new, &stacks, images)?;
+        for name in &image.names {
+            self.note_image("tag", image.id(), &name.familiar());
+        }
         Ok(image.id())
     }
 }

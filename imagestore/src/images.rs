@@ -187,6 +187,8 @@ impl Store {
         let image = find(&catalog, source)?;
         catalog.name(target.clone(), image, Timestamp::now());
         guard.write(&catalog).map_err(StoreError::from)?;
+        drop(guard);
+        self.note_image("tag", image, &target.familiar());
         Ok(())
     }
 
@@ -200,7 +202,7 @@ impl Store {
         Ok(bytes)
     }
 
-    fn config(&self, id: ImageId) -> Result<(ImageConfig, Vec<u8>), ImageError> {
+    pub(crate) fn config(&self, id: ImageId) -> Result<(ImageConfig, Vec<u8>), ImageError> {
         let bytes = self.blob(id.0)?;
         let config = ImageConfig::parse(&bytes).map_err(|source| ImageError::Config { id, source })?;
         Ok((config, bytes))

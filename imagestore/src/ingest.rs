@@ -61,10 +61,14 @@ impl IngestError {
 }
 
 /// Takes a layer in. `folder` is made; what is in it after an error is to be removed by the caller.
+///
+/// Where the tar is known that a compressed layer must be, and only zeros at the end of it are missing, they are added:
+/// Podman before 5 leaves them out of what it compresses as zstd:chunked.
 pub(crate) fn ingest_layer(
     mut source: impl Read,
     folder: PathBuf,
     max_size: u64,
+    expected: Option<DiffId>,
     advanced: &mut dyn FnMut(u64),
 ) -> Result<NewLayer, IngestError> {
     make_folder(&folder)?;
@@ -83,7 +87,9 @@ pub(crate) fn ingest_layer(
         let reader = Decompressor::new(&mut source, compression).map_err(IngestError::Decompress)?;
         let mut reader = Bounded { source: reader, left: max_size };
         let writer = TarWriter { file: tar, path: &tar_path, written: 0, started: 0 };
-        run_pipeline(&mut reader, compression, writer)
+        // A blob that is the tar itself has the digest that it has.
+        let expected = expected.filter(|_| compression != Compression::None);
+        run_pipeline(&mut reader, compression, writer, expected)
     };
     if let Some(error) = source.failed {
         return Err(IngestError::Source(error));
@@ -112,6 +118,7 @@ fn run_pipeline(
     reader: &mut impl Read,
     compression: Compression,
     mut tar: TarWriter<'_>,
+    expected: Option<DiffId>,
 ) -> Result<IngestedLayer, IngestError> {
     let mut ingest = LayerIngest::new(Limits::default());
 
@@ -121,7 +128,7 @@ fn run_pipeline(
         // A small layer is not worth a thread.
         ingest.push(&chunk[..first])?;
         tar.write(&chunk[..first])?;
-        return Ok(ingest.finish()?);
+        return finish(ingest, &mut tar, expected);
     }
 
     let (full_sender, full_receiver): (SyncSender<Vec<u8>>, Receiver<Vec<u8>>) = sync_channel(CHUNKS);
@@ -144,7 +151,10 @@ fn run_pipeline(
                 // The reader is gone only after an error of its own, which it reports.
                 let _ = empty_sender.send(chunk);
             }
-            Ok(ingest.finish()?)
+            match &mut tar_there {
+                Some(tar) => finish(ingest, tar, expected),
+                None => Ok(ingest.finish()?),
+            }
         });
         let worker = worker.map_err(IngestError::Source)?;
         let read = (|| -> Result<(), IngestError> {
@@ -173,6 +183,20 @@ fn run_pipeline(
         // A source that broke off makes the tar look cut off, so its own error comes first.
         read.and(ingested)
     })
+}
+
+/// Ends a layer, with the zeros that its compressed form lacks.
+fn finish(
+    mut ingest: LayerIngest,
+    tar: &mut TarWriter<'_>,
+    expected: Option<DiffId>,
+) -> Result<IngestedLayer, IngestError> {
+    if let Some(count) = expected.and_then(|expected| ingest.missing_zeros(expected)) {
+        let zeros = vec![0; count];
+        ingest.push(&zeros)?;
+        tar.write(&zeros)?;
+    }
+    Ok(ingest.finish()?)
 }
 
 /// The tar on its way to the disk.

@@ -84,6 +84,10 @@ impl Layout {
         self.root.join("quarantine")
     }
 
+    pub(crate) fn events(&self) -> PathBuf {
+        self.root.join("events")
+    }
+
     pub(crate) fn work(&self) -> PathBuf {
         self.root.join("tmp")
     }

@@ -1,6 +1,9 @@
 //! Removing all images that nobody uses.
 
+use std::collections::BTreeMap;
+
 use crate::catalog::CatalogGuard;
+use crate::events::EventActor;
 use crate::images::ImageSummary;
 use crate::reference::ImageRef;
 use crate::remove::{ContainerUse, RemoveError, Removed, freed_chains};
@@ -40,13 +43,17 @@ impl Store {
         let chosen: Vec<&ImageSummary> =
             images.iter().filter(|image| is_wanted(image) && !is_used(image) && fits(image)).collect();
         let is_full = |error: &StoreError| error.is_full();
-        Ok(self.with_reserve(is_full, || self.remove_all(&chosen))?)
+        let pruned = self.with_reserve(is_full, || self.remove_all(&chosen))?;
+        let reclaimed = BTreeMap::from([("reclaimed".to_owned(), pruned.bytes.to_string())]);
+        self.note_actor("prune", EventActor { id: String::new(), attributes: reclaimed });
+        Ok(pruned)
     }
 
     fn remove_all(&self, chosen: &[&ImageSummary]) -> Result<Pruned, StoreError> {
         let guard = CatalogGuard::lock(&self.layout)?;
         let mut catalog = guard.read()?;
         let mut removed = Vec::new();
+        let mut steps_of = Vec::new();
         for image in chosen {
             let names: Vec<ImageRef> = catalog.names_of(image.id).cloned().collect();
             // One that got or lost a name since we looked is in use by somebody.
@@ -54,14 +61,19 @@ impl Store {
                 continue;
             }
             let Some(record) = catalog.images.remove(&image.id) else { continue };
+            let first = removed.len();
             for name in names {
                 catalog.names.remove(&name);
                 removed.push(Removed::Untagged(name));
             }
             removed.push(Removed::Deleted(image.id));
             removed.extend(freed_chains(&catalog, &record.layers).into_iter().map(Removed::DeletedLayer));
+            steps_of.push((image, first..removed.len()));
         }
         let bytes = self.write_shorter(guard, &catalog)?;
+        for (image, steps) in steps_of {
+            self.note_removed(image.id, &image.labels, &removed[steps]);
+        }
         Ok(Pruned { removed, bytes })
     }
 }

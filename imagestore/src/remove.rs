@@ -4,6 +4,8 @@
 //! they are of several repositories or tags, which needs force. What a container uses is refused: a running one
 //! always, a stopped one unless forced.
 
+use std::collections::BTreeMap;
+
 use strata_layer::{ChainId, DiffId};
 
 use crate::catalog::{Catalog, CatalogGuard};
@@ -59,9 +61,24 @@ impl Store {
     fn remove_once(&self, name_or_id: &str, options: &RemoveOptions) -> Result<Vec<Removed>, RemoveError> {
         let guard = CatalogGuard::lock(&self.layout).map_err(StoreError::from)?;
         let mut catalog = guard.read().map_err(StoreError::from)?;
-        let removed = remove_from(&mut catalog, name_or_id, options)?;
+        let image = find(&catalog, name_or_id)?;
+        let removed = remove_from(&mut catalog, image, name_or_id, options)?;
+        let labels = self.labels_of(image);
         self.write_shorter(guard, &catalog)?;
+        self.note_removed(image, &labels, &removed);
         Ok(removed)
+    }
+
+    /// Notes the steps of removing an image, which has its labels until it is deleted.
+    pub(crate) fn note_removed(&self, image: ImageId, labels: &BTreeMap<String, String>, removed: &[Removed]) {
+        let id = image.to_string();
+        for step in removed {
+            match step {
+                Removed::Untagged(_) => self.note("untag", &id, &id, labels.clone()),
+                Removed::Deleted(_) => self.note("delete", &id, &id, BTreeMap::new()),
+                Removed::DeletedLayer(_) => {}
+            }
+        }
     }
 
     /// Writes a catalog that has lost images, and frees what only they needed. Returns how many bytes that were.
@@ -77,8 +94,12 @@ impl Store {
     }
 }
 
-fn remove_from(catalog: &mut Catalog, text: &str, options: &RemoveOptions) -> Result<Vec<Removed>, RemoveError> {
-    let image = find(catalog, text)?;
+fn remove_from(
+    catalog: &mut Catalog,
+    image: ImageId,
+    text: &str,
+    options: &RemoveOptions,
+) -> Result<Vec<Removed>, RemoveError> {
     let mut removed = Vec::new();
     let names: Vec<ImageRef> = catalog.names_of(image).cloned().collect();
     let user = |running| options.containers.iter().find(|user| user.image == image && user.running == running);
@@ -250,7 +271,8 @@ mod tests {
     }
 
     fn outcome(catalog: &mut Catalog, text: &str, options: &RemoveOptions) -> Vec<String> {
-        match remove_from(catalog, text, options) {
+        let image = find(catalog, text).map_err(RemoveError::from);
+        match image.and_then(|image| remove_from(catalog, image, text, options)) {
             Err(error) => vec![error.to_string()],
             Ok(steps) => steps
                 .iter()

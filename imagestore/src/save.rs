@@ -91,7 +91,11 @@ impl Store {
             let mut tar = File::open(&path).on_disk("open", &path).map_err(StoreError::from)?;
             archive.copy(&blob(layer.0), &mut tar)?;
         }
-        archive.finish()
+        archive.finish()?;
+        for id in chosen.keys() {
+            self.note_image("save", *id, &id.to_string());
+        }
+        Ok(())
     }
 
     /// Finds what a word on the command line stands for.

@@ -170,18 +170,21 @@ impl Store {
     }
 
     /// Returns those of the layers whose tar is not here.
-    pub fn absent_layers(&self, layers: &[DiffId]) -> Vec<DiffId> {
-        let absent = |layer: &&DiffId| {
-            let folder = self.layout.layer(**layer);
-            is_lazy(&folder).unwrap_or(false) && !folder.join(TAR).exists()
-        };
-        layers.iter().filter(absent).copied().collect()
+    pub(crate) fn absent_layers(&self, layers: &[DiffId]) -> Result<Vec<DiffId>, DiskError> {
+        let mut absent = Vec::new();
+        for layer in layers {
+            let folder = self.layout.layer(*layer);
+            if is_lazy(&folder)? && !exists(&folder.join(TAR))? {
+                absent.push(*layer);
+            }
+        }
+        Ok(absent)
     }
 
     /// Returns how much of the layers that are not whole is here; `None` if all are whole.
     pub fn lazy_progress(&self, layers: &[DiffId]) -> Result<Option<LazyProgress>, StoreError> {
         let mut sum: Option<LazyProgress> = None;
-        for layer in self.absent_layers(layers) {
+        for layer in self.absent_layers(layers)? {
             let folder = self.layout.layer(layer).join(LAZY);
             let progress = match LazyFolder::open(&folder, FolderAccess::Read) {
                 Ok(Some(folder)) => folder.progress()?,

@@ -14,6 +14,7 @@ use crate::catalog::CatalogGuard;
 use crate::disk::{DiskError, OnDisk, exists, names_in};
 use crate::gc::held_stack;
 use crate::image_id::ImageId;
+use crate::layout::FETCHER;
 use crate::lease::leased_stacks;
 use crate::stack::chain_of;
 use crate::store::{Store, StoreError};
@@ -31,7 +32,7 @@ pub struct DiskUsage {
     pub quarantine: u64,
     /// What running commands write.
     pub working: u64,
-    /// The list of images, leases, and the folders themselves.
+    /// The list of images, leases, what happened, and the folders themselves.
     pub own: u64,
 }
 
@@ -147,7 +148,9 @@ impl Store {
                 own += disk_space(&folder.join(name))?;
             }
         }
-        own += disk_space(&self.layout.format())?;
+        for path in [self.layout.format(), self.layout.events(), self.layout.root().join(FETCHER)] {
+            own += disk_space(&path)?;
+        }
         Ok(DiskUsage {
             images: catalog.images.keys().copied().collect(),
             parts,

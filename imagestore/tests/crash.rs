@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod faults;
+#[path = "support/lazy_blobs.rs"]
+mod lazy_blobs;
+#[path = "support/put.rs"]
+mod put;
 mod shared;
 mod support;
 

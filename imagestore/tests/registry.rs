@@ -4,6 +4,8 @@
 mod fsck;
 #[path = "support/lazy_blobs.rs"]
 mod lazy_blobs;
+#[path = "support/put.rs"]
+mod put;
 #[path = "registry_lazy/mod.rs"]
 mod registry_lazy;
 mod support;
@@ -53,6 +55,10 @@ impl Scene {
 
     fn client(&self) -> RegistryClient {
         RegistryClient::new(self.settings())
+    }
+
+    fn team_app(&self) -> put::Repository<'_> {
+        put::Repository { address: self.server.address(), name: "team/app" }
     }
 
     fn name(&self, text: &str) -> ImageRef {
@@ -564,18 +570,36 @@ fn a_manifest_is_shown_as_it_is() {
 }
 
 /// Pushes documents by hand, as no client of ours would.
-fn put_document(scene: &Scene, name: &str, media_type: &str, bytes: &[u8]) {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(scene.server.address()).unwrap();
-    let head = format!(
-        "PUT /v2/team/app/manifests/{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {media_type}\r\nContent-Length: {}\r\n\r\n",
-        bytes.len()
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(bytes).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+#[test]
+fn zeros_that_a_compressor_left_out_come_back() {
+    // As Podman before 5 does: what fills up the last record of the tar is not in the blob.
+    for kind in ["zstd", "gzip"] {
+        let scene = Scene::new(&sample_layers());
+        let tar = large_layer("data", 3 << 20);
+        let small = sample_layers().remove(0);
+        let blob = |tar: &[u8]| {
+            let mut padded = tar.to_vec();
+            padded.resize((padded.len() + 1).next_multiple_of(10240), 0);
+            let media_type = "application/vnd.oci.image.layer.v1.tar+zstd";
+            lazy_blobs::Blob { bytes: compress(tar, kind), media_type, annotations: Default::default(), tar: padded }
+        };
+        let blobs = [blob(&small), blob(&tar)];
+        let expected = blobs.iter().map(|blob| blob.tar.clone()).collect::<Vec<_>>();
+        let image = scene.team_app().put_image("1", &blobs);
+        let store = scene.store("other");
+        assert_eq!(scene.pull(&store).unwrap().id, image);
+        for (layer, tar) in store.image(&image).unwrap().layers.iter().zip(expected) {
+            let found = std::fs::read(store.root().join("layers").join(layer.0.hex()).join("tar")).unwrap();
+            assert!(found == tar, "{kind}");
+        }
+        check_whole(&store);
+        // More than a record is not missing by mistake.
+        let mut long = blob(&tar);
+        long.tar.resize(long.tar.len() + 10240, 0);
+        scene.team_app().put_image("1", &[long]);
+        assert!(matches!(scene.pull(&store), Err(RegistryError::DiffId { .. })));
+        check_whole(&store);
+    }
 }
 
 #[test]
@@ -591,7 +615,7 @@ fn of_an_index_the_image_for_the_platform_is_pulled() {
         entry("s390x", &nowhere), entry("amd64", &pushed.digest.to_string()),
     ]})
     .to_string();
-    put_document(&scene, "index", INDEX, index.as_bytes());
+    scene.team_app().put_document("index", INDEX, index.as_bytes());
     let name = scene.name("team/app:index");
     let pull = |platform: &str| {
         let options = PullOptions { platform: Some(platform.parse().unwrap()), ..PullOptions::default() };
@@ -604,6 +628,9 @@ fn of_an_index_the_image_for_the_platform_is_pulled() {
     assert!(missing.contains("no matching manifest for linux/arm64"), "{missing}");
     assert!(missing.contains("linux/s390x, linux/amd64"), "{missing}");
 
+    scene.team_app().put_blob(b"{}");
+    let config =
+        serde_json::json!({"mediaType": CONFIG, "digest": strata_layer::Digest::of(b"{}").to_string(), "size": 2});
     for (name, media_type, document, message) in [
         (
             "one",
@@ -617,9 +644,17 @@ fn of_an_index_the_image_for_the_platform_is_pulled() {
             serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [], "manifests": []}),
             "manifest sha256",
         ),
+        (
+            "foreign",
+            MANIFEST,
+            serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [{
+                "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "size": 5,
+                "digest": nowhere, "urls": [format!("http://{}/v2/team/app/blobs/{nowhere}", scene.server.address())]}]}),
+            "not distributed by the registry",
+        ),
         ("version", MANIFEST, serde_json::json!({"schemaVersion": 9, "mediaType": MANIFEST}), "9"),
     ] {
-        put_document(&scene, name, media_type, document.to_string().as_bytes());
+        scene.team_app().put_document(name, media_type, document.to_string().as_bytes());
         let name = scene.name(&format!("team/app:{name}"));
         let error = scene.store("other").pull(&scene.client(), &name, &PullOptions::default(), &()).unwrap_err();
         assert!(chain(&error).contains(message), "{}", chain(&error));

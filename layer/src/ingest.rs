@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use crate::index::{BuildError, Builder, Content, IndexFull, Layer, Metadata};
 use crate::objects::Segment;
 use crate::path::{self, InvalidPath};
-use crate::tar::{Entry, EntryKind, Event, Limits, Parser, TarError};
+use crate::tar::{BLOCK, Entry, EntryKind, Event, Limits, Parser, TarError};
 use crate::whiteout::{self, InvalidMarker, Meaning};
 use crate::{DiffId, Digest};
 
@@ -69,6 +69,22 @@ impl LayerIngest {
             }
         }
         Ok(())
+    }
+
+    /// Returns how many zeros are missing at the end for the tar to be `expected`: some writers leave out what fills up the
+    /// last record of an archive. `None` if nothing is missing, or something else.
+    pub fn missing_zeros(&self, expected: DiffId) -> Option<usize> {
+        self.parser.finish().ok()?;
+        let mut sha = self.sha.clone()?;
+        let is_expected = |sha: &Sha256| Digest::from_bytes(sha.clone().finalize().into()) == expected.0;
+        if is_expected(&sha) {
+            return None;
+        }
+        let end = usize::try_from(self.parser.offset() % RECORD as u64).expect("less than a record");
+        (1..=(RECORD - end) / BLOCK).map(|blocks| blocks * BLOCK).find(|_| {
+            sha.update([0; BLOCK]);
+            is_expected(&sha)
+        })
     }
 
     /// Ends the layer. An archive may end without its two blocks of zeros, but not inside an entry.
@@ -182,6 +198,8 @@ fn is_kept(name: &[u8]) -> bool {
     exact.contains(&name) || free && !whiteout::is_private_xattr(name)
 }
 
+/// What tar writes at once, and fills up at the end: twenty blocks.
+const RECORD: usize = 20 * BLOCK;
 /// What an extended attribute takes in memory beside its name and value.
 const XATTR_OVERHEAD: usize = 96;
 

@@ -67,7 +67,7 @@ pub(crate) fn run(context: &Context, logs: &Logs) -> Outcome {
 }
 
 /// A time with all nine digits, so that lines are aligned.
-fn fixed(at: Timestamp) -> String {
+pub(super) fn fixed(at: Timestamp) -> String {
     let seconds = Timestamp { nanoseconds: 0, ..at }.to_string();
     format!("{}.{:09}Z", seconds.trim_end_matches('Z'), at.nanoseconds)
 }

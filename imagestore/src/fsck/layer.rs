@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -12,9 +12,9 @@ use strata_layer::{DiffId, Digest, objects};
 use strata_sys::verity;
 
 use super::{Check, Depth, Subject, is_damage};
-use crate::disk::{DiskError, OnDisk, create_new, open_if_present, read_if_present};
-use crate::layout::{BLOB, CHECKED, COMPRESSED, OBJECTS, TAR, VERITY};
-use crate::lazy::{FolderAccess, LAZY, LazyFolder, is_lazy};
+use crate::disk::{DiskError, OnDisk, create_new, exists, open_if_present, read_if_present};
+use crate::layout::{BLOB, CHECKED, COMPRESSED, INDEX, OBJECTS, TAR, VERITY};
+use crate::lazy::{FolderAccess, LAZY, LazyFolder, NEXT_INDEX, is_lazy};
 use crate::progress::Event;
 use crate::stack::{StackError, open_sound};
 use crate::store::{Store, StoreError};
@@ -102,22 +102,30 @@ impl Check<'_> {
         if self.store.check_writable().is_ok() {
             mark_checked(&self.store.layout.layer(layer));
         }
-        let found = read_if_present(&paths.index)?;
-        match found {
+        let index = self.index_of_tar(layer)?;
+        match read_if_present(&index)? {
             // Caches may be missing.
             None => Ok(()),
             Some(found) if found == ingested.index => Ok(()),
             Some(_) => self.found_cache(Subject::LayerIndex(layer), "it is not what the tar gives", |store| {
-                store.replace_file(&paths.index, &ingested.index)
+                store.replace_file(&index, &ingested.index)
             }),
         }
     }
 
+    /// Where the index of a layer's tar is: in its place, or beside it, where a kill has left it for the next user of the
+    /// layer to put it in its place.
+    fn index_of_tar(&self, layer: DiffId) -> Result<PathBuf, StoreError> {
+        let folder = self.store.layout.layer(layer);
+        let next = folder.join(NEXT_INDEX);
+        Ok(if exists(&next)? { next } else { folder.join(INDEX) })
+    }
+
     /// Looks at a layer without reading its tar.
     fn surface(&mut self, layer: DiffId, tar: &File) -> Result<(), StoreError> {
-        let paths = self.store.layer_paths(layer);
-        let present = open_if_present(&paths.index)?.is_some();
-        match open_sound(&paths.index)? {
+        let (paths, path) = (self.store.layer_paths(layer), self.index_of_tar(layer)?);
+        let present = open_if_present(&path)?.is_some();
+        match open_sound(&path)? {
             Some(index) => {
                 let (is, expected) = (tar.metadata().on_disk("examine", &paths.tar)?.len(), index.layer(0));
                 if let Some(expected) = expected.filter(|expected| expected.tar_size != is) {
@@ -127,7 +135,7 @@ impl Check<'_> {
                 Ok(())
             }
             None if present => self.found_cache(Subject::LayerIndex(layer), "its checksum is wrong", |store| {
-                remove(&paths.index)?;
+                remove(&path)?;
                 match store.layer_index(layer) {
                     Err(StackError::Store(error)) => Err(error),
                     // A damaged tar is found by a whole check, or by whoever mounts the layer.

@@ -90,7 +90,7 @@ impl Repair<'_> {
         let Ok(compressed) = File::open(folder.join(COMPRESSED)) else { return Ok(false) };
         self.numbers += 1;
         let place = self.work.path().join(format!("again-{}", self.numbers));
-        let Ok(new) = ingest_layer(compressed, place, u64::MAX, &mut |_| ()) else { return Ok(false) };
+        let Ok(new) = ingest_layer(compressed, place, u64::MAX, Some(layer), &mut |_| ()) else { return Ok(false) };
         if new.diff_id != layer {
             return Ok(false);
         }

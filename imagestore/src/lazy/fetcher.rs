@@ -3,7 +3,7 @@
 //! There is at most one for a store, told by a lock. It serves a socket in `fetcher/`, looks for layers that are not
 //! whole, and ends when there are none, or when nothing could be had for long; whoever needs it then starts the next.
 
-pub(super) mod layer;
+pub(crate) mod layer;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +26,7 @@ use super::reader::{ENDING, REQUEST, SOCKET, wake};
 use crate::disk::{DiskError, Lock, OnDisk, Sharing, make_folder, names_in};
 use crate::fsck::with_causes;
 use crate::layout::{FETCHER, TAR};
+use crate::reference::ImageRef;
 use crate::registry::{RegistryClient, RegistryError};
 use crate::store::{Store, StoreError};
 use crate::timestamp::Timestamp;
@@ -108,6 +109,8 @@ pub struct Fetcher {
     unusable: Mutex<HashSet<DiffId>>,
     /// Counts what was taken in the background.
     turn: AtomicUsize,
+    /// How long it stays when there is nothing to do.
+    linger: Duration,
 }
 
 impl Fetcher {
@@ -124,7 +127,14 @@ impl Fetcher {
             opening: Mutex::default(),
             unusable: Mutex::default(),
             turn: AtomicUsize::new(0),
+            linger: LINGER,
         }
+    }
+
+    /// Sets how long it stays when there is nothing to do.
+    #[must_use]
+    pub fn with_linger(self, linger: Duration) -> Fetcher {
+        Fetcher { linger, ..self }
     }
 
     /// Fetches until every layer of the store is whole. Returns at once if another process does it.
@@ -148,7 +158,6 @@ impl Fetcher {
         let listener = listen(&folder).map_err(FetchError::Socket)?;
         let fetcher = Arc::new(self);
         let serving = Arc::clone(&fetcher);
-        // It ends with the process.
         thread::Builder::new()
             .name("ask".to_owned())
             .spawn(move || serving.accept(&listener))
@@ -162,6 +171,8 @@ impl Fetcher {
         }
         let result = fetcher.watch();
         fetcher.ending.store(true, Ordering::Release);
+        // So that nobody waits for readers any more.
+        wake(fetcher.store.layout.root());
         // A name that nobody listens to; whoever connects too late starts the next.
         let _ = fs::remove_file(folder.join(SOCKET));
         drop(lock);
@@ -180,7 +191,7 @@ impl Fetcher {
                 idle_since = Instant::now();
             }
             let alive = *self.alive.lock().unwrap_or_else(PoisonError::into_inner);
-            if idle_since.elapsed() > LINGER || alive.elapsed() > GIVEN_UP {
+            if idle_since.elapsed() > self.linger || alive.elapsed() > GIVEN_UP {
                 return Ok(());
             }
             thread::sleep(LOOK);
@@ -243,7 +254,7 @@ impl Fetcher {
 
     /// Fetches in the background.
     fn prefetch(&self) {
-        loop {
+        while !self.ending.load(Ordering::Acquire) {
             let next = self.take_next();
             // Readers come first: they wait, and the link is one.
             if self.asked.load(Ordering::Acquire) > 0 {
@@ -278,7 +289,7 @@ impl Fetcher {
     }
 
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
-        for connection in listener.incoming().flatten() {
+        for connection in listener.incoming().flatten().take_while(|_| !self.ending.load(Ordering::Acquire)) {
             let fetcher = Arc::clone(self);
             // Refused for want of a thread: the connection is closed, and the reader tries again.
             let _ = thread::Builder::new().name("answer".to_owned()).spawn(move || fetcher.answer(connection));
@@ -329,11 +340,24 @@ impl Fetcher {
         }
     }
 
-    /// Tells people what failed: beside the layer, where `inspect` finds it, and in the log.
+    /// Tells people what failed: beside the layer, where `inspect` finds it, in the log, and as an event.
     fn note(&self, layer: &FetchedLayer, error: &FetchError) {
         let text = with_causes(error);
-        layer.note_failure(&format!("{} {text}", Timestamp::now()));
         self.log(layer.diff_id, &text);
+        if layer.note_failure(&format!("{} {text}", Timestamp::now())) {
+            self.note_event(layer.diff_id, &text);
+        }
+    }
+
+    /// Tells, once until all is well again, that images cannot be read whole.
+    fn note_event(&self, layer: DiffId, text: &str) {
+        let Ok(catalog) = self.store.catalog() else { return };
+        for (image, _) in catalog.images.iter().filter(|(_, record)| record.layers.contains(&layer)) {
+            let name = catalog.names_of(*image).next().map_or_else(|| image.to_string(), ImageRef::familiar);
+            let mut attributes = self.store.labels_of(*image);
+            attributes.extend([("layer".to_owned(), layer.to_string()), ("error".to_owned(), text.to_owned())]);
+            self.store.note("fetch_failed", &image.to_string(), &name, attributes);
+        }
     }
 
     fn log(&self, layer: DiffId, text: &str) {

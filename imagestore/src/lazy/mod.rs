@@ -28,8 +28,8 @@ use strata_layer::DiffId;
 use strata_layer::ingest::LayerError;
 
 use crate::store::Store;
-use fetcher::layer::NEXT_INDEX;
 
+pub(crate) use fetcher::layer::NEXT_INDEX;
 pub use fetcher::{FetchError, Fetcher};
 pub use folder::LazyProgress;
 pub(crate) use folder::{FolderAccess, LAZY, LazyFolder, Source, is_lazy, is_refused};

@@ -117,6 +117,9 @@ impl Store {
         let images = images?;
         let stacks = self.merge_new_stacks(&work, &layers, &images)?;
         let replaced = self.publish(&work, &layers, &stacks, &images)?;
+        for image in &images {
+            self.note_image("load", image.id(), &image.id().to_string());
+        }
         Ok(images.iter().zip(replaced).flat_map(|(image, replaced)| report(image, &replaced)).collect())
     }
 
@@ -260,7 +263,7 @@ fn run_job(
     let name = layer.diff_id.to_string();
     progress.report(Event::Started { layer: &name, bytes: Some(size) });
     let mut advanced = |bytes| progress.report(Event::Advanced { layer: &name, bytes });
-    let new = ingest_layer(reader, folder, options.max_layer_size, &mut advanced)
+    let new = ingest_layer(reader, folder, options.max_layer_size, Some(layer.diff_id), &mut advanced)
         .map_err(|source| LoadError::layer(&layer.member, source))?;
     if new.blob_size != size {
         return Err(LoadError::Size { member: layer.member.clone(), expected: size, found: new.blob_size });

@@ -172,8 +172,10 @@ impl Reading<'_> {
         self.layers += 1;
         progress.report(Event::Started { layer: &member.name, bytes: Some(member.size) });
         let mut advanced = |bytes| progress.report(Event::Advanced { layer: &member.name, bytes });
-        let new = match ingest_layer(start.chain(&mut *content), folder.clone(), options.max_layer_size, &mut advanced)
-        {
+        // What an image says that it is may come later only.
+        let expected = named.and_then(|blob| self.known.get(&blob)).copied();
+        let source = start.chain(&mut *content);
+        let new = match ingest_layer(source, folder.clone(), options.max_layer_size, expected, &mut advanced) {
             Ok(new) => new,
             Err(error) if error.is_content() => {
                 // It may be something that no image needs; the rest of it is skipped.

@@ -104,13 +104,14 @@ impl Store {
         });
         let found = found.map_err(|error| explain(error, reference))?;
         progress.report(Event::Pulling { tag: &tag, repository });
-        match self.pull_found(&endpoints, &found, reference, options, progress) {
+        let pulled = match self.pull_found(&endpoints, &found, reference, options, progress) {
             // What was left of an earlier download, and is now discarded, may be to blame.
-            Err(Failed { resumed: true, .. }) => {
-                self.pull_found(&endpoints, &found, reference, options, progress).map_err(|failed| failed.error)
-            }
-            result => result.map_err(|failed| failed.error),
-        }
+            Err(Failed { resumed: true, .. }) => self.pull_found(&endpoints, &found, reference, options, progress),
+            result => result,
+        };
+        let pulled = pulled.map_err(|failed| failed.error)?;
+        self.note("pull", &reference.familiar(), &reference.familiar_repository(), self.labels_of(pulled.id));
+        Ok(pulled)
     }
 
     /// Fetches of an image what is damaged, from where it was pulled.
@@ -217,7 +218,7 @@ impl Store {
         let mut order = Vec::new();
         let present: BTreeSet<DiffId> = self.pin_present(&work, &found.diff_ids)?.into_iter().collect();
         if found.diff_ids.iter().all(|diff_id| present.contains(diff_id)) && self.has_names(&image)? {
-            let early = !self.absent_layers(&image.layers).is_empty();
+            let early = !self.absent_layers(&image.layers).map_err(StoreError::from)?.is_empty();
             let (reference, id) = (reference.clone(), image.id());
             return Ok(Pulled { reference, id, digest: found.digest, up_to_date: true, early });
         }
@@ -283,7 +284,7 @@ impl Store {
         for download in downloads.values() {
             download.discard();
         }
-        let early = !self.absent_layers(&image.layers).is_empty();
+        let early = !self.absent_layers(&image.layers).map_err(StoreError::from)?.is_empty();
         Ok(Pulled { reference: reference.clone(), id: image.id(), digest: found.digest, up_to_date: false, early })
     }
 
@@ -396,7 +397,7 @@ fn take_layer(
     let name = download.digest.to_string();
     progress.report(Event::Started { layer: &name, bytes: Some(download.size) });
     let folder = work.path().join(format!("layer-{number}"));
-    let taken = ingest_layer(download.reader(), folder, options.max_layer_size, &mut |_| ());
+    let taken = ingest_layer(download.reader(), folder, options.max_layer_size, Some(*diff_id), &mut |_| ());
     let checked = match taken {
         Err(source) if !source.is_content() => {
             return Err(RegistryError::Layer { blob: download.digest, source }.into());

@@ -124,6 +124,8 @@ impl Store {
                 push_index(self, &pushing.remote, repository, &layers, &subject, progress)?;
             }
             self.note_pushed(&work, &image, reference.with_digest(digest), bytes)?;
+            let labels = image.config.config.labels.clone().unwrap_or_default();
+            self.note("push", &reference.familiar(), &reference.familiar_repository(), labels);
             Ok(Pushed { reference: reference.clone(), digest, size })
         })
     }

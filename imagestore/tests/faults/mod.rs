@@ -4,6 +4,7 @@
 //! left over after a collection, and a check finds nothing. A sample is tried; `STRATA_FAULTS=all` tries every call.
 
 mod inject;
+mod lazy;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,11 +14,13 @@ use std::process::{Command, Stdio};
 
 use strata_imagestore::{
     CommitOptions, Depth, FsckOptions, ImageId, Input, Mend, PullOptions, PushOptions, RegistryClient,
-    RegistrySettings, RemoveOptions, Store, Timeouts, Timestamp, Unused,
+    RegistrySettings, RemoveOptions, Start, Store, Timeouts, Timestamp, Unused,
 };
 use strata_registry::{Options, Server};
 
 use self::inject::{Failure, Injection};
+use crate::lazy_blobs::{chunked, stargz, varied_tar};
+use crate::put::Repository;
 use crate::support::*;
 
 /// What an operation works with.
@@ -35,7 +38,7 @@ fn told(error: &dyn std::error::Error) -> String {
     chain(error)
 }
 
-const OPERATIONS: [Operation; 14] = [
+const OPERATIONS: [Operation; 19] = [
     ("load", |store, scene| {
         let loaded = store.load(Input::Path(scene.folder.join("new.tar")), &options(), &());
         loaded.map(drop).map_err(|error| told(&error))
@@ -97,6 +100,15 @@ const OPERATIONS: [Operation; 14] = [
         let report = store.fsck(&FsckOptions { depth: Depth::Whole, mend: Mend::Everything(None) }, &());
         report.map(drop).map_err(|error| told(&error))
     }),
+    ("pull-early", |store, scene| {
+        let name = format!("{}/stargz:1", scene.registry).parse().unwrap();
+        let options = PullOptions { start: Start::Early, ..PullOptions::default() };
+        store.pull(&scene.client(), &name, &options, &()).map(drop).map_err(|error| told(&error))
+    }),
+    ("lazy-gc", |store, _| store.gc().map(drop).map_err(|error| told(&error))),
+    ("lazy-usage", |store, _| store.disk_usage().map(drop).map_err(|error| told(&error))),
+    ("lazy-stargz", |store, scene| lazy::complete(store, scene, "stargz:1")),
+    ("lazy-chunked", |store, scene| lazy::complete(store, scene, "chunked:1")),
 ];
 
 impl Scene {
@@ -139,6 +151,16 @@ impl Stage {
         fs::write(folder.path().join("new.tar"), docker_new(&new, "new:1").tar()).unwrap();
         fs::write(folder.path().join("gzip.tar"), oci(&new[1..], "gzip", "gzip:1").tar()).unwrap();
         fs::write(folder.path().join("root.tar"), &layers[0]).unwrap();
+
+        let lazy = Store::open(&folder.path().join("lazy")).unwrap();
+        let tar = varied_tar(1, 10);
+        fs::write(folder.path().join("lazy.tar"), &tar).unwrap();
+        for (name, blob) in [("stargz", stargz(&tar, 1 << 17)), ("chunked", chunked(&tar, 1 << 17))] {
+            Repository { address: server.address(), name }.put_image("1", &[blob]);
+            let name = format!("{registry}/{name}:1").parse().unwrap();
+            let options = PullOptions { start: Start::Early, ..PullOptions::default() };
+            assert!(lazy.pull(&scene.client(), &name, &options, &()).unwrap().early);
+        }
         Stage { server, folder, scene }
     }
 
@@ -146,7 +168,8 @@ impl Stage {
     fn store(&self, name: &str, operation: &str) -> PathBuf {
         let root = self.folder.path().join(name);
         let _ = fs::remove_dir_all(&root);
-        copy(&self.folder.path().join("template"), &root);
+        let template = if operation.starts_with("lazy") { "lazy" } else { "template" };
+        copy(&self.folder.path().join(template), &root);
         if operation == "mount" || operation == "fsck" {
             for folder in fs::read_dir(root.join("images")).unwrap() {
                 let _ = fs::remove_file(folder.unwrap().path().join("index"));
@@ -181,13 +204,16 @@ fn state(store: &Store) -> BTreeSet<(String, ImageId)> {
     unnamed.chain(names(store)).collect()
 }
 
-/// What lies in a store, by name, without caches and without what is put aside for a full disk.
+/// What lies in a store, by name, without caches and without what is put aside for a full disk. Layers that are not whole
+/// count as those that are: whether something is known of a layer beforehand depends on what failed.
 fn files(store: &Store) -> BTreeSet<String> {
     let cache = |name: &String| {
         let last = name.rsplit('/').next().unwrap_or("");
-        matches!(last, "index" | "objects" | "forms" | "checked" | "reserve")
+        matches!(last, "index" | "objects" | "forms" | "checked" | "reserve" | "blob")
+            || ["fetcher/", "events/"].iter().any(|folder| name.starts_with(folder))
     };
-    snapshot(store).into_keys().filter(|name| !cache(name)).collect()
+    let whole = |name: String| name.split_once("/lazy/").map(|(layer, _)| format!("{layer}/tar")).unwrap_or(name);
+    snapshot(store).into_keys().filter(|name| !cache(name)).map(whole).collect()
 }
 
 /// Checks that a try left the store before or after the operation, and that the next command does it.
@@ -220,8 +246,19 @@ fn expected(stage: &Stage, (name, operation): Operation) -> Expected {
 }
 
 /// How many calls lie between those that are tried.
-fn stride() -> usize {
-    if std::env::var_os("STRATA_FAULTS").is_some_and(|value| value == "all") { 1 } else { 29 }
+fn stride(operation: &str) -> usize {
+    match std::env::var_os("STRATA_FAULTS").is_some_and(|value| value == "all") {
+        true => 1,
+        // Takes half a second each time.
+        false if lazy::is_slow(operation) => 211,
+        false => 29,
+    }
+}
+
+/// The operations that are tried: all, or those whose names begin with `STRATA_FAULTS_OF`.
+fn operations() -> impl Iterator<Item = (usize, Operation)> {
+    let wanted = std::env::var("STRATA_FAULTS_OF").unwrap_or_default();
+    OPERATIONS.into_iter().enumerate().filter(move |(_, (name, _))| name.starts_with(&wanted))
 }
 
 fn descriptors() -> usize {
@@ -236,10 +273,10 @@ fn privileged_every_call_may_fail() {
     }
     let stage = Stage::new();
     let mut tried = 0;
-    for (number, operation) in OPERATIONS.into_iter().enumerate() {
-        let expected = expected(&stage, operation);
+    for (number, operation) in operations() {
+        let (expected, stride) = (expected(&stage, operation), stride(operation.0));
         for failure in [Failure::Io, Failure::NoSpace, Failure::NoDescriptor] {
-            let mut nth = 1 + number % stride();
+            let mut nth = 1 + number % stride;
             loop {
                 let root = stage.store("try", operation.0);
                 let before = descriptors();
@@ -254,11 +291,14 @@ fn privileged_every_call_may_fail() {
                 // Without space what makes space is tried again, with what was put aside.
                 let synced =
                     failure == Failure::Io && [libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_syncfs].contains(&call);
+                // The process that fetches tries again by itself.
+                let synced = synced && !lazy::is_slow(operation.0);
                 assert!(!(synced && result.is_ok()), "{context}: what is not on the disk was reported done");
                 check(&stage, operation, &root, &expected, result.is_ok(), &format!("{context}: {result:?}"));
-                // The registry's connections may come and go.
-                assert!(operation.0.starts_with("pu") || descriptors() <= before, "{context}: descriptors leak");
-                nth += stride();
+                // The registry's connections may come and go, and threads end a little later.
+                let settled = operation.0.starts_with("pu") || lazy::is_slow(operation.0);
+                assert!(settled || descriptors() <= before, "{context}: descriptors leak");
+                nth += stride;
             }
         }
     }
@@ -289,9 +329,9 @@ fn privileged_killed_at_every_call() {
     }
     let stage = Stage::new();
     let mut killed = 0;
-    for (number, operation) in OPERATIONS.into_iter().enumerate() {
-        let expected = expected(&stage, operation);
-        let mut nth = 1 + number % stride();
+    for (number, operation) in operations() {
+        let (expected, stride) = (expected(&stage, operation), stride(operation.0));
+        let mut nth = 1 + number % stride;
         loop {
             let root = stage.store("try", operation.0);
             let status = Command::new(std::env::current_exe().unwrap())
@@ -311,7 +351,7 @@ fn privileged_killed_at_every_call() {
             }
             assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{context}: {status}");
             killed += 1;
-            nth += stride();
+            nth += stride;
         }
     }
     assert!(killed > 10, "{killed}");

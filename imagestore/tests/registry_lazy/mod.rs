@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
 use strata_imagestore::{Fetcher, ImageId, LazyLayer, Start};
 use strata_layer::index::{Index, Kind, NodeId};
 use strata_layer::{DiffId, Digest};
@@ -13,39 +12,9 @@ use crate::lazy_blobs::{Blob, chunked, stargz, varied_tar};
 
 /// Pushes an image of these blobs by hand.
 fn put_image(scene: &Scene, blobs: &[Blob]) -> ImageId {
-    let tars: Vec<Vec<u8>> = blobs.iter().map(|blob| blob.tar.clone()).collect();
-    let config = config_of(&tars).to_string().into_bytes();
-    put_blob(scene, &config);
-    let layers: Vec<Value> = blobs
-        .iter()
-        .map(|blob| {
-            put_blob(scene, &blob.bytes);
-            json!({"mediaType": blob.media_type, "digest": Digest::of(&blob.bytes).to_string(), "size": blob.bytes.len(),
-                "annotations": blob.annotations})
-        })
-        .collect();
-    let config_type = "application/vnd.oci.image.config.v1+json";
-    let manifest = json!({
-        "schemaVersion": 2, "mediaType": MANIFEST, "layers": layers,
-        "config": {"mediaType": config_type, "digest": Digest::of(&config).to_string(), "size": config.len()},
-    });
-    put_document(scene, "1", MANIFEST, manifest.to_string().as_bytes());
+    let image = scene.team_app().put_image("1", blobs);
     scene.server.exchanges();
-    ImageId(Digest::of(&config))
-}
-
-fn put_blob(scene: &Scene, bytes: &[u8]) {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(scene.server.address()).unwrap();
-    let (digest, length) = (Digest::of(bytes), bytes.len());
-    let head = format!(
-        "POST /v2/team/app/blobs/uploads/?digest={digest} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(bytes).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    image
 }
 
 fn pull_early(scene: &Scene, store: &Store) -> Result<Pulled, RegistryError> {
@@ -340,6 +309,29 @@ fn what_a_power_cut_has_left_is_compared_before_it_is_served() {
         wait_until_whole(&store, &image);
         check_whole(&store);
     }
+}
+
+#[test]
+fn an_index_that_a_kill_has_left_beside_is_no_damage_and_put_in_place() {
+    let [blob, _] = blobs(60);
+    let scene = Scene::new(&sample_layers());
+    let (image, store) = early(&scene, &[blob]);
+    let layer = store.root().join("layers").join(store.image(&image).unwrap().layers[0].0.hex());
+    let before = std::fs::read(layer.join("index")).unwrap();
+    fetch(&scene, &store);
+    wait_until_whole(&store, &image);
+    let after = std::fs::read(layer.join("index")).unwrap();
+    assert!(before != after);
+    std::fs::rename(layer.join("index"), layer.join("index.next")).unwrap();
+    std::fs::write(layer.join("index"), before).unwrap();
+    for depth in [strata_imagestore::Depth::Whole, strata_imagestore::Depth::Quick] {
+        let options = strata_imagestore::FsckOptions { depth, mend: strata_imagestore::Mend::Nothing };
+        let findings = store.fsck(&options, &()).unwrap().findings;
+        assert!(findings.is_empty(), "{findings:?}");
+    }
+    drop(store.stack(&image).unwrap());
+    assert!(std::fs::read(layer.join("index")).unwrap() == after && !layer.join("index.next").exists());
+    check_whole(&store);
 }
 
 #[test]

@@ -98,6 +98,28 @@ fn an_empty_archive_is_an_empty_layer() {
 }
 
 #[test]
+fn zeros_that_fill_up_the_last_record_may_be_missing() {
+    let whole = files(&["a", "b"]).end();
+    let mut padded = whole.clone();
+    padded.resize(padded.len().next_multiple_of(10240), 0);
+    let expected = DiffId(Digest::of(&padded));
+    let missing = |tar: &[u8], expected: DiffId| {
+        let mut layer = LayerIngest::new(Limits::default());
+        layer.push(tar).unwrap();
+        layer.missing_zeros(expected)
+    };
+    assert_eq!(missing(&whole, expected), Some(padded.len() - whole.len()));
+    // Without the two blocks of the end, too.
+    assert_eq!(missing(&whole[..whole.len() - 1024], expected), Some(padded.len() - whole.len() + 1024));
+    assert_eq!(missing(&padded, expected), None, "nothing is missing");
+    assert_eq!(missing(&whole, DiffId(Digest::of(b"another"))), None);
+    assert_eq!(missing(&whole[..whole.len() - 1025], expected), None, "not at the end");
+    let mut longer = padded.clone();
+    longer.resize(longer.len() + 512, 0);
+    assert_eq!(missing(&whole, DiffId(Digest::of(&longer))), None, "more than a record");
+}
+
+#[test]
 fn names_cannot_leave_the_layer() {
     assert_eq!(
         listing(files(&["/etc/passwd", "./usr//bin/./x", "a/"])),

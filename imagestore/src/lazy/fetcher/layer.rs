@@ -16,7 +16,8 @@ use strata_layer::{DiffId, Digest};
 use super::FetchError;
 use crate::catalog::CatalogGuard;
 use crate::disk::{
-    DiskError, Lock, OnDisk, Sharing, create_new, exists, names_in, open_if_present, sync_folder, write_durably,
+    DiskError, Lock, OnDisk, Sharing, create_new, exists, names_in, open_if_present, read_if_present, sync_folder,
+    write_durably,
 };
 use crate::ingest::IngestError;
 use crate::layout::{BLOB, CHAIN_LAYERS, INDEX, TAR};
@@ -143,9 +144,10 @@ impl FetchedLayer {
         }
     }
 
-    pub(super) fn note_failure(&self, text: &str) {
+    /// Notes what failed; returns whether all was well until now.
+    pub(super) fn note_failure(&self, text: &str) -> bool {
         self.folder.note_failure(text);
-        self.lock().failed = true;
+        !std::mem::replace(&mut self.lock().failed, true)
     }
 
     /// Takes the next absent chunks that lie together in the blob, about as many bytes as said.
@@ -324,8 +326,8 @@ impl FetchedLayer {
             return Ok(Phase::Whole);
         }
         self.note_blob(&place)?;
-        let known = fs::read(place.join(INDEX)).unwrap_or_default();
-        if known != index {
+        // An index that cannot be read just now is no lie.
+        if read_if_present(&place.join(INDEX))?.as_deref() != Some(&index[..]) {
             // The table of contents has lied about names or attributes, which mounts have shown.
             return Err(FetchError::Index { layer: self.diff_id });
         }
@@ -417,8 +419,8 @@ pub(in crate::lazy) fn settle(store: &Store, layer: DiffId) -> Result<bool, Stor
     let mut locks = Vec::new();
     for name in names_in(&store.layout.images())? {
         let path = store.layout.images().join(name);
-        let list = fs::read_to_string(path.join(CHAIN_LAYERS)).unwrap_or_default();
-        if !list.lines().any(|line| line.parse() == Ok(layer)) {
+        let list = read_if_present(&path.join(CHAIN_LAYERS))?.unwrap_or_default();
+        if !String::from_utf8_lossy(&list).lines().any(|line| line.parse() == Ok(layer)) {
             continue;
         }
         let Some(folder) = open_if_present(&path)? else { continue };
@@ -514,7 +516,7 @@ impl Read for Pieces<'_> {
 }
 
 /// The index of the whole tar, while another one is in use.
-pub(in crate::lazy) const NEXT_INDEX: &str = "index.next";
+pub(crate) const NEXT_INDEX: &str = "index.next";
 /// How many bytes that nobody needs are fetched rather than making a further request.
 const NEAR: u64 = 16 << 10;
 /// How many bytes of the blob are fetched with what is asked for.
