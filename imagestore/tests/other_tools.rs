@@ -36,7 +36,6 @@ fn main() {
         trial("docker_loads_what_is_saved_and_saves_what_is_loaded", docker_both_ways, &["docker", "dockerd"]),
         trial("buildah_both_ways", buildah_both_ways, &["buildah"]),
         trial("podman_chunked_layers_are_pulled", podman_chunked_layers_are_pulled, &["podman"]),
-        trial("estargz_is_read_before_it_is_here", estargz_is_read_before_it_is_here, &["ctr-remote", "containerd"]),
         trial("what_umoci_repacks_is_loaded", what_umoci_repacks_is_loaded, &["skopeo", "umoci"]),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -344,90 +343,6 @@ fn podman_chunked_layers_are_pulled() {
     let pulled = store.pull(&client(), &name.parse().unwrap(), &options, &());
     let pulled = pulled.unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(merged_paths(&store, &pulled.id), ["/etc/large", "/etc/zeros"]);
-    assert!(verify(&store).is_empty());
-}
-
-/// A containerd with a state of its own, which ends with this.
-struct Containerd {
-    child: std::process::Child,
-    socket: String,
-}
-
-impl Containerd {
-    fn start(folder: &Path) -> Containerd {
-        let path = |name: &str| folder.join(name).display().to_string();
-        let socket = path("containerd.sock");
-        let unused =
-            ["aufs", "btrfs", "zfs", "devmapper"].map(|name| format!("\"io.containerd.snapshotter.v1.{name}\""));
-        let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", {}]\n\
-             [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {:?}\n",
-            path("containerd-root"),
-            path("containerd-state"),
-            unused.join(", "),
-            path("ttrpc.sock")
-        );
-        fs::write(path("containerd.toml"), config).unwrap();
-        let log = File::create(path("containerd.log")).unwrap();
-        let mut command = Command::new("containerd");
-        command.args(["--config", &path("containerd.toml")]).stdout(log.try_clone().unwrap()).stderr(log);
-        let containerd = Containerd { child: command.spawn().unwrap(), socket };
-        for _ in 0..200 {
-            if containerd.command(&["version"]).output().unwrap().status.success() {
-                return containerd;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        panic!("{}", fs::read_to_string(path("containerd.log")).unwrap());
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("ctr-remote");
-        command.args(["--address", &self.socket]).args(arguments);
-        command
-    }
-
-    fn ctr(&self, arguments: &[&str]) {
-        let output = self.command(arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What the stargz snapshotter's own converter writes.
-fn estargz_is_read_before_it_is_here() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_server, address) = registry(folder.path());
-    let name = |tag: &str| format!("{address}/by/strata:{tag}");
-    let source = Store::open(&folder.path().join("source")).unwrap();
-    let tars = [sample_layers().remove(0), large_layer("srv/data", 6 << 20)];
-    let archive = docker_new(&tars, &name("plain")).tar();
-    load_file(&source, &archive).unwrap();
-    source.push(&client(), &name("plain").parse().unwrap(), &Default::default(), &()).unwrap();
-    let containerd = Containerd::start(folder.path());
-    containerd.ctr(&["image", "pull", "--plain-http", &name("plain")]);
-    containerd.ctr(&["image", "optimize", "--oci", "--no-optimize", &name("plain"), &name("estargz")]);
-    containerd.ctr(&["image", "push", "--plain-http", &name("estargz")]);
-
-    let store = Store::open(&folder.path().join("early")).unwrap();
-    let options = strata_imagestore::PullOptions { start: strata_imagestore::Start::Early, ..Default::default() };
-    let pulled = store.pull(&client(), &name("estargz").parse().unwrap(), &options, &());
-    let pulled = pulled.unwrap_or_else(|error| panic!("{}", chain(&error)));
-    assert!(pulled.early, "it has a table of contents");
-    let expected = ["/.no.prefetch.landmark", "/bin/tool", "/etc/passwd", "/gone", "/srv/data", "/stargz.index.json"];
-    assert_eq!(merged_paths(&store, &pulled.id), expected);
-    // The whole tar is compared with what the table has told.
-    let fetcher = strata_imagestore::Fetcher::new(Store::open(store.root()).unwrap(), client());
-    fetcher.with_linger(std::time::Duration::from_millis(500)).run().unwrap();
-    let layers = store.image(&pulled.id).unwrap().layers;
-    assert_eq!(store.lazy_progress(&layers).unwrap(), None);
-    assert_eq!(merged_paths(&store, &pulled.id), expected);
     assert!(verify(&store).is_empty());
 }
 
