@@ -294,7 +294,8 @@ struct Walk {
 impl Drop for Walk {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("STRATA_SEED={} failed at step {}, after {:#?}", self.seed, self.number, self.last);
+            let Walk { seed, number, last } = self;
+            let _ = writeln!(std::io::stderr(), "STRATA_SEED={seed} failed at step {number}, after {last:#?}");
         }
     }
 }
