@@ -261,6 +261,11 @@ fn operations() -> impl Iterator<Item = (usize, Operation)> {
     OPERATIONS.into_iter().enumerate().filter(move |(_, (name, _))| name.starts_with(&wanted))
 }
 
+/// How many tries there must be at least: of some operations alone, any number will do.
+fn least(number: usize) -> usize {
+    if std::env::var_os("STRATA_FAULTS_OF").is_some() { 0 } else { number }
+}
+
 fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
@@ -302,7 +307,7 @@ fn privileged_every_call_may_fail() {
             }
         }
     }
-    assert!(tried > 30, "{tried}");
+    assert!(tried > least(30), "{tried}");
     stage.server.behave();
 }
 
@@ -354,5 +359,5 @@ fn privileged_killed_at_every_call() {
             nth += stride;
         }
     }
-    assert!(killed > 10, "{killed}");
+    assert!(killed > least(10), "{killed}");
 }
