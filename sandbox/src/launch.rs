@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::cgroup::systemd::Unit;
 use crate::cgroup::{CgroupName, Shortage};
 
 /// A container to start.
@@ -25,6 +26,8 @@ pub struct Launch<'a> {
     pub stdio: Stdio,
     /// The cgroup to make for the container; without one the process stays in the caller's.
     pub cgroup: Option<CgroupName>,
+    /// The unit that systemd is to make that cgroup as, which is then the unit's; without one it is made here.
+    pub unit: Option<&'a Unit>,
     /// What becomes of limits that cannot be had.
     pub shortage: Shortage,
     /// The system call filter.
@@ -53,6 +56,7 @@ impl<'a> Launch<'a> {
             groups: &[],
             stdio: Stdio::Inherit,
             cgroup: None,
+            unit: None,
             shortage: Shortage::default(),
             seccomp: Seccomp::FromSpec,
             landlock: Landlock::Auto,

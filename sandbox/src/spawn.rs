@@ -13,7 +13,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use strata_sys::clone::{CLONE_PARENT, Cloned, clone3, unshare};
 
 use crate::capabilities::CapabilitySet;
-use crate::cgroup::{Cgroup, Door};
+use crate::cgroup::systemd::Scope;
+use crate::cgroup::{Cgroup, Door, Place};
 use crate::child;
 use crate::child::report::{Failure, Report, Step, receive, send_child, send_failure, send_go};
 use crate::landlock::LandlockPlan;
@@ -99,9 +100,11 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
         map_owners(&plan.rootfs, root_is_folder, user.as_fd(), &mut warnings)?;
     }
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let scope = launch.unit.map(|unit| Scope::start(unit, resources)).transpose()?;
     let cgroup = match &launch.cgroup {
         Some(name) => {
-            let (cgroup, notes) = Cgroup::create_with(name, resources, launch.shortage)?;
+            let place = if scope.is_some() { Place::Delegated(name) } else { Place::Ours(name) };
+            let (cgroup, notes) = Cgroup::create_at(place, resources, launch.shortage)?;
             warnings.extend(notes);
             Some(CgroupGuard(Some(cgroup)))
         }
@@ -125,6 +128,10 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
     }
     let helped = starting.help(told, &plan.namespaces, spec, root_is_folder, &mut warnings);
     let console = starting.after_help(told, helped, stages)?;
+    // The container's first process is in it by now.
+    if let Some(scope) = scope {
+        scope.keep();
+    }
     Ok(Running {
         pid,
         pidfd: starting.started(),

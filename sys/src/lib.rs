@@ -14,6 +14,7 @@ mod io_uring;
 pub mod landlock;
 pub mod map;
 pub mod mount_attributes;
+pub mod namespace;
 pub mod network;
 pub mod pidfd;
 pub mod process;

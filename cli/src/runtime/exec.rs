@@ -28,6 +28,7 @@ pub(super) fn exec(context: &Context<'_>, words: Vec<String>) -> Result<u8> {
     let stays_here = !detached;
     let signals = if stays_here { Some(Signals::collect()?) } else { None };
     let container = context.container(&id)?;
+    container.enter_namespace_of_maker()?;
     let mut kept = Kept::default();
     let mut console_socket = given.value("console-socket").map(|path| Socket::new(path, "/dev/ptmx"));
     let mut pidfd_socket = given.value("pidfd-socket").map(|path| Socket::new(path, "pidfd"));

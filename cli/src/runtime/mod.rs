@@ -126,11 +126,15 @@ fn run(given: &Given, log: &Log, descriptors: Vec<u32>) -> Result<u8, Failure> {
         print(format_args!("{USAGE}"))?;
         return Ok(0);
     };
-    if given.has("systemd-cgroup") {
-        return Err(anyhow!("--systemd-cgroup: the systemd cgroup driver is not supported, use cgroupfs").into());
-    }
+    let driver = match given.has("systemd-cgroup") {
+        true => oci::CgroupDriver::Systemd,
+        false => oci::CgroupDriver::Cgroupfs,
+    };
     let root = given.value("root").map_or_else(default_root, |root| Ok(PathBuf::from(root)))?;
-    let context = Context { runtime: Runtime::new(root), log, descriptors };
+    // A plain user cannot mount before he is root of a namespace of his own.
+    let ids_outside = matches!(verb.as_str(), "create" | "run") && oci::enter()?;
+    let context =
+        Context { runtime: Runtime::new(root).with_driver(driver).with_ids_outside(ids_outside), log, descriptors };
     dispatch(&context, &verb, words.collect())
 }
 
@@ -292,5 +296,6 @@ Options:
   --log FILE            Write errors and warnings to FILE, too
   --log-format FORMAT   How they are written: text or json [text]
   --debug               Write more of them
+  --systemd-cgroup      Have systemd make the cgroups, as scopes
   -v, --version         Print the version
 ";

@@ -31,6 +31,15 @@ pub enum Shortage {
     Told,
 }
 
+/// Where a cgroup is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place<'a> {
+    /// Below the root of each hierarchy, or where this user may make one; it must be new.
+    Ours(&'a CgroupName),
+    /// Below the root of each hierarchy; systemd has made some of its directories and handed them over.
+    Delegated(&'a CgroupName),
+}
+
 /// The directory in one hierarchy.
 #[derive(Debug)]
 struct Group {
@@ -61,10 +70,22 @@ impl Cgroup {
         resources: Option<&LinuxResources>,
         shortage: Shortage,
     ) -> Result<(Self, Vec<String>), CgroupError> {
+        Self::create_at(Place::Ours(name), resources, shortage)
+    }
+
+    /// As [`create_with`](Self::create_with), where the directory of v2, or of systemd itself, may be there already.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub(crate) fn create_at(
+        place: Place<'_>,
+        resources: Option<&LinuxResources>,
+        shortage: Shortage,
+    ) -> Result<(Self, Vec<String>), CgroupError> {
         let hierarchies = Hierarchies::detect()?;
         let mut made = Self { groups: Vec::new() };
         let mut warnings = Vec::new();
-        match made.fill(&hierarchies, name, resources, shortage, &mut warnings) {
+        match made.fill(&hierarchies, place, resources, shortage, &mut warnings) {
             Ok(()) => Ok((made, warnings)),
             Err(error) => {
                 if let Err(cleanup) = made.remove() {
@@ -252,7 +273,7 @@ impl Cgroup {
     fn fill(
         &mut self,
         hierarchies: &Hierarchies,
-        name: &CgroupName,
+        place: Place<'_>,
         resources: Option<&LinuxResources>,
         shortage: Shortage,
         warnings: &mut Vec<String>,
@@ -268,7 +289,7 @@ impl Cgroup {
             Shortage::Told => Vec::new(),
         };
         for hierarchy in hierarchies.iter() {
-            match make(hierarchy, name, &controllers) {
+            match make(hierarchy, place, &controllers) {
                 Ok(group) => self.groups.push(group),
                 Err(CgroupError::Create { source, path }) if is_denied(&source) => {
                     let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
@@ -415,12 +436,13 @@ fn attach_device_rules(directory: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::R
 }
 
 /// Makes the directory in one hierarchy, at the first place where that is allowed.
-fn make(hierarchy: &Hierarchy, name: &CgroupName, wanted: &[&str]) -> Result<Group, CgroupError> {
-    let mut made = make_below(hierarchy, &hierarchy.mount, name, wanted);
+fn make(hierarchy: &Hierarchy, place: Place<'_>, wanted: &[&str]) -> Result<Group, CgroupError> {
+    let mut made = make_below(hierarchy, &hierarchy.mount, place, wanted);
+    let Place::Ours(_) = place else { return made };
     for base in hierarchy.bases().into_iter().skip(1) {
         match &made {
             Err(CgroupError::Create { source, .. } | CgroupError::NotDelegated { source, .. }) if is_denied(source) => {
-                made = make_below(hierarchy, &base, name, wanted);
+                made = make_below(hierarchy, &base, place, wanted);
             }
             _ => break,
         }
@@ -429,7 +451,8 @@ fn make(hierarchy: &Hierarchy, name: &CgroupName, wanted: &[&str]) -> Result<Gro
 }
 
 /// Makes the directory below `base`, with the parents it needs.
-fn make_below(hierarchy: &Hierarchy, base: &Path, name: &CgroupName, wanted: &[&str]) -> Result<Group, CgroupError> {
+fn make_below(hierarchy: &Hierarchy, base: &Path, place: Place<'_>, wanted: &[&str]) -> Result<Group, CgroupError> {
+    let (Place::Ours(name) | Place::Delegated(name)) = place;
     let path = base.join(name.as_str());
     let create_error = |path: &Path, source| CgroupError::Create { path: path.to_owned(), source };
     let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
@@ -438,7 +461,8 @@ fn make_below(hierarchy: &Hierarchy, base: &Path, name: &CgroupName, wanted: &[&
     let mut parent = base.to_owned();
     let mut parts = name.as_str().split('/').peekable();
     while let Some(part) = parts.next() {
-        if hierarchy.version == Version::V2 {
+        // What is above a scope is systemd's, which has handed everything on to it.
+        if hierarchy.version == Version::V2 && matches!(place, Place::Ours(_)) {
             enable_controllers(&parent, &hierarchy.controllers, wanted)?;
         }
         let child = parent.join(part);
@@ -446,6 +470,7 @@ fn make_below(hierarchy: &Hierarchy, base: &Path, name: &CgroupName, wanted: &[&
         match fs::create_dir(&child) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !last => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && matches!(place, Place::Delegated(_)) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // What a killed predecessor left can go; a living container's cannot.
                 match fs::remove_dir(&child) {

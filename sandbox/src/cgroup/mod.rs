@@ -9,11 +9,12 @@ mod devices;
 mod group;
 mod hierarchies;
 mod settings;
+pub mod systemd;
 mod usage;
 
 pub use devices::{DeviceKind, DeviceRule, docker_device_rules};
-pub(crate) use group::Door;
 pub use group::{Cgroup, Shortage};
+pub(crate) use group::{Door, Place};
 pub use hierarchies::{Hierarchies, Hierarchy, Layout, Version};
 pub use usage::Usage;
 
@@ -57,6 +58,24 @@ pub enum CgroupError {
     /// A name that no cgroup can have.
     #[error("invalid cgroup path {0:?}")]
     Name(String),
+    /// A path that names no unit.
+    #[error("expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {0:?} instead")]
+    UnitPath(String),
+    /// A name that no scope, or no slice, can have.
+    #[error("{0:?} is no name that systemd takes for a scope or a slice")]
+    Unit(String),
+    /// A list of CPUs or memory nodes that is none.
+    #[error("{0:?} is no list such as 0-2,5")]
+    List(String),
+    /// systemd does not answer, or refuses.
+    #[error(transparent)]
+    Systemd(#[from] systemd::BusError),
+    /// The process that a scope begins with.
+    #[error("make a process for systemd to begin the scope with")]
+    Keeper {
+        /// Why.
+        source: io::Error,
+    },
     /// `/proc/self/mountinfo` or `/proc/self/cgroup` cannot be read.
     #[error("read {path}")]
     Detect {

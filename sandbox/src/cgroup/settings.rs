@@ -193,7 +193,7 @@ fn max(value: i64) -> String {
 }
 
 /// v1 shares (2..262144, 1024 usual) as v2 weight (1..10000, 100 usual), the mapping that runtimes agree on.
-fn weight_of(shares: u64) -> u64 {
+pub(super) fn weight_of(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 

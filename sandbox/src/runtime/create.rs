@@ -16,7 +16,8 @@ use super::container::{Claim, claim, hook_state};
 use super::delete::remove_folder;
 use super::init::Init;
 use super::record::{FORMAT, Record, write_file};
-use super::{Container, ContainerId, Runtime, RuntimeError, hooks};
+use super::{CgroupDriver, Container, ContainerId, Runtime, RuntimeError, hooks, rootless};
+use crate::cgroup::systemd::Unit;
 use crate::cgroup::{Cgroup, CgroupName};
 use crate::create::{Creation, Stages};
 use crate::{Identity, Inherited, Landlock, Launch, Root, Running, SpawnError, Stdio, WindowSize};
@@ -52,21 +53,19 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError`]; nothing of the container is left then.
     pub fn create(&self, id: &ContainerId, options: Create<'_>) -> Result<(Container, Vec<String>), RuntimeError> {
-        let bundle = Bundle::read(options.bundle)?;
+        let mut bundle = Bundle::read(options.bundle)?;
+        if self.ids_outside {
+            rootless::translate(&mut bundle.spec)?;
+        }
         let terminal = bundle.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
         if terminal && options.console.is_none() {
             let text = "cannot allocate tty if runc will detach without setting console socket";
             return Err(RuntimeError::InvalidArgument(text.into()));
         }
+        let record = new_record(id, &bundle, self.driver())?;
         let folder = self.take_name(id)?;
         let path = self.root().join(id.as_str());
-        let mut made = Making {
-            path: &path,
-            folder: Some(Rc::new(folder)),
-            spec: &bundle.spec,
-            record: new_record(id, &bundle),
-            exists: false,
-        };
+        let mut made = Making { path: &path, folder: Some(Rc::new(folder)), spec: &bundle.spec, record, exists: false };
         match made.make(&bundle, options) {
             Ok(running) => {
                 let folder = made.folder.take().and_then(Rc::into_inner).ok_or(RuntimeError::NotFound)?;
@@ -103,11 +102,19 @@ impl Runtime {
     }
 }
 
-fn new_record(id: &ContainerId, bundle: &Bundle) -> Record {
+fn new_record(id: &ContainerId, bundle: &Bundle, driver: CgroupDriver) -> Result<Record, RuntimeError> {
     let linux = bundle.spec.linux().as_ref();
     let asked = linux.and_then(|linux| linux.cgroups_path().as_ref()).filter(|path| !path.as_os_str().is_empty());
-    let cgroup = asked.map_or_else(|| id.to_string(), |path| path.to_string_lossy().into_owned());
-    Record {
+    let asked = asked.map(|path| path.to_string_lossy().into_owned());
+    let unit = match driver {
+        CgroupDriver::Cgroupfs => None,
+        CgroupDriver::Systemd => Some(Unit::new(asked.as_deref(), id.as_str())?),
+    };
+    let cgroup = match &unit {
+        Some(unit) => unit.cgroup()?.to_string(),
+        None => asked.unwrap_or_else(|| id.to_string()),
+    };
+    Ok(Record {
         format: FORMAT,
         id: id.to_string(),
         oci_version: bundle.spec.version().clone(),
@@ -118,8 +125,9 @@ fn new_record(id: &ContainerId, bundle: &Bundle) -> Record {
         init: None,
         complete: false,
         cgroup: Some(cgroup),
+        unit,
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
-    }
+    })
 }
 
 /// A container that is being made. Dropped with its folder, it removes that.
@@ -148,7 +156,9 @@ impl Making<'_> {
         });
         let cgroup = self.record.cgroup.as_deref().map(CgroupName::new).transpose()?;
         let state = hook_state(&self.record);
+        let unit = self.record.unit.clone();
         let launch = Launch {
+            unit: unit.as_ref(),
             stdio: if terminal { Stdio::Terminal { size } } else { Stdio::Inherit },
             cgroup,
             landlock: landlock_of(&self.record),

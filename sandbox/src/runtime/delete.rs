@@ -9,6 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::container::open_folder;
 use super::record::RECORD;
 use super::{Container, RuntimeError, Status, hooks};
+use crate::cgroup::systemd::Unit;
 
 /// Whether a container is removed that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +48,13 @@ impl Container {
         if let Some(cgroup) = self.cgroup()? {
             cgroup.remove()?;
         }
-        let mut warnings = Vec::new();
+        // Without its processes the unit goes by itself. Waiting for that is all that is left, and no systemd no reason to stay.
+        let stopped = self.record.unit.as_ref().map_or(Ok(()), Unit::stop);
+        let mut warnings: Vec<String> = stopped.err().map(|error| error.to_string()).into_iter().collect();
         // Without its spec it has no hooks that we could know of.
         if let Ok(spec) = self.spec() {
             let poststop = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref());
-            warnings = hooks::run_each("poststop", poststop, &self.hook_state().json("stopped", None));
+            warnings.extend(hooks::run_each("poststop", poststop, &self.hook_state().json("stopped", None)));
         }
         remove_folder(&self.path)?;
         Ok(warnings)

@@ -89,6 +89,9 @@ pub enum RuntimeError {
     /// Something with the cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A plain user cannot be root of a namespace, or not of the container's.
+    #[error(transparent)]
+    UserNamespace(#[from] crate::userns::UserNamespaceError),
     /// Something else.
     #[error("{what}")]
     Io {

@@ -27,6 +27,7 @@ mod kill;
 mod own_program;
 mod pause;
 mod record;
+mod rootless;
 mod start;
 mod statistics;
 mod template;
@@ -46,6 +47,7 @@ pub use features::{MAX_VERSION, features};
 pub use id::ContainerId;
 pub use kill::parse_signal;
 pub use own_program::protect_own_program;
+pub use rootless::enter;
 pub use statistics::Statistics;
 pub use template::{Audience, template};
 pub use update::{LIMITS, Limit, resources};
@@ -54,13 +56,41 @@ pub use update::{LIMITS, Limit, resources};
 #[derive(Clone, Debug)]
 pub struct Runtime {
     root: PathBuf,
+    driver: CgroupDriver,
+    ids_outside: bool,
+}
+
+/// Who makes the cgroups of containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// This runtime.
+    #[default]
+    Cgroupfs,
+    /// systemd, as transient scopes.
+    Systemd,
 }
 
 impl Runtime {
     /// The containers below `root`, which is made when it is needed.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, driver: CgroupDriver::default(), ids_outside: false }
+    }
+
+    /// The same, with another driver of cgroups for containers that it makes. Those that are there keep theirs.
+    #[must_use]
+    pub fn with_driver(self, driver: CgroupDriver) -> Self {
+        Self { driver, ..self }
+    }
+
+    /// The same, for specs whose ids are those outside of the namespace that [`enter`] has made.
+    #[must_use]
+    pub fn with_ids_outside(self, ids_outside: bool) -> Self {
+        Self { ids_outside, ..self }
+    }
+
+    fn driver(&self) -> CgroupDriver {
+        self.driver
     }
 
     /// Returns the folder.

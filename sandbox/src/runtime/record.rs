@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use super::init::Init;
+use crate::cgroup::systemd::Unit;
 
 /// Where the parts of a container are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub(super) struct Record {
     pub(super) complete: bool,
     /// The place of its cgroup below the root of each hierarchy.
     pub(super) cgroup: Option<String>,
+    /// Whose cgroup that is, if systemd makes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unit: Option<Unit>,
     pub(super) annotations: HashMap<String, String>,
 }
 

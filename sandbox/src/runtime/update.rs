@@ -103,6 +103,9 @@ impl Container {
         let cgroup = container.cgroup()?.ok_or_else(|| {
             RuntimeError::WrongStatus("the container has no cgroup whose limits could be changed".into())
         })?;
+        if let Some(unit) = &container.record.unit {
+            unit.update(resources)?;
+        }
         Ok(cgroup.update(resources)?)
     }
 }

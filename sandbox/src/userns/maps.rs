@@ -131,6 +131,41 @@ pub fn nomap() -> Result<IdMaps, UserNamespaceError> {
     Ok(IdMaps { uids: others(uids)?, gids: others(gids)? })
 }
 
+/// Who this process is outside of the namespace that [`enter_rootless`](super::enter_rootless) made.
+pub(crate) fn uid_outside() -> u32 {
+    let own = rustix::process::geteuid().as_raw();
+    let outside = |range: &IdRange| range.host + (own - range.container);
+    let has = |range: &&IdRange| own.checked_sub(range.container).is_some_and(|offset| offset < range.size);
+    own_map("/proc/self/uid_map", &UID_MAP).iter().find(has).map_or(own, outside)
+}
+
+/// What user ids outside are in this process's namespace, in pieces; `None` if it does not have all of them.
+pub(crate) fn uid_inside(range: IdRange) -> Option<Vec<IdRange>> {
+    inside(range, own_map("/proc/self/uid_map", &UID_MAP))
+}
+
+/// The same for groups.
+pub(crate) fn gid_inside(range: IdRange) -> Option<Vec<IdRange>> {
+    inside(range, own_map("/proc/self/gid_map", &GID_MAP))
+}
+
+fn inside(range: IdRange, own: &[IdRange]) -> Option<Vec<IdRange>> {
+    let end = |range: &IdRange| u64::from(range.host) + u64::from(range.size);
+    let mut found = Vec::new();
+    for part in own {
+        let first = range.host.max(part.host);
+        let Ok(size) = u32::try_from(end(&range).min(end(part)).saturating_sub(u64::from(first))) else { continue };
+        if size > 0 {
+            // The spec's numbers may be anything; the kernel's own do not overflow.
+            let container = range.container.checked_add(first - range.host)?;
+            let host = part.container + (first - part.host);
+            found.push(IdRange { container, host, size });
+        }
+    }
+    let sizes: u64 = found.iter().map(|range| u64::from(range.size)).sum();
+    (sizes == u64::from(range.size)).then_some(found)
+}
+
 /// The user and group outside that [`enter_rootless`](super::enter_rootless) made root of this namespace.
 fn plain_user(uids: &[IdRange], gids: &[IdRange]) -> Option<(u32, u32)> {
     let single =
@@ -194,6 +229,19 @@ mod tests {
         assert_eq!(around(100_000, 65537), ranges(&[(0, 1, 65536), (100_000, 0, 1)]));
         assert_eq!(around(65536, 65537), ranges(&[(0, 1, 65536), (65536, 0, 1)]));
         assert_eq!(around(1000, 1), ranges(&[(1000, 0, 1)]));
+    }
+
+    #[test]
+    fn ids_outside_are_found_inside() {
+        let own = ranges(&[(0, 1000, 1), (1, 100_000, 65536)]);
+        let inside = |container, host, size| inside(IdRange { container, host, size }, &own);
+        assert_eq!(inside(0, 1000, 1), Some(ranges(&[(0, 0, 1)])));
+        assert_eq!(inside(5, 100_010, 20), Some(ranges(&[(5, 11, 20)])));
+        assert_eq!((inside(0, 999, 2), inside(0, 165_530, 10), inside(0, 0, u32::MAX)), (None, None, None));
+        assert_eq!(inside(u32::MAX, 1000, 100_000), None);
+        let split = ranges(&[(0, 1000, 1), (1, 1001, 5)]);
+        let found = super::inside(IdRange { container: 0, host: 1000, size: 3 }, &split);
+        assert_eq!(found, Some(ranges(&[(0, 0, 1), (1, 1, 2)])));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ffi::{CString, OsStr};
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -15,6 +15,7 @@ use crate::capabilities;
 mod maps;
 
 pub use maps::{AUTO_SIZE, IdMaps, IdRange, Kept, auto, keep_id, nomap};
+pub(crate) use maps::{gid_inside, uid_inside, uid_outside};
 
 /// Tells whether this process lives in the machine's initial user namespace, where all ids exist.
 #[must_use]
@@ -138,11 +139,24 @@ pub fn enter_rootless() -> Result<Rootless, UserNamespaceError> {
 ///
 /// # Errors
 /// [`UserNamespaceError::Join`] when the process has ended or is somebody else's.
-pub fn enter_rootless_of(process: std::os::fd::BorrowedFd<'_>) -> Result<(), UserNamespaceError> {
+pub fn enter_rootless_of(process: BorrowedFd<'_>) -> Result<(), UserNamespaceError> {
     use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+    begin_in_joined(move_into_thread_name_spaces(process, ThreadNameSpaceType::USER))
+}
+
+/// As [`enter_rootless_of`], in the namespace that `namespace` is a file of.
+///
+/// # Errors
+/// [`UserNamespaceError::Join`].
+pub(crate) fn enter_rootless_in(namespace: BorrowedFd<'_>) -> Result<(), UserNamespaceError> {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    begin_in_joined(move_into_link_name_space(namespace, Some(LinkNameSpaceType::User)))
+}
+
+fn begin_in_joined(joined: rustix::io::Result<()>) -> Result<(), UserNamespaceError> {
     strata_sys::process::keep_exit_codes_of_children();
     let join = |source| UserNamespaceError::Join { source };
-    move_into_thread_name_spaces(process, ThreadNameSpaceType::USER).map_err(|errno| join(errno.into()))?;
+    joined.map_err(|errno| join(errno.into()))?;
     strata_sys::clone::unshare(NEW_MOUNT).map_err(join)?;
     become_root()?;
     mount_for_ourselves()
@@ -157,7 +171,7 @@ pub fn enter_rootless_of(process: std::os::fd::BorrowedFd<'_>) -> Result<(), Use
 ///
 /// # Errors
 /// [`UserNamespaceError::Join`] when the process has ended or is somebody else's.
-pub fn join_rootless(process: std::os::fd::BorrowedFd<'_>) -> Result<(), UserNamespaceError> {
+pub fn join_rootless(process: BorrowedFd<'_>) -> Result<(), UserNamespaceError> {
     use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
     let kinds = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
     move_into_thread_name_spaces(process, kinds).map_err(|errno| UserNamespaceError::Join { source: errno.into() })?;

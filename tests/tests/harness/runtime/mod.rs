@@ -9,9 +9,11 @@ mod dockerd;
 mod hooks;
 mod interrupted;
 mod lifecycle;
+mod plain_user;
 mod podman;
 mod processes;
 mod resources;
+mod systemd;
 
 use strata_tests::tier::{Need, Suite};
 
@@ -21,7 +23,9 @@ pub(crate) fn register(suite: &mut Suite) {
     hooks::register(suite, &needs);
     processes::register(suite, &needs);
     resources::register(suite, &needs);
+    systemd::register(suite, &needs);
     interrupted::register(suite, &needs);
+    plain_user::register(suite, &needs);
     podman::register(suite);
     containerd::register(suite);
     dockerd::register(suite);
