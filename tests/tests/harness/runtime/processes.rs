@@ -50,7 +50,9 @@ fn added(bench: &mut Bench) -> Result<()> {
     let pid_file = bench.file("exec.pid");
     bench.ok(&["exec", "--detach", "--pid-file", &pid_file.to_string_lossy(), &id, "sleep", "999"])?;
     let pid: u32 = fs::read_to_string(&pid_file)?.trim().parse()?;
-    ensure!(fs::read_to_string(format!("/proc/{pid}/cmdline"))? == "sleep\x00999\0");
+    // runc returns before its process has become the program.
+    let program = || Ok((fs::read_to_string(format!("/proc/{pid}/cmdline"))? == "sleep\x00999\0").then_some(()));
+    wait_for(program).context("the added process does not become the program")?;
     let processes: Vec<u32> = serde_json::from_str(&bench.ok(&["ps", "--format", "json", &id])?)?;
     let init = bench.state(&id)?["pid"].as_u64().context("no pid")?;
     ensure!(processes.len() == 2 && processes.contains(&pid) && processes.iter().any(|pid| u64::from(*pid) == init));
