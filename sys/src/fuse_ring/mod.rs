@@ -146,6 +146,29 @@ mod tests {
     }
 
     #[test]
+    fn who_gives_memory_back_is_waiting_still() {
+        if Queue::probe().is_err() {
+            return;
+        }
+        let buffers = Arc::new(Buffers::new(1, 1).unwrap());
+        let wake: OwnedFd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let device = std::fs::File::open("/dev/urandom").unwrap();
+        let mut queue = Queue::new(device.into(), Arc::clone(&buffers), 0, wake.try_clone().unwrap()).unwrap();
+        put(&buffers, 7);
+        buffers.word(0, 0, PAYLOAD_SIZE_AT).store(PAYLOAD_SIZE as u64, Ordering::Release);
+        assert_eq!(queue.slot(0).unwrap().payload_size, PAYLOAD_SIZE, "something long");
+        let before = buffers.tally(0, Tally::Turns).load(Ordering::Acquire);
+        let waker = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(4500));
+            rustix::io::write(&wake, &1_u64.to_ne_bytes()).unwrap();
+        });
+        queue.wait().unwrap();
+        assert_eq!(queue.event(), Some(Event::Woken));
+        assert_eq!(buffers.tally(0, Tally::Turns).load(Ordering::Acquire), before + 2);
+        waker.join().unwrap();
+    }
+
+    #[test]
     fn a_queue_can_be_woken_and_knows_no_slot_that_it_was_not_given() {
         // A kernel that has no rings, or not for us, is no failure of ours.
         if Queue::probe().is_err() {

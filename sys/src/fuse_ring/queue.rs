@@ -189,16 +189,21 @@ impl Queue {
     }
 
     /// Tells the kernel of what was done and waits for at least one event. If there is none for some time, it gives the
-    /// memory back in which something long has lain, and returns with none.
+    /// memory back in which something long has lain, and waits on.
     pub fn wait(&mut self) -> io::Result<()> {
         self.listen_for_wake()?;
         self.raise(Tally::Turns);
-        let result = self.enter(1, self.grown.then_some(IDLE));
+        let result = loop {
+            match self.enter(1, self.grown.then_some(IDLE)) {
+                // For whoever watches, this is waiting still.
+                Ok(Entered::TimedOut) => self.give_back(),
+                // The time was over, but something had been submitted, which is what the kernel tells of then.
+                Ok(Entered::Done) if self.grown && !self.ring.has_completions() => {}
+                result => break result,
+            }
+        };
         self.raise(Tally::Turns);
-        if result? == Entered::TimedOut {
-            self.give_back();
-        }
-        Ok(())
+        result.map(drop)
     }
 
     /// Gives back the memory of all slots that the kernel has. It puts requests there only while this thread is inside
