@@ -4,7 +4,9 @@
 //! are one stream by both formats' definitions. So the result does not depend on how many threads there are, and the
 //! digest of a layer that is compressed again is the same again.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -75,37 +77,89 @@ impl Read for Compressing {
     }
 }
 
-/// Allows one piece of any source to be in memory. Without, what is compressed but not taken yet would have no bound.
-struct Permit;
-
-impl Permit {
-    fn wait() -> Permit {
-        let mut used = lock(&PERMITS.0);
-        while *used >= most_pieces() {
-            used = PERMITS.1.wait(used).unwrap_or_else(PoisonError::into_inner);
-        }
-        *used += 1;
-        Permit
-    }
+/// Allows one piece of a source to be in memory. Without, what is compressed but not taken yet would have no bound.
+struct Permit {
+    account: Arc<Account>,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        *lock(&PERMITS.0) -= 1;
-        PERMITS.1.notify_one();
+        let Account { pool, number } = &*self.account;
+        if let Some(held) = pool.lock().get_mut(number) {
+            *held -= 1;
+        }
+        pool.returned.notify_all();
     }
 }
 
-/// How many pieces there are, and that there is one less.
-static PERMITS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
-
-fn lock(count: &Mutex<usize>) -> MutexGuard<'_, usize> {
-    count.lock().unwrap_or_else(PoisonError::into_inner)
+/// The pieces that may be in memory: one that each source always has to itself, so that a source whose pieces nobody
+/// takes holds up no other, and some that are shared out evenly among the sources there are.
+struct Pool {
+    /// How many are shared out.
+    shared: usize,
+    /// How many each source holds.
+    held: Mutex<BTreeMap<u64, usize>>,
+    returned: Condvar,
 }
 
-/// Enough that no thread waits for another one's piece to be sent.
-fn most_pieces() -> usize {
-    threads() * 2 + 2
+impl Pool {
+    const fn new(shared: usize) -> Pool {
+        Pool { shared, held: Mutex::new(BTreeMap::new()), returned: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether a source that holds so many pieces may have one more.
+    fn allows(&self, held: &BTreeMap<u64, usize>, own: usize) -> bool {
+        let beyond_the_first = |held: &usize| held.saturating_sub(1);
+        let taken: usize = held.values().map(beyond_the_first).sum();
+        let share = self.shared.div_ceil(held.len().max(1));
+        own == 0 || (taken < self.shared && beyond_the_first(&own) < share)
+    }
+}
+
+/// A source's part in a pool, until its last piece is gone.
+struct Account {
+    pool: &'static Pool,
+    number: u64,
+}
+
+impl Account {
+    fn open(pool: &'static Pool) -> Arc<Account> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        pool.lock().insert(number, 0);
+        Arc::new(Account { pool, number })
+    }
+
+    /// Waits until the source may have one more piece in memory.
+    fn wait(self: &Arc<Account>) -> Permit {
+        let mut held = self.pool.lock();
+        loop {
+            let own = held.get(&self.number).copied().unwrap_or(0);
+            if self.pool.allows(&held, own) {
+                held.insert(self.number, own + 1);
+                return Permit { account: Arc::clone(self) };
+            }
+            held = self.pool.returned.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.pool.lock().remove(&self.number);
+        // The others' shares have grown.
+        self.pool.returned.notify_all();
+    }
+}
+
+/// The pool of all sources of this process: enough that no thread waits for another one's piece to be sent.
+fn pool() -> &'static Pool {
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    POOL.get_or_init(|| Pool::new(threads() * 2 + 2))
 }
 
 fn threads() -> usize {
@@ -145,9 +199,10 @@ fn workers() -> &'static SyncSender<Job> {
 
 /// Cuts the source into pieces, until it ends or nobody reads any more.
 fn feed(mut source: impl Read, ordered: &Sender<(Permit, Receiver<io::Result<Vec<u8>>>)>, format: CompressionFormat) {
+    let account = Account::open(pool());
     let mut is_first = true;
     loop {
-        let permit = Permit::wait();
+        let permit = account.wait();
         let mut piece = Vec::with_capacity(PIECE);
         let read = source.by_ref().take(PIECE as u64).read_to_end(&mut piece);
         let (done, result) = sync_channel(1);
@@ -224,6 +279,43 @@ mod tests {
                 assert!(back == content, "{format:?} {length}");
             }
         }
+    }
+
+    #[test]
+    fn a_source_that_stands_still_holds_up_no_other() {
+        static POOL: Pool = Pool::new(4);
+        let still = Account::open(&POOL);
+        // One to itself and all that are shared, as there is nobody else.
+        let _held: Vec<Permit> = (0..5).map(|_| still.wait()).collect();
+        let is_allowed = |account: &Account| {
+            let held = POOL.lock();
+            POOL.allows(&held, held[&account.number])
+        };
+        assert!(!is_allowed(&still));
+        let other = Account::open(&POOL);
+        let own = other.wait();
+        assert!(!is_allowed(&other), "nothing is left to share");
+        drop(own);
+        drop(other.wait());
+    }
+
+    #[test]
+    fn what_is_shared_is_shared_evenly() {
+        static POOL: Pool = Pool::new(4);
+        let (one, other) = (Account::open(&POOL), Account::open(&POOL));
+        let first: Vec<Permit> = (0..3).map(|_| one.wait()).collect();
+        let is_allowed = |account: &Account| {
+            let held = POOL.lock();
+            POOL.allows(&held, held[&account.number])
+        };
+        assert!(!is_allowed(&one) && is_allowed(&other));
+        let second: Vec<Permit> = (0..3).map(|_| other.wait()).collect();
+        assert!(!is_allowed(&other));
+        // Whoever ends leaves everything to the one that is left.
+        drop((second, other));
+        assert!(is_allowed(&one));
+        drop(first);
+        assert_eq!(POOL.lock()[&one.number], 0);
     }
 
     #[test]
