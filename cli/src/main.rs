@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         // The command that starts this collects signals, and a blocked one stays blocked over an exec.
         let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     };
+    strata_engine::set_fetch_deadline(registries::fetch_deadline);
     if hidden == Some(OsStr::new(strata_engine::FILESYSTEM_VERB)) {
         unblock();
         return finish(strata_engine::serve_filesystem().map(|()| 0).map_err(Failure::from));

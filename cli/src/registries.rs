@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use strata_engine::{Proxies, RegistryClient, RegistrySettings};
@@ -14,11 +15,25 @@ pub(crate) fn client() -> anyhow::Result<RegistryClient> {
         credentials: credentials(),
         ..RegistrySettings::default()
     };
-    if let Some(path) = daemon_json() {
-        let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        settings.read_daemon_json(&bytes).with_context(|| path.display().to_string())?;
-    }
+    read_daemon_json(&mut settings)?;
     Ok(RegistryClient::new(settings))
+}
+
+/// Returns how long a read of what an image that is not whole lacks may wait, where that is said: by the variable or in
+/// `daemon.json`. One that cannot be read says nothing here; commands that use registries complain of it.
+pub(crate) fn fetch_deadline() -> Option<Duration> {
+    let seconds = std::env::var("STRATA_FETCH_DEADLINE").ok().and_then(|text| text.parse().ok());
+    seconds.map(Duration::from_secs).or_else(|| {
+        let mut settings = RegistrySettings::default();
+        read_daemon_json(&mut settings).ok()?;
+        settings.fetch_deadline
+    })
+}
+
+fn read_daemon_json(settings: &mut RegistrySettings) -> anyhow::Result<()> {
+    let Some(path) = daemon_json() else { return Ok(()) };
+    let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    settings.read_daemon_json(&bytes).with_context(|| path.display().to_string())
 }
 
 /// The first `daemon.json` that there is: the one that was named, strata's, Docker's; a plain user's own come first.

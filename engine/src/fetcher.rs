@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use strata_imagestore::{FetchError, Fetcher, ImageId, LazyLayer, LazyProgress, RegistryClient, StackError};
@@ -85,10 +85,23 @@ pub(crate) fn provide_layers() {
     strata_unionfs::set_layer_sources(open);
 }
 
+/// Says where it is written how long a read of what is not here may wait. It is asked when such a layer is opened, in this
+/// process and in those that it forks. The first call counts.
+pub fn set_fetch_deadline(deadline: fn() -> Option<Duration>) {
+    let _ = DEADLINE.set(deadline);
+}
+
+static DEADLINE: OnceLock<fn() -> Option<Duration>> = OnceLock::new();
+
 fn open(absent: &Absent) -> io::Result<Option<Arc<dyn LayerSource>>> {
     let diff_id = absent.layer.parse().map_err(io::Error::other)?;
     let layer = LazyLayer::open(&absent.store, diff_id, start).map_err(io::Error::other)?;
-    Ok(layer.map(|layer| Arc::new(Layer(layer)) as Arc<dyn LayerSource>))
+    let Some(layer) = layer else { return Ok(None) };
+    let layer = match DEADLINE.get().and_then(|deadline| deadline()) {
+        Some(deadline) => layer.with_deadline(deadline),
+        None => layer,
+    };
+    Ok(Some(Arc::new(Layer(layer))))
 }
 
 /// A layer of the store as the union takes it.

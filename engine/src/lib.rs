@@ -65,7 +65,7 @@ pub use disk_usage::{Usage, UsageError};
 pub use disk_use::ContainerSize;
 pub use engine::{Engine, EngineError, RemoveImageError};
 pub use error_text::error_chain;
-pub use fetcher::{CompleteError, FetchProcessError, fetch, start_fetching};
+pub use fetcher::{CompleteError, FetchProcessError, fetch, set_fetch_deadline, start_fetching};
 pub use filesystem::{
     FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, expect_mount, serve as serve_filesystem,
 };

@@ -52,7 +52,7 @@ impl LazyLayer {
             compared: AtomicBool::new(false),
             idle: Mutex::default(),
             start,
-            deadline: deadline(),
+            deadline: DEADLINE,
         }))
     }
 
@@ -190,12 +190,6 @@ pub(crate) fn wake(root: &Path) -> bool {
     asked.is_ok_and(|(_, answer)| answer == 0)
 }
 
-/// How long a reader waits.
-fn deadline() -> Duration {
-    let seconds = std::env::var(DEADLINE_VARIABLE).ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(DEADLINE))
-}
-
 fn failed() -> io::Error {
     io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())
 }
@@ -206,9 +200,7 @@ pub(crate) const SOCKET: &str = "socket";
 pub(crate) const ENDING: i32 = rustix::io::Errno::AGAIN.raw_os_error();
 /// A request: a diff_id, an offset in the content and a length. The answer is an errno, 0 for none, in four bytes.
 pub(crate) const REQUEST: usize = 48;
-/// The seconds that a read waits for what is not here.
-const DEADLINE: u64 = 60;
-/// Says otherwise.
-pub(crate) const DEADLINE_VARIABLE: &str = "STRATA_FETCH_DEADLINE";
+/// How long a read waits for what is not here, unless told otherwise.
+const DEADLINE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(50);
 const WAKE: Duration = Duration::from_secs(2);

@@ -30,6 +30,8 @@ pub struct Settings {
     pub max_downloads: usize,
     /// How many layers are uploaded at once.
     pub max_uploads: usize,
+    /// How long a read of what an image that is not whole lacks may wait; the reader's own limit if `None`.
+    pub fetch_deadline: Option<Duration>,
     /// When to lose patience.
     pub timeouts: Timeouts,
 }
@@ -75,6 +77,7 @@ impl Default for Settings {
             keep_blobs: false,
             max_downloads: 6,
             max_uploads: 5,
+            fetch_deadline: None,
             timeouts: Timeouts::default(),
         }
     }
@@ -106,6 +109,7 @@ impl Settings {
         if let Some(count) = keys.max_concurrent_uploads.filter(|count| *count > 0) {
             self.max_uploads = count;
         }
+        self.fetch_deadline = keys.fetch_deadline.map(Duration::from_secs).or(self.fetch_deadline);
         Ok(())
     }
 
@@ -224,6 +228,8 @@ struct DaemonKeys {
     keep_blobs: bool,
     max_concurrent_downloads: Option<usize>,
     max_concurrent_uploads: Option<usize>,
+    /// In seconds.
+    fetch_deadline: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -256,12 +262,13 @@ mod tests {
         let mut settings = Settings::default();
         let text = br#"{"registry-mirrors": ["https://m"], "mirrors": {"quay.io": ["http://q"]}, "debug": true,
             "insecure-registries": ["10.0.0.0/8", "reg:5000"], "proxies": {"https-proxy": "http://p:1"},
-            "max-concurrent-downloads": 2, "keep-blobs": true}"#;
+            "max-concurrent-downloads": 2, "keep-blobs": true, "fetch-deadline": 7}"#;
         settings.read_daemon_json(text).unwrap();
         assert_eq!(settings.mirrors["docker.io"], ["https://m"]);
         assert_eq!(settings.mirrors["quay.io"], ["http://q"]);
         assert_eq!((settings.max_downloads, settings.max_uploads, settings.keep_blobs), (2, 5, true));
         assert_eq!(settings.proxies.https.as_deref(), Some("http://p:1"));
+        assert_eq!(settings.fetch_deadline, Some(Duration::from_secs(7)));
         assert!(settings.read_daemon_json(b"{").is_err());
     }
 

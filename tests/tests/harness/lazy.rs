@@ -115,7 +115,9 @@ fn fails_in_time() -> Result<()> {
     let name = pushed(&source, &serving)?;
     let strata = source.another()?;
     let point = strata.make_folder("point")?;
-    let mounted = strata.command(["mount", &name, "point"]).env("STRATA_FETCH_DEADLINE", "2").output()?;
+    let config = strata.make_folder("config")?.join("daemon.json");
+    fs::write(&config, r#"{"fetch-deadline": 2}"#)?;
+    let mounted = strata.command(["mount", &name, "point"]).env("STRATA_CONFIG", &config).output()?;
     ensure!(mounted.status.success(), "{mounted:?}");
     drop(serving);
     let begun = Instant::now();
