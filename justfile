@@ -48,7 +48,7 @@ bench *ARGS:
 figures *ARGS: dist
     cargo run --release --package strata-benches --bin figures -- {{ARGS}}
 
-# Images to and from a registry and archives, beside podman, docker and skopeo; to benches/results/ as well
+# Images to and from a registry and archives, beside docker, podman, containerd and others; to benches/results/ as well
 bench-images *ARGS: dist
     cargo run --release --package strata-benches --bin figures -- images {{ARGS}}
 

@@ -144,8 +144,13 @@ impl Dockerd {
         let before = self.cpu()?;
         let mut cost = measure::time(self.client().args(arguments))?;
         cost.cpu += self.cpu()?.saturating_sub(before);
-        cost.peak = measure::peak_of(self.child.id())?;
+        cost.peak = self.peak()?;
         Ok(cost)
+    }
+
+    /// The daemon's peak resident set so far, in KiB.
+    pub fn peak(&self) -> Result<i64> {
+        measure::peak_of(self.child.id())
     }
 
     /// A client of this daemon.
@@ -156,7 +161,7 @@ impl Dockerd {
     }
 
     /// CPU time so far of the daemon, its containerd, and what they waited for.
-    fn cpu(&self) -> Result<Duration> {
+    pub fn cpu(&self) -> Result<Duration> {
         let mut total = measure::cpu_of(self.child.id())?;
         let id = self.child.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;

@@ -24,6 +24,9 @@ pub fn describe(work: &std::path::Path) -> String {
         ("runc", ["--version"]),
         ("podman", ["--version"]),
         ("dockerd", ["--version"]),
+        ("containerd", ["--version"]),
+        ("skopeo", ["--version"]),
+        ("umoci", ["--version"]),
     ] {
         let version = output(program, &arguments);
         let shown = version.lines().find(|line| line.starts_with(program) || line.contains("Docker"));

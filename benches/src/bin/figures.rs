@@ -1,7 +1,8 @@
 //! Takes every published figure in one run and writes the text to `benches/results/`.
 //!
-//! `figures [load] [walk] [images] [idle] [sandbox] [--rounds N] [--idle N] [--no-file]`; the binary under test is `$STRATA_BIN`, else what
-//! `cargo dist` made.
+//! `figures [load] [walk] [images] [idle] [sandbox] [--rounds N] [--idle N] [--no-file]`; the binary under test is
+//! `$STRATA_BIN`, else what `cargo dist` made. For `images` also `--quick`, `--laps A,B`, `--engines A,B` and
+//! `--scene FOLDER`, which keeps what is measured on for the next time.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ fn figures() -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let mut wanted = Vec::new();
     let (mut rounds, mut count, mut to_file) = (5, 20, true);
+    let mut of_images = images::Options::default();
     while let Some(argument) = arguments.next() {
         match argument.to_str().context("arguments are text")? {
             measure::WRAP => {
@@ -40,8 +42,15 @@ fn figures() -> Result<ExitCode> {
                     arguments.next().and_then(|text| text.to_str()?.parse().ok()).context("a number of containers")?
             }
             "--no-file" => to_file = false,
+            "--quick" => of_images.quick = true,
+            name @ ("--laps" | "--engines") => {
+                let list = arguments.next().and_then(|text| text.into_string().ok()).context("a list of names")?;
+                let names = list.split(',').map(str::to_owned).collect();
+                if name == "--laps" { of_images.laps = names } else { of_images.engines = names }
+            }
+            "--scene" => of_images.scene = Some(arguments.next().context("a folder")?.into()),
             name @ ("load" | "walk" | "images" | "idle" | "sandbox") => wanted.push(name.to_owned()),
-            other => bail!("{other}: not one of load, walk, images, idle, sandbox, --rounds N, --idle N, --no-file"),
+            other => bail!("{other}: not one of load, walk, images, idle, sandbox or an option of the README"),
         }
     }
     if !rustix::process::geteuid().is_root() {
@@ -61,7 +70,8 @@ fn figures() -> Result<ExitCode> {
         walk::figures(&strata, work.path(), rounds, &mut report)?;
     }
     if is_wanted("images") {
-        images::figures(&strata, work.path(), rounds.min(3), &mut report)?;
+        of_images.rounds = rounds.min(3);
+        images::figures(&strata, work.path(), &of_images, &mut report)?;
     }
     if is_wanted("idle") {
         sandbox::idle::figures(&strata, work.path(), count, &mut report)?;
@@ -73,9 +83,15 @@ fn figures() -> Result<ExitCode> {
     if to_file {
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results"));
         let date = report.text().split_whitespace().nth(1).unwrap_or("undated").to_owned();
-        let file = folder.join(format!("{date}.txt"));
+        let only_images = wanted == ["images"];
+        let (file, command) = if only_images {
+            (format!("{date}-images.txt"), "bench-images")
+        } else {
+            (format!("{date}.txt"), "figures")
+        };
+        let file = folder.join(file);
         std::fs::create_dir_all(&folder)?;
-        std::fs::write(&file, format!("$ just figures\n\n{}", report.text()))?;
+        std::fs::write(&file, format!("$ just {command}\n\n{}", report.text()))?;
         report.say(format!("written to {}", file.display()));
     }
     Ok(ExitCode::SUCCESS)

@@ -8,16 +8,19 @@ use strata_tests::image::{busybox, debian, synthetic};
 fn main() -> ExitCode {
     let names: Vec<String> = std::env::args().skip(1).collect();
     if names.is_empty() {
-        eprintln!("usage: test-images debian|busybox|large|spread-N...");
+        eprintln!("usage: test-images debian|busybox|large|spread-N|counted-N...");
         return ExitCode::from(2);
     }
     let mut status = ExitCode::SUCCESS;
     for name in names {
-        let made = match (name.as_str(), name.strip_prefix("spread-").map(str::parse)) {
+        let (kind, number) =
+            name.split_once('-').map_or((name.as_str(), None), |(kind, number)| (kind, number.parse().ok()));
+        let made = match (kind, number) {
             ("debian", _) => debian::folder(),
             ("busybox", _) => busybox::folder(),
             ("large", _) => synthetic::large(),
-            (_, Some(Ok(layers))) => synthetic::spread(layers),
+            ("spread", Some(layers)) => synthetic::spread(layers),
+            ("counted", Some(files)) => synthetic::counted(files),
             _ => Err(anyhow::anyhow!("no such image")),
         };
         match made {

@@ -42,6 +42,32 @@ pub fn large() -> Result<PathBuf> {
     Ok(folder.join(Form::DockerNew.file_name()))
 }
 
+/// One layer of so many files of a hundred bytes, a hundred in each folder. Uncompressed docker-archive.
+pub fn counted(files: usize) -> Result<PathBuf> {
+    let folder = cache::get_or_make(&format!("counted-{files}-1"), |folder| {
+        let path = folder.join("0.tar");
+        let mut out = LayerWriter::new(std::io::BufWriter::with_capacity(1 << 20, File::create(&path)?));
+        for number in 0..files {
+            let parent = format!("data/{:02}/{:04}", number / 100_000, number / 100 % 1000);
+            if number % 100 == 0 {
+                out.directory(&parent, &Meta::mode(0o755))?;
+            }
+            out.file(format!("{parent}/file-{number}"), &Meta::mode(0o644), format!("{number:0100}").as_bytes())?;
+        }
+        out.finish()?;
+        let layers = vec![Layer::of(&path, "files")?];
+        let image = Image { reference: counted_reference(files), layers, config: json!({"Cmd": ["/bin/true"]}) };
+        image.write(Form::DockerNew, &folder.join(Form::DockerNew.file_name()))?;
+        Ok(std::fs::remove_file(&path)?)
+    })?;
+    Ok(folder.join(Form::DockerNew.file_name()))
+}
+
+/// What [`counted`] calls its image.
+pub fn counted_reference(files: usize) -> String {
+    format!("strata-test/counted:{files}")
+}
+
 /// What [`large`] calls its image.
 pub const LARGE_REFERENCE: &str = "strata-test/large:1";
 
