@@ -114,7 +114,8 @@ fn spread(layers: usize) -> Vec<Index> {
     }
     let finish = |(number, builder): (usize, Builder)| {
         let layer = Layer { diff_id: DiffId(Digest::of(&number.to_le_bytes())), tar_size: 1 << 20 };
-        Index::from_bytes(builder.finish(layer).expect("a small layer")).expect("an index just built")
+        Index::from_bytes(builder.finish(layer).and_then(|index| Ok(index.into_bytes()?)).expect("a small layer"))
+            .expect("an index just built")
     };
     builders.into_iter().enumerate().map(finish).collect()
 }

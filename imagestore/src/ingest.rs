@@ -11,7 +11,8 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 
 use sha2::{Digest as _, Sha256};
-use strata_layer::ingest::{IngestedLayer, LayerError, LayerIngest};
+use strata_layer::index::{Layer, NewIndex};
+use strata_layer::ingest::{LayerError, LayerIngest};
 use strata_layer::tar::Limits;
 use strata_layer::{DiffId, Digest};
 use strata_sys::writeback::start_writeback;
@@ -19,6 +20,7 @@ use strata_sys::writeback::start_writeback;
 use crate::decompress::{Bounded, Compression, Decompressor, read_start};
 use crate::disk::{DiskError, OnDisk, create_new, make_folder};
 use crate::layout::{BLOB, INDEX, TAR};
+use crate::scratch::{failed_in, scratch_in};
 use crate::store::Store;
 
 /// A layer in a temporary folder: its tar and its index.
@@ -56,7 +58,10 @@ pub enum IngestError {
 impl IngestError {
     /// Returns whether the layer is to blame, and not the machine.
     pub(crate) fn is_content(&self) -> bool {
-        matches!(self, IngestError::Decompress(_) | IngestError::Layer(_))
+        match self {
+            IngestError::Layer(LayerError::Scratch(_)) | IngestError::Source(_) | IngestError::Disk(_) => false,
+            IngestError::Decompress(_) | IngestError::Layer(_) => true,
+        }
     }
 }
 
@@ -89,15 +94,16 @@ pub(crate) fn ingest_layer(
         let writer = TarWriter { file: tar, path: &tar_path, written: 0, started: 0 };
         // A blob that is the tar itself has the digest that it has.
         let expected = expected.filter(|_| compression != Compression::None);
-        run_pipeline(&mut reader, compression, writer, expected)
+        let ingest = LayerIngest::new(Limits::default()).with_scratch(scratch_in(&folder));
+        run_pipeline(ingest, &mut reader, compression, writer, expected)
     };
     if let Some(error) = source.failed {
         return Err(IngestError::Source(error));
     }
-    let ingested = ingested?;
+    let (layer, index) = ingested?;
 
     let index_path = folder.join(INDEX);
-    create_new(&index_path)?.write_all(&ingested.index).on_disk("write", &index_path)?;
+    index.write_to(&mut create_new(&index_path)?).map_err(|error| failed_in(&folder, error))?;
     let blob = source.hash.map(|hash| Digest::from_bytes(hash.finalize().into()));
     if let Some(blob) = blob {
         let path = folder.join(BLOB);
@@ -106,22 +112,21 @@ pub(crate) fn ingest_layer(
     Store::enable_verity(&folder)?;
     Ok(NewLayer {
         folder,
-        diff_id: ingested.diff_id,
-        tar_size: ingested.tar_size,
-        blob: blob.unwrap_or(ingested.diff_id.0),
+        diff_id: layer.diff_id,
+        tar_size: layer.tar_size,
+        blob: blob.unwrap_or(layer.diff_id.0),
         blob_size: source.bytes,
     })
 }
 
 /// Brings everything from `reader` into the index and onto the disk.
 fn run_pipeline(
+    mut ingest: LayerIngest,
     reader: &mut impl Read,
     compression: Compression,
     mut tar: TarWriter<'_>,
     expected: Option<DiffId>,
-) -> Result<IngestedLayer, IngestError> {
-    let mut ingest = LayerIngest::new(Limits::default());
-
+) -> Result<(Layer, NewIndex), IngestError> {
     let mut chunk = vec![0; CHUNK];
     let first = fill(reader, &mut chunk)?;
     if first < CHUNK {
@@ -153,7 +158,7 @@ fn run_pipeline(
             }
             match &mut tar_there {
                 Some(tar) => finish(ingest, tar, expected),
-                None => Ok(ingest.finish()?),
+                None => Ok(ingest.finish_index()?),
             }
         });
         let worker = worker.map_err(IngestError::Source)?;
@@ -176,7 +181,7 @@ fn run_pipeline(
             }
         })();
         drop(full_sender);
-        let ingested: Result<IngestedLayer, IngestError> = match worker.join() {
+        let ingested: Result<(Layer, NewIndex), IngestError> = match worker.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         };
@@ -190,13 +195,13 @@ fn finish(
     mut ingest: LayerIngest,
     tar: &mut TarWriter<'_>,
     expected: Option<DiffId>,
-) -> Result<IngestedLayer, IngestError> {
+) -> Result<(Layer, NewIndex), IngestError> {
     if let Some(count) = expected.and_then(|expected| ingest.missing_zeros(expected)) {
         let zeros = vec![0; count];
         ingest.push(&zeros)?;
         tar.write(&zeros)?;
     }
-    Ok(ingest.finish()?)
+    Ok(ingest.finish_index()?)
 }
 
 /// The tar on its way to the disk.

@@ -51,6 +51,7 @@ mod registry;
 mod remove;
 mod reserve;
 mod save;
+mod scratch;
 mod stack;
 mod store;
 mod timestamp;

@@ -5,16 +5,16 @@
 //! as the next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::PathBuf;
 
 use strata_layer::index::Index;
 use strata_layer::{ChainId, DiffId, merge};
 
-use crate::disk::{OnDisk, create_new};
+use crate::disk::create_new;
 use crate::ingest::NewLayer;
 use crate::layout::INDEX;
 use crate::publish::NewImage;
+use crate::scratch::{failed_in, scratch_in};
 use crate::stack::{StackError, chain_of, make_chain_folder, open_index};
 use crate::store::Store;
 use crate::work::WorkDir;
@@ -50,11 +50,13 @@ impl Store {
             };
             let indexes = image.layers.iter().map(index).collect::<Result<Vec<Index>, _>>()?;
             let references: Vec<&Index> = indexes.iter().collect();
-            let merged = merge::merge(&references).map_err(|source| StackError::Merge { source })?;
+            let scratch = scratch_in(work.path());
+            let merged = merge::merge_index(&references, Some(&scratch));
+            let merged = merged.map_err(|source| StackError::Merge { source })?;
             let folder = work.path().join(format!("chain-{}", stacks.len()));
             make_chain_folder(&folder, &image.layers)?;
             let path = folder.join(INDEX);
-            create_new(&path)?.write_all(&merged).on_disk("write", &path)?;
+            merged.write_to(&mut create_new(&path)?).map_err(|error| failed_in(&folder, error))?;
             stacks.push(NewStack { chain, folder });
         }
         Ok(stacks)

@@ -7,9 +7,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use strata_layer::ingest::{IngestedLayer, LayerIngest};
+use strata_layer::index::NewIndex;
+use strata_layer::ingest::{LayerError, LayerIngest};
 use strata_layer::tar::Limits;
-use strata_layer::{ChainId, DiffId, Digest, index, merge};
+use strata_layer::{ChainId, DiffId, Digest, Scratch, index, merge};
 
 use crate::catalog::CatalogGuard;
 use crate::disk::{
@@ -21,6 +22,7 @@ use crate::image_id::ImageId;
 use crate::layout::{BUILD_LOCK, CHAIN_LAYERS, INDEX, OBJECTS, TAR};
 use crate::lazy::{FolderAccess, LAZY, LazyFolder, LazyProgress, is_lazy, is_refused};
 use crate::lease;
+use crate::scratch::{failed_in, scratch_in};
 use crate::store::{Store, StoreError};
 use crate::work::WorkDir;
 
@@ -165,8 +167,9 @@ impl Store {
     fn build_merged_index(&self, layers: &[DiffId], path: &Path) -> Result<(), StackError> {
         let indexes = layers.iter().map(|layer| self.layer_index(*layer)).collect::<Result<Vec<_>, _>>()?;
         let references: Vec<&index::Index> = indexes.iter().collect();
-        let bytes = merge::merge(&references).map_err(|source| StackError::Merge { source })?;
-        Ok(self.replace_file(path, &bytes)?)
+        self.replace_index(path, |scratch| {
+            merge::merge_index(&references, Some(scratch)).map_err(|source| StackError::Merge { source })
+        })
     }
 
     /// Returns those of the layers whose tar is not here.
@@ -218,21 +221,30 @@ impl Store {
         if let Some(index) = open_sound(&paths.index)? {
             return Ok(index);
         }
-        let ingested = self.read_layer_again(layer, &mut |_| ())?;
-        self.replace_file(&paths.index, &ingested.index)?;
+        self.replace_index(&paths.index, |scratch| self.read_layer_again(layer, Some(scratch), &mut |_| ()))?;
         open_index(&paths.index)?.ok_or(StackError::IndexNotReadable { layer })
     }
 
-    /// Reads a layer's whole tar, checks its digest and makes its index. `advanced` is told how far it is.
+    /// Reads a layer's whole tar, checks its digest and makes its index. `advanced` is told how far it is. Without `scratch`
+    /// all of the index is in memory meanwhile.
     pub(crate) fn read_layer_again(
         &self,
         layer: DiffId,
+        scratch: Option<&Scratch>,
         advanced: &mut dyn FnMut(u64),
-    ) -> Result<IngestedLayer, StackError> {
+    ) -> Result<NewIndex, StackError> {
         let path = self.layer_paths(layer).tar;
         let mut file = open_if_present(&path)?.ok_or(StackError::NoSuchLayer { layer })?;
         let damaged = |found| StackError::DamagedLayer { layer, found };
+        // The tar was accepted once, so bytes that are refused now are not the ones that were stored.
+        let refused = |error| match error {
+            LayerError::Scratch(error) => StoreError::from(failed_in(&self.layout.work(), error)).into(),
+            _ => damaged(None),
+        };
         let mut ingest = LayerIngest::new(Limits::default());
+        if let Some(scratch) = scratch {
+            ingest = ingest.with_scratch(scratch.clone());
+        }
         let mut buffer = vec![0; 1 << 20];
         let mut done = 0;
         loop {
@@ -242,14 +254,13 @@ impl Store {
             if count == 0 {
                 break;
             }
-            // The tar was accepted once, so bytes that are refused now are not the ones that were stored.
-            ingest.push(&buffer[..count]).map_err(|_| damaged(None))?;
+            ingest.push(&buffer[..count]).map_err(refused)?;
         }
-        let ingested = ingest.finish().map_err(|_| damaged(None))?;
-        if ingested.diff_id != layer {
-            return Err(damaged(Some(ingested.diff_id.0)));
+        let (found, index) = ingest.finish_index().map_err(refused)?;
+        if found.diff_id != layer {
+            return Err(damaged(Some(found.diff_id.0)));
         }
-        Ok(ingested)
+        Ok(index)
     }
 
     pub(crate) fn layer_paths(&self, layer: DiffId) -> LayerPaths {
@@ -262,6 +273,26 @@ impl Store {
             // What cannot be looked at is found out when it is opened.
             lazy_in: is_lazy(&folder).unwrap_or(false).then(|| self.layout.root().to_owned()),
         }
+    }
+
+    /// Makes an index aside and puts it in its place.
+    fn replace_index(
+        &self,
+        path: &Path,
+        make: impl FnOnce(&Scratch) -> Result<NewIndex, StackError>,
+    ) -> Result<(), StackError> {
+        self.check_writable()?;
+        let work = WorkDir::create(&self.layout).map_err(StoreError::from)?;
+        let index = make(&scratch_in(work.path()))?;
+        let aside = work.path().join("file");
+        let placed = (|| {
+            let mut file = create_new(&aside)?;
+            index.write_to(&mut file).map_err(|error| failed_in(work.path(), error))?;
+            file.sync_all().on_disk("sync", &aside)?;
+            fs::rename(&aside, path).on_disk("rename", path)?;
+            sync_folder(path.parent().expect("files of the store lie in folders"))
+        })();
+        Ok(placed.map_err(StoreError::from)?)
     }
 
     /// Writes a file aside and puts it in its place.

@@ -6,9 +6,10 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::index::{BuildError, Builder, Content, IndexFull, Layer, Metadata};
+use crate::index::{BuildError, Builder, Content, IndexFull, Layer, Metadata, NewIndex, TableError};
 use crate::objects::Segment;
 use crate::path::{self, InvalidPath};
+use crate::table::{Scratch, ScratchError};
 use crate::tar::{BLOCK, Entry, EntryKind, Event, Limits, Parser, TarError};
 use crate::whiteout::{self, InvalidMarker, Meaning};
 use crate::{DiffId, Digest};
@@ -57,6 +58,12 @@ impl LayerIngest {
         }
     }
 
+    /// Lets what is held of the entries go into temporary files once there is no more memory for it.
+    #[must_use]
+    pub fn with_scratch(self, scratch: Scratch) -> LayerIngest {
+        LayerIngest { builder: self.builder.with_scratch(scratch), ..self }
+    }
+
     /// Takes in the next bytes of the tar. After an error the layer is given up.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
         if let Some(sha) = &mut self.sha {
@@ -92,18 +99,27 @@ impl LayerIngest {
     /// # Panics
     /// For an outline, which knows no digest.
     pub fn finish(self) -> Result<IngestedLayer, LayerError> {
+        let entries = self.entries;
+        let (Layer { diff_id, tar_size }, index) = self.finish_index()?;
+        Ok(IngestedLayer { diff_id, tar_size, index: index.into_bytes()?, entries })
+    }
+
+    /// Ends the layer as [`finish`](Self::finish) does, without holding its index in memory.
+    ///
+    /// # Panics
+    /// For an outline, which knows no digest.
+    pub fn finish_index(self) -> Result<(Layer, NewIndex), LayerError> {
         self.parser.finish()?;
         let sha = self.sha.expect("an outline is ended by finish_outline");
         let diff_id = DiffId(Digest::from_bytes(sha.finalize().into()));
-        let tar_size = self.parser.offset();
-        let index = self.builder.finish(Layer { diff_id, tar_size })?;
-        Ok(IngestedLayer { diff_id, tar_size, index, entries: self.entries })
+        let layer = Layer { diff_id, tar_size: self.parser.offset() };
+        Ok((layer, self.builder.finish(layer)?))
     }
 
     /// Ends an outline, and returns the index that the layer has if the tar is what was said of it.
     pub fn finish_outline(self, layer: Layer) -> Result<Vec<u8>, LayerError> {
         self.parser.finish()?;
-        Ok(self.builder.finish(layer)?)
+        Ok(self.builder.finish(layer)?.into_bytes()?)
     }
 
     /// Returns how many bytes of the tar were pushed.
@@ -135,7 +151,7 @@ impl LayerIngest {
             Meaning::Opaque(directory) => self.builder.opaque(&directory),
             Meaning::Entry => return self.add_file(entry),
         };
-        added.map_err(|problem| refused(problem.into()))
+        added.map_err(|problem| LayerError::of_entry(path.clone(), *offset, problem))
     }
 
     fn add_file(&mut self, entry: Entry) -> Result<(), LayerError> {
@@ -159,11 +175,11 @@ impl LayerIngest {
             EntryKind::Fifo => Content::Fifo,
             EntryKind::HardLink { target } => {
                 let linked = self.builder.hard_link(&path, target);
-                return linked.map_err(|problem| LayerError::Entry { entry: path, offset, problem: problem.into() });
+                return linked.map_err(|problem| LayerError::of_entry(path, offset, problem));
             }
         };
         let added = self.builder.add(&path, metadata, content);
-        added.map_err(|problem| LayerError::Entry { entry: path, offset, problem: problem.into() })
+        added.map_err(|problem| LayerError::of_entry(path, offset, problem))
     }
 
     /// Keeps the books on what the layer makes us hold. Directories that entries only imply count as entries, too.
@@ -228,6 +244,27 @@ pub enum LayerError {
     /// More than the index can count.
     #[error(transparent)]
     Full(#[from] IndexFull),
+    /// There was no place for what the layer makes us hold; the layer is not to blame.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+}
+
+impl LayerError {
+    fn of_entry(entry: Vec<u8>, offset: u64, problem: BuildError) -> LayerError {
+        match problem {
+            BuildError::Scratch(error) => error.into(),
+            problem => LayerError::Entry { entry, offset, problem: problem.into() },
+        }
+    }
+}
+
+impl From<TableError> for LayerError {
+    fn from(error: TableError) -> LayerError {
+        match error {
+            TableError::Full(error) => error.into(),
+            TableError::Scratch(error) => error.into(),
+        }
+    }
 }
 
 /// Why an entry cannot be in a layer.

@@ -6,16 +6,14 @@
 //! - a directory with nothing but markers in it does not make a directory and does not hide a file;
 //! - a hard link to a path that its layer does not have is one more name of what the layers below had there.
 
-use std::collections::{HashMap, HashSet};
-use std::ops::Range;
-
 use zerocopy::little_endian::{U16, U32};
 
 use crate::index::format::{
     FLAG_BARE, FLAG_EXTENT_TABLE, FLAG_FOREIGN_LINK, FLAG_IMPLICIT, FLAG_OPAQUE, InodeRecord, pair,
 };
 use crate::index::writer::Writer;
-use crate::index::{Child, Index, IndexFull, Kind, NodeId, implicit_directory};
+use crate::index::{Child, Index, IndexFull, Kind, NewIndex, NodeId, TableError, implicit_directory};
+use crate::table::{Bits, Scratch, ScratchError, Table};
 use crate::{path, tar};
 
 /// Merges layers, bottom first, into the bytes of one index.
@@ -23,6 +21,11 @@ use crate::{path, tar};
 /// A merged index can itself stand in the place of the layers it was made of. The layers of the result are numbered in
 /// order: those of the first index, then those of the second, and so on. The same layers always give the same bytes.
 pub fn merge(layers: &[&Index]) -> Result<Vec<u8>, MergeError> {
+    Ok(merge_index(layers, None)?.into_bytes()?)
+}
+
+/// Merges layers as [`merge`] does, without holding the result in memory where it is larger than `scratch` allows.
+pub fn merge_index(layers: &[&Index], scratch: Option<&Scratch>) -> Result<NewIndex, MergeError> {
     u16::try_from(layers.len()).map_err(|_| MergeError::TooManyLayers)?;
     let mut first_layer = Vec::new();
     let mut count = 0u16;
@@ -31,17 +34,22 @@ pub fn merge(layers: &[&Index]) -> Result<Vec<u8>, MergeError> {
         count = count.checked_add(index.layer_count()).ok_or(MergeError::TooManyLayers)?;
     }
     let numbered = layers.iter().flat_map(|index| (0..index.layer_count()).filter_map(|layer| index.layer(layer)));
-    let mut writer = Writer::new(numbered);
+    let entries: u64 = layers.iter().map(|index| u64::from(index.entry_count())).sum();
+    let scratch = scratch.filter(|scratch| entries.saturating_mul(BYTES_PER_ENTRY) > scratch.limit() as u64);
+    let mut writer = Writer::new(numbered, scratch)?;
     let largest = |count: fn(&Index) -> u32| layers.iter().map(|index| count(index) as usize).max().unwrap_or(0);
     writer.reserve(largest(Index::inode_count), largest(Index::entry_count));
     let mut merger = Merger {
         layers,
         first_layer,
         writer,
-        links: ForeignLinks::resolve(layers)?,
-        numbers: HashMap::new(),
-        contributors: Vec::new(),
-        budget: layers.iter().map(|index| u64::from(index.entry_count())).sum(),
+        links: ForeignLinks::resolve(layers, scratch)?,
+        numbers: layers.iter().map(|_| None).collect(),
+        queue: Table::new(scratch)?,
+        queue_start: 0,
+        budget: entries,
+        since_forgotten: 0,
+        scratch,
     };
     merger.run()?;
     Ok(merger.writer.finish()?)
@@ -53,20 +61,39 @@ struct Merger<'a> {
     first_layer: Vec<u16>,
     writer: Writer,
     links: ForeignLinks,
-    /// The numbers of inodes that have or may get several names.
-    numbers: HashMap<Source, u32>,
-    /// The directories that make up each merged one, top first.
-    contributors: Vec<Source>,
+    /// For each index, the numbers plus 1 of inodes that have or may get several names, 0 for none yet.
+    numbers: Vec<Option<Table<u32>>>,
+    /// The directories that are to be filled: for each its number and how many make it up, then those, top first.
+    queue: Table<u64>,
+    /// Where the next one is in the queue.
+    queue_start: usize,
     /// Entries that may still be looked at. Each is looked at once, unless an index is damaged.
     budget: u64,
+    /// How many were looked at since what was read of the indexes was given back.
+    since_forgotten: u64,
+    scratch: Option<&'a Scratch>,
 }
 
 /// A node of one of the indexes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Source {
     /// Which index, bottom 0.
     index: u16,
     node: NodeId,
+}
+
+impl Source {
+    /// One number for both, never 0.
+    fn pack(self) -> u64 {
+        (u64::from(self.index) + 1) << 32 | u64::from(self.node.as_u32())
+    }
+
+    fn unpack(packed: u64) -> Option<Source> {
+        let index = u16::try_from((packed >> 32).checked_sub(1)?).ok()?;
+        #[expect(clippy::cast_possible_truncation, reason = "takes the number apart")]
+        let node = NodeId::from_u32(packed as u32);
+        Some(Source { index, node })
+    }
 }
 
 /// What the entries of one name come to.
@@ -74,77 +101,138 @@ enum Merged {
     Nothing,
     /// No directory.
     Leaf(Source, Kind),
-    /// A directory that is made up of these contributors.
-    Directory {
-        contributors: Range<usize>,
-        attributes: Source,
-    },
+    /// A directory with these attributes; what it is made up of was added to the list.
+    Directory(Source),
 }
 
 impl<'a> Merger<'a> {
     fn run(&mut self) -> Result<(), MergeError> {
-        let mut directories = match select(self.layers, roots(self.layers.len()), &mut self.contributors) {
-            Merged::Directory { contributors, attributes } => vec![(self.directory(attributes, 0)?, contributors)],
+        let mut contributors = Vec::new();
+        let root = match select(self.layers, roots(self.layers.len()), &mut contributors) {
+            Merged::Directory(attributes) => self.directory(attributes, 0)?,
             // No layers at all.
-            _ => {
-                let root = InodeRecord { flags: U16::ZERO, ..implicit_directory(0) };
-                vec![(self.writer.add_inode(root)?, 0..0)]
-            }
+            _ => self.writer.add_inode(InodeRecord { flags: U16::ZERO, ..implicit_directory(0) })?,
         };
-        let mut scratch = Vec::new();
-        let mut filled = 0;
-        while let Some((number, contributors)) = directories.get(filled).cloned() {
-            filled += 1;
+        self.enqueue(root, &contributors)?;
+        while let Some(number) = self.dequeue(&mut contributors)? {
             let first = self.writer.entry_count();
-            let mut subdirectories = 0;
-            self.collect(contributors, &mut scratch)?;
-            for group in scratch.chunk_by(|(_, a), (_, b)| a.name == b.name) {
-                let name = group[0].1.name;
-                match select(self.layers, group.iter().copied(), &mut self.contributors) {
-                    Merged::Nothing => {}
-                    Merged::Leaf(source, kind) => {
-                        let (number, kind) = self.leaf(source, kind)?;
-                        self.writer.add_entry(name, number, Some(kind))?;
-                    }
-                    Merged::Directory { contributors, attributes } => {
-                        let child = self.directory(attributes, number)?;
-                        self.writer.add_entry(name, child, Some(Kind::Directory))?;
-                        directories.push((child, contributors));
-                        subdirectories += 1;
-                    }
-                }
-            }
+            let subdirectories = self.fill(number, &contributors)?;
             let count = self.writer.entry_count() - first;
             let entry_number = |count: usize| u32::try_from(count).map_err(|_| IndexFull);
-            let inode = self.writer.inode_mut(number);
-            inode.payload = pair(entry_number(first)?, entry_number(count)?);
-            inode.nlink = U32::new(2 + subdirectories);
+            let payload = pair(entry_number(first)?, entry_number(count)?);
+            self.writer.update_inode(number, |inode| {
+                inode.payload = payload;
+                inode.nlink = U32::new(2 + subdirectories);
+            })?;
         }
         Ok(())
     }
 
-    /// Gathers the entries of directories, by name, the top layer's first.
-    fn collect(&mut self, contributors: Range<usize>, entries: &mut Vec<(u16, Child<'a>)>) -> Result<(), MergeError> {
-        entries.clear();
-        for source in &self.contributors[contributors.clone()] {
+    /// Puts a directory at the end of the queue.
+    fn enqueue(&mut self, number: u32, contributors: &[Source]) -> Result<(), MergeError> {
+        self.queue.push(u64::from(number) | (contributors.len() as u64) << 32)?;
+        for source in contributors {
+            self.queue.push(source.pack())?;
+        }
+        Ok(())
+    }
+
+    /// Takes the first directory out of the queue.
+    fn dequeue(&mut self, contributors: &mut Vec<Source>) -> Result<Option<u32>, MergeError> {
+        contributors.clear();
+        if self.queue_start == self.queue.len() {
+            return Ok(None);
+        }
+        let head = self.queue.get(self.queue_start)?;
+        self.queue_start += 1;
+        for _ in 0..head >> 32 {
+            contributors.extend(Source::unpack(self.queue.get(self.queue_start)?));
+            self.queue_start += 1;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "takes the number apart")]
+        let number = head as u32;
+        Ok(Some(number))
+    }
+
+    /// Adds what is in a directory, and returns how many directories that are.
+    fn fill(&mut self, number: u32, contributors: &[Source]) -> Result<u32, MergeError> {
+        let mut all = 0;
+        for source in contributors {
+            let count = self.layers[usize::from(source.index)].children(source.node).len() as u64;
+            self.budget = self.budget.checked_sub(count).ok_or_else(|| self.damaged(*source))?;
+            all += count;
+        }
+        if self.since_forgotten + all > FORGET {
+            self.layers.iter().for_each(|index| index.forget());
+            self.since_forgotten = 0;
+        }
+        self.since_forgotten += all;
+        let mut subdirectories = 0;
+        if all > LARGE {
+            return self.fill_large(number, contributors);
+        }
+        let mut entries: Vec<(u16, Child<'a>)> = Vec::with_capacity(usize::try_from(all).unwrap_or(0));
+        for source in contributors {
             let children = self.layers[usize::from(source.index)].children(source.node);
-            let damaged = MergeError::Damaged { layer: self.first_layer[usize::from(source.index)] };
-            let Some(budget) = self.budget.checked_sub(children.len() as u64) else {
-                return Err(damaged);
-            };
-            self.budget = budget;
-            for child in children {
-                if child.name.is_empty() {
-                    return Err(damaged);
-                }
-                entries.push((source.index, child));
-            }
+            entries.extend(children.map(|child| (source.index, child)));
         }
         if contributors.len() > 1 {
             // Made of sorted runs, and stable: entries of one name stay in the order of their layers.
             entries.sort_by_key(|(_, child)| child.name);
         }
-        Ok(())
+        for group in entries.chunk_by(|(_, a), (_, b)| a.name == b.name) {
+            subdirectories += u32::from(self.add_name(number, group)?);
+        }
+        Ok(subdirectories)
+    }
+
+    /// The same for a directory whose entries are too many to be held at once.
+    fn fill_large(&mut self, number: u32, contributors: &[Source]) -> Result<u32, MergeError> {
+        let children =
+            |source: &Source| (source.index, self.layers[usize::from(source.index)].children(source.node).peekable());
+        let mut left: Vec<_> = contributors.iter().map(children).collect();
+        let mut group = Vec::new();
+        let mut subdirectories = 0;
+        let mut seen = 0;
+        while let Some(name) = left.iter_mut().filter_map(|(_, children)| Some(children.peek()?.name)).min() {
+            group.clear();
+            for (index, children) in &mut left {
+                group.extend(children.next_if(|child| child.name == name).map(|child| (*index, child)));
+            }
+            subdirectories += u32::from(self.add_name(number, &group)?);
+            seen += 1;
+            if seen % FORGET == 0 {
+                self.layers.iter().for_each(|index| index.forget());
+            }
+        }
+        Ok(subdirectories)
+    }
+
+    /// Adds what the entries of one name, top first, come to, and returns whether that is a directory.
+    fn add_name(&mut self, parent: u32, entries: &[(u16, Child<'a>)]) -> Result<bool, MergeError> {
+        let (index, Child { name, node, .. }) = entries[0];
+        if name.is_empty() {
+            return Err(self.damaged(Source { index, node }));
+        }
+        let mut contributors = Vec::new();
+        match select(self.layers, entries.iter().copied(), &mut contributors) {
+            Merged::Nothing => Ok(false),
+            Merged::Leaf(source, kind) => {
+                let (number, kind) = self.leaf(source, kind)?;
+                self.writer.add_entry(name, number, Some(kind))?;
+                Ok(false)
+            }
+            Merged::Directory(attributes) => {
+                let child = self.directory(attributes, parent)?;
+                self.writer.add_entry(name, child, Some(Kind::Directory))?;
+                self.enqueue(child, &contributors)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn damaged(&self, source: Source) -> MergeError {
+        MergeError::Damaged { layer: self.first_layer[usize::from(source.index)] }
     }
 
     /// Adds a directory and returns its number.
@@ -157,20 +245,34 @@ impl<'a> Merger<'a> {
 
     /// Adds a name to anything but a directory and returns its inode's number and kind.
     fn leaf(&mut self, source: Source, kind: Kind) -> Result<(u32, Kind), MergeError> {
-        let (source, kind) = match self.links.resolved.get(&source) {
-            Some(&target) => (target, self.kind(target)?),
+        // Whatever is looked up by the node's number from here on is there.
+        self.record(source)?;
+        let (source, kind) = match self.links.resolved(source)? {
+            Some(target) => (target, self.kind(target)?),
             None => (source, kind),
         };
         let record = self.record(source)?;
-        let may_be_shared = record.nlink.get() > 1 || self.links.targets.contains(&source);
-        if may_be_shared && let Some(&number) = self.numbers.get(&source) {
-            self.writer.inode_mut(number).nlink += 1;
+        let may_be_shared = record.nlink.get() > 1 || self.links.is_target(source);
+        if !may_be_shared {
+            let inode = self.copy(source, kind)?;
+            return Ok((self.writer.add_inode(inode)?, kind));
+        }
+        let (index, node) = (usize::from(source.index), source.node.as_u32() as usize);
+        if self.numbers[index].is_none() {
+            self.numbers[index] = Some(Table::filled(self.scratch, self.layers[index].inode_count() as usize, 0)?);
+        }
+        let known = match &mut self.numbers[index] {
+            Some(numbers) => numbers.get(node)?,
+            None => 0,
+        };
+        if let Some(number) = known.checked_sub(1) {
+            self.writer.update_inode(number, |inode| inode.nlink += 1)?;
             return Ok((number, kind));
         }
         let inode = self.copy(source, kind)?;
         let number = self.writer.add_inode(inode)?;
-        if may_be_shared {
-            self.numbers.insert(source, number);
+        if let Some(numbers) = &mut self.numbers[index] {
+            numbers.set(node, number + 1)?;
         }
         Ok((number, kind))
     }
@@ -209,35 +311,69 @@ impl<'a> Merger<'a> {
 }
 
 /// Hard links to files that their own layer does not have.
-#[derive(Default)]
 struct ForeignLinks {
-    /// What each of them is a name of; never itself such a link.
-    resolved: HashMap<Source, Source>,
-    targets: HashSet<Source>,
+    /// For each index with such links, what each node is a name of, packed; 0 for nothing else than itself.
+    resolved: Vec<Option<Table<u64>>>,
+    /// For each index, the nodes that links of other layers lead to.
+    targets: Vec<Option<Bits>>,
 }
 
 impl ForeignLinks {
-    fn resolve(layers: &[&Index]) -> Result<ForeignLinks, MergeError> {
-        let mut links = ForeignLinks::default();
+    fn resolve(layers: &[&Index], scratch: Option<&Scratch>) -> Result<ForeignLinks, MergeError> {
+        let none = || layers.iter().map(|_| None);
+        let mut links = ForeignLinks { resolved: none().collect(), targets: layers.iter().map(|_| None).collect() };
         // From the bottom up, so that a link to a link finds that one resolved.
         for (number, index) in (0..).zip(layers).filter(|(_, index)| index.foreign_link_count() > 0) {
-            let foreign = index.nodes().filter_map(|node| Some((index.foreign_link(node)?, node)));
-            let mut foreign: Vec<_> = foreign.collect();
-            // Neighbours have most of their way in common.
-            foreign.sort_by(|(a, _), (b, _)| path::components(a).cmp(path::components(b)));
+            links.resolved[usize::from(number)] = Some(Table::filled(scratch, index.inode_count() as usize, 0)?);
             let mut below = Below::new(layers, number);
-            for (target, node) in foreign {
-                let found = below.find(target).ok_or_else(|| MergeError::LinkTarget {
-                    layer: number,
-                    entry: index.path_of(node).unwrap_or_default(),
-                    target: target.to_vec(),
-                })?;
-                let found = links.resolved.get(&found).copied().unwrap_or(found);
-                links.resolved.insert(Source { index: number, node }, found);
-                links.targets.insert(found);
+            let mut all = index.nodes().filter_map(|node| Some((index.foreign_link(node)?, node)));
+            loop {
+                let mut foreign: Vec<_> = all.by_ref().take(LINKS_AT_ONCE).collect();
+                if foreign.is_empty() {
+                    break;
+                }
+                // Neighbours have most of their way in common.
+                foreign.sort_by(|(a, _), (b, _)| path::components(a).cmp(path::components(b)));
+                for (target, node) in foreign {
+                    let found = below.find(target).ok_or_else(|| MergeError::LinkTarget {
+                        layer: number,
+                        entry: index.path_of(node).unwrap_or_default(),
+                        target: target.to_vec(),
+                    })?;
+                    if layers[usize::from(found.index)].inode(found.node).is_none() {
+                        return Err(MergeError::Damaged { layer: found.index });
+                    }
+                    let found = links.resolved(found)?.unwrap_or(found);
+                    links.add(Source { index: number, node }, found, layers)?;
+                }
+                layers.iter().for_each(|index| index.forget());
             }
         }
         Ok(links)
+    }
+
+    /// Notes that a link is a name of `target`, which is never itself such a link.
+    fn add(&mut self, link: Source, target: Source, layers: &[&Index]) -> Result<(), MergeError> {
+        if let Some(resolved) = &mut self.resolved[usize::from(link.index)] {
+            resolved.set(link.node.as_u32() as usize, target.pack())?;
+        }
+        let index = usize::from(target.index);
+        let bits = self.targets[index].get_or_insert_with(|| Bits::new(layers[index].inode_count() as usize));
+        bits.set(target.node.as_u32() as usize);
+        Ok(())
+    }
+
+    /// Returns what a link to another layer's file is a name of.
+    fn resolved(&mut self, source: Source) -> Result<Option<Source>, MergeError> {
+        match &mut self.resolved[usize::from(source.index)] {
+            Some(resolved) => Ok(Source::unpack(resolved.get(source.node.as_u32() as usize)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn is_target(&self, source: Source) -> bool {
+        let bits = &self.targets[usize::from(source.index)];
+        bits.as_ref().is_some_and(|bits| bits.get(source.node.as_u32() as usize))
     }
 }
 
@@ -266,7 +402,7 @@ impl<'a> Below<'a> {
         for component in components.skip(common) {
             let mut directories = Vec::new();
             match self.look_up(component, &mut directories) {
-                Merged::Directory { .. } => self.way.push((component, directories)),
+                Merged::Directory(_) => self.way.push((component, directories)),
                 _ => return None,
             }
         }
@@ -329,7 +465,7 @@ fn select<'c>(
         }
     }
     match explicit.or(implicit) {
-        Some(attributes) => Merged::Directory { contributors: start..contributors.len(), attributes },
+        Some(attributes) => Merged::Directory(attributes),
         None => {
             contributors.truncate(start);
             Merged::Nothing
@@ -369,7 +505,28 @@ pub enum MergeError {
     /// The result is too large.
     #[error(transparent)]
     Full(#[from] IndexFull),
+    /// There is no place for the result.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
 }
+
+impl From<TableError> for MergeError {
+    fn from(error: TableError) -> MergeError {
+        match error {
+            TableError::Full(error) => error.into(),
+            TableError::Scratch(error) => error.into(),
+        }
+    }
+}
+
+/// What an entry takes in memory while indexes are merged.
+const BYTES_PER_ENTRY: u64 = 100;
+/// Directories with more entries are not held in memory as a whole.
+const LARGE: u64 = if cfg!(test) { 2 } else { 1 << 16 };
+/// After so many entries, what was read of the indexes is given back. Most images have fewer.
+const FORGET: u64 = 1 << 16;
+/// How many links are resolved together.
+const LINKS_AT_ONCE: usize = 1 << 16;
 
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,12 @@ impl Map {
         // stated on the type; the callers map only files that are replaced by rename and never written in place.
         unsafe { memmap2::Mmap::map(file) }.map(Map)
     }
+
+    /// Gives the memory back that the parts read so far take in this process. They stay in the kernel's cache.
+    pub fn forget(&self) -> io::Result<()> {
+        // SAFETY: the map is shared and of a file, so what is read next is what was there before.
+        unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) }
+    }
 }
 
 impl Deref for Map {
@@ -37,7 +43,10 @@ mod tests {
         let mut file = tempfile_in_memory();
         assert_eq!(&*Map::of(&file).unwrap(), b"");
         io::Write::write_all(&mut file, b"strata").unwrap();
-        assert_eq!(&*Map::of(&file).unwrap(), b"strata");
+        let map = Map::of(&file).unwrap();
+        assert_eq!(&*map, b"strata");
+        map.forget().unwrap();
+        assert_eq!(&*map, b"strata");
     }
 
     fn tempfile_in_memory() -> File {

@@ -82,8 +82,8 @@ impl Check<'_> {
         self.progress
             .report(Event::Started { layer: &name, bytes: fs::metadata(&paths.tar).ok().map(|tar| tar.len()) });
         let mut advanced = |bytes| self.progress.report(Event::Advanced { layer: &name, bytes });
-        let ingested = match self.store.read_layer_again(layer, &mut advanced) {
-            Ok(ingested) => ingested,
+        let index = match self.store.read_layer_again(layer, None, &mut advanced) {
+            Ok(index) => index,
             Err(StackError::Store(error)) if !is_damage(&error) => return Err(error),
             Err(StackError::DamagedLayer { found: Some(found), .. }) => {
                 self.found(Subject::Layer(layer), format!("its tar has the digest {found}"));
@@ -102,13 +102,15 @@ impl Check<'_> {
         if self.store.check_writable().is_ok() {
             mark_checked(&self.store.layout.layer(layer));
         }
-        let index = self.index_of_tar(layer)?;
-        match read_if_present(&index)? {
+        let path = self.index_of_tar(layer)?;
+        // Only files can fail, and it used none.
+        let Ok(index) = index.into_bytes() else { return Ok(()) };
+        match read_if_present(&path)? {
             // Caches may be missing.
             None => Ok(()),
-            Some(found) if found == ingested.index => Ok(()),
+            Some(found) if found == index => Ok(()),
             Some(_) => self.found_cache(Subject::LayerIndex(layer), "it is not what the tar gives", |store| {
-                store.replace_file(&index, &ingested.index)
+                store.replace_file(&path, &index)
             }),
         }
     }

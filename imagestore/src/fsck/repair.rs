@@ -162,7 +162,7 @@ impl Repair<'_> {
         };
         // What cannot be had elsewhere is put aside if it is wrong, and stays if the disk fails to read it.
         for layer in layers {
-            let outcome = match self.store.read_layer_again(layer, &mut |_| ()) {
+            let outcome = match self.store.read_layer_again(layer, None, &mut |_| ()) {
                 Ok(_) => Outcome::Repaired(READ_AGAIN.to_owned()),
                 Err(error) => {
                     if !matches!(error, StackError::Store(_)) {

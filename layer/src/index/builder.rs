@@ -3,15 +3,16 @@
 use zerocopy::FromZeros as _;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 
-use super::draft_names::DraftNames;
+use super::draft_names::{DraftName, DraftNames};
 use super::format::{
     ExtentRecord, FLAG_EXTENT_TABLE, FLAG_FOREIGN_LINK, FLAG_IMPLICIT, FLAG_OPAQUE, InodeRecord, NO_NODE, NO_XATTRS,
     pair,
 };
 use super::types::{Device, Kind, Timestamp};
-use super::writer::IndexFull;
+use super::writer::{IndexFull, TableError, xattr_set};
 use crate::objects::Segment;
 use crate::path::{self, InvalidPath};
+use crate::table::{Claim, Scratch, ScratchError, Table};
 
 /// Collects the entries of a layer.
 ///
@@ -21,13 +22,22 @@ use crate::path::{self, InvalidPath};
 #[derive(Debug)]
 pub struct Builder {
     /// Inodes whose payloads point into the fields below. Those that lost their name stay and are left out at the end.
-    pub(super) inodes: Vec<InodeRecord>,
+    pub(super) inodes: Table<InodeRecord>,
     pub(super) names: DraftNames,
-    pub(super) targets: Vec<u8>,
-    pub(super) extents: Vec<ExtentRecord>,
-    pub(super) xattrs: Vec<Vec<(Vec<u8>, Vec<u8>)>>,
+    pub(super) targets: Table<u8>,
+    pub(super) extents: Table<ExtentRecord>,
+    /// Sets of extended attributes as the index has them, each after its length.
+    pub(super) xattrs: Table<u8>,
+    /// The set that was added last, and where: neighbours tend to have the same.
+    recent_xattrs: (Vec<u8>, u32),
     /// The directory that the last entry was in: entries mostly come directory by directory.
     recent: (Vec<u8>, u32),
+    /// Where everything goes when there is too much of it.
+    pub(super) scratch: Option<Scratch>,
+    /// The memory that it may take until then.
+    claim: Claim,
+    /// Whether it has gone there.
+    pub(super) spilled: bool,
 }
 
 /// What every entry has.
@@ -73,18 +83,42 @@ pub enum Content<'a> {
 }
 
 impl Builder {
-    /// Starts a layer without entries.
+    /// Starts a layer without entries, all of which will be in memory.
     pub fn new() -> Builder {
-        let mut builder = Builder {
-            inodes: Vec::new(),
+        Builder {
+            inodes: Table::Memory(vec![implicit_directory(ROOT)]),
             names: DraftNames::new(),
-            targets: Vec::new(),
-            extents: Vec::new(),
-            xattrs: Vec::new(),
+            targets: Table::Memory(Vec::new()),
+            extents: Table::Memory(Vec::new()),
+            xattrs: Table::Memory(Vec::new()),
+            recent_xattrs: (Vec::new(), NO_XATTRS),
             recent: (Vec::new(), ROOT),
-        };
-        builder.inodes.push(implicit_directory(ROOT));
-        builder
+            scratch: None,
+            claim: Claim::default(),
+            spilled: false,
+        }
+    }
+
+    /// Lets the entries go into temporary files once there is no more memory for them.
+    #[must_use]
+    pub fn with_scratch(self, scratch: Scratch) -> Builder {
+        Builder { scratch: Some(scratch), ..self }
+    }
+
+    /// Moves everything out of memory if it takes too much.
+    fn bound_memory(&mut self) -> Result<(), ScratchError> {
+        let Some(scratch) = self.scratch.as_ref().filter(|_| !self.spilled) else { return Ok(()) };
+        let tables = self.inodes.memory() + self.targets.memory() + self.extents.memory() + self.xattrs.memory();
+        if !self.claim.covers(scratch, tables + self.names.memory()) {
+            self.inodes.spill(scratch)?;
+            self.names.spill(scratch)?;
+            self.targets.spill(scratch)?;
+            self.extents.spill(scratch)?;
+            self.xattrs.spill(scratch)?;
+            self.spilled = true;
+            self.claim = Claim::default();
+        }
+        Ok(())
     }
 
     /// Returns how many inodes are held, those of replaced entries and of implicit directories included.
@@ -95,24 +129,21 @@ impl Builder {
     /// Adds an entry, or replaces the one of that path.
     pub fn add(&mut self, path: &[u8], metadata: Metadata, content: Content<'_>) -> Result<(), BuildError> {
         path::check(path)?;
+        self.bound_memory()?;
         let directory = matches!(content, Content::Directory);
         let Some(name) = self.name_at(path)? else {
             if !directory {
                 return Err(BuildError::RootNotDirectory);
             }
             let inode = self.inode_of(metadata, content)?;
-            self.replace_directory(ROOT, inode);
-            return Ok(());
+            return Ok(self.replace_directory(ROOT, inode)?);
         };
         let mut inode = self.inode_of(metadata, content)?;
-        let old = self.names.get(name).node;
         if directory {
-            inode.link = U32::new(self.names.get(name).parent);
-            match self.inodes.get(old as usize).map(InodeRecord::kind) {
-                Some(Some(Kind::Directory)) => {
-                    self.replace_directory(old, inode);
-                    return Ok(());
-                }
+            let DraftName { node: old, parent, .. } = self.names.get(name)?;
+            inode.link = U32::new(parent);
+            match self.kind_of(old)? {
+                Some(Some(Kind::Directory)) => return Ok(self.replace_directory(old, inode)?),
                 // Something that is no directory was here for a moment; like any file it hid what is below.
                 Some(_) => inode.flags = U16::new(FLAG_OPAQUE),
                 None => {}
@@ -125,20 +156,24 @@ impl Builder {
     /// the layers below when the layer is merged.
     pub fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<(), BuildError> {
         path::check(path)?;
+        self.bound_memory()?;
         let target = path::normalise(target).map_err(BuildError::LinkTarget)?;
         if path::components(path).eq(path::components(&target)) {
             return Err(BuildError::LinkToItself);
         }
-        let found = self.find(&target);
-        if target.is_empty() || found.is_some_and(|node| self.is_directory(node)) {
+        let found = self.find(&target)?;
+        let to_directory = match found {
+            Some(node) => self.is_directory(node)?,
+            None => target.is_empty(),
+        };
+        if to_directory {
             return Err(BuildError::LinkToDirectory);
         }
         let name = self.name_at(path)?.ok_or(BuildError::RootNotDirectory)?;
         match found {
             Some(node) => {
-                self.forget_recent(name);
-                self.names.get_mut(name).node = node;
-                Ok(())
+                self.forget_recent(name)?;
+                Ok(self.names.set_node(name, node)?)
             }
             None => {
                 let mut inode = InodeRecord::new_zeroed();
@@ -154,17 +189,17 @@ impl Builder {
     /// Adds the marker that the layers below have nothing at `path`.
     pub fn whiteout(&mut self, path: &[u8]) -> Result<(), BuildError> {
         path::check(path)?;
+        self.bound_memory()?;
         let name = self.name_at(path)?.ok_or(BuildError::WhiteoutOfRoot)?;
-        self.names.get_mut(name).whiteout = true;
-        Ok(())
+        Ok(self.names.set_whiteout(name)?)
     }
 
     /// Adds the marker that the directory at `path` shows nothing of the layers below.
     pub fn opaque(&mut self, path: &[u8]) -> Result<(), BuildError> {
         path::check(path)?;
+        self.bound_memory()?;
         let directory = self.directory_at(path::components(path))?;
-        self.inodes[directory as usize].flags |= U16::new(FLAG_OPAQUE);
-        Ok(())
+        Ok(self.inodes.update(directory as usize, |inode| inode.flags |= U16::new(FLAG_OPAQUE))?)
     }
 
     /// Makes an inode, its payload pointing into the builder's own tables.
@@ -204,25 +239,27 @@ impl Builder {
         let first = u32::try_from(self.extents.len()).map_err(|_| IndexFull)?;
         let count = u32::try_from(segments.len()).map_err(|_| IndexFull)?;
         let mut covered = 0;
+        let mut extents = Vec::with_capacity(segments.len());
         for segment in segments {
             let end = segment.offset.checked_add(segment.length).filter(|&end| end <= size);
             let Some(end) = end.filter(|_| segment.length > 0 && segment.offset >= covered) else {
                 return Err(BuildError::Segments);
             };
             covered = end;
-            self.extents.push(ExtentRecord {
+            extents.push(ExtentRecord {
                 offset: U64::new(segment.offset),
                 length: U64::new(segment.length),
                 source: U64::new(segment.source),
             });
         }
+        self.extents.extend(&extents)?;
         Ok(pair(first, count))
     }
 
-    fn add_target(&mut self, target: &[u8]) -> Result<U64, IndexFull> {
+    fn add_target(&mut self, target: &[u8]) -> Result<U64, TableError> {
         let offset = u32::try_from(self.targets.len()).map_err(|_| IndexFull)?;
         let length = u32::try_from(target.len()).map_err(|_| IndexFull)?;
-        self.targets.extend_from_slice(target);
+        self.targets.extend(target)?;
         Ok(pair(offset, length))
     }
 
@@ -234,9 +271,15 @@ impl Builder {
         if xattrs.windows(2).any(|pair| pair[0].0 == pair[1].0) {
             return Err(BuildError::DuplicateXattr);
         }
-        let number = u32::try_from(self.xattrs.len()).map_err(|_| IndexFull)?;
-        self.xattrs.push(xattrs);
-        Ok(number)
+        let set = xattr_set(xattrs.iter().map(|(name, value)| (&name[..], &value[..])))?;
+        if self.recent_xattrs.0 != set {
+            let place = u32::try_from(self.xattrs.len()).ok().filter(|&place| place < NO_XATTRS).ok_or(IndexFull)?;
+            let length = u32::try_from(set.len()).map_err(|_| IndexFull)?;
+            self.xattrs.extend(&length.to_le_bytes())?;
+            self.xattrs.extend(&set)?;
+            self.recent_xattrs = (set, place);
+        }
+        Ok(self.recent_xattrs.1)
     }
 
     /// Returns the name that `path` ends in, making it and the directories on the way where absent; `None` for the root.
@@ -267,13 +310,13 @@ impl Builder {
         let mut directory = ROOT;
         for component in components {
             let id = self.names.add(directory, component)?;
-            let node = self.names.get(id).node;
-            directory = match self.inodes.get(node as usize).map(InodeRecord::kind) {
+            let node = self.names.get(id)?.node;
+            directory = match self.kind_of(node)? {
                 Some(Some(Kind::Directory)) => node,
                 Some(_) => return Err(BuildError::ParentNotDirectory),
                 None => {
                     let node = self.add_inode(implicit_directory(directory))?;
-                    self.names.get_mut(id).node = node;
+                    self.names.set_node(id, node)?;
                     node
                 }
             };
@@ -282,47 +325,62 @@ impl Builder {
     }
 
     /// Returns the inode at a normal path, if this layer has one.
-    fn find(&self, path: &[u8]) -> Option<u32> {
-        path::components(path).try_fold(ROOT, |directory, component| {
+    fn find(&mut self, path: &[u8]) -> Result<Option<u32>, ScratchError> {
+        let mut node = ROOT;
+        for component in path::components(path) {
             // Names below something that is no directory do not exist: its number is the parent of none.
-            let id = self.names.find(directory, component)?;
-            Some(self.names.get(id).node).filter(|&node| node != NO_NODE)
-        })
+            let Some(id) = self.names.find(node, component)? else { return Ok(None) };
+            node = self.names.get(id)?.node;
+            if node == NO_NODE {
+                return Ok(None);
+            }
+        }
+        Ok(Some(node))
     }
 
     /// Puts new attributes on a directory, which keeps what is in it and what was said about the layers below.
-    fn replace_directory(&mut self, node: u32, attributes: InodeRecord) {
-        let directory = &mut self.inodes[node as usize];
-        let opaque = directory.flags & U16::new(FLAG_OPAQUE);
-        let parent = directory.link;
-        *directory = attributes;
-        directory.flags |= opaque;
-        directory.link = parent;
+    fn replace_directory(&mut self, node: u32, attributes: InodeRecord) -> Result<(), ScratchError> {
+        self.inodes.update(node as usize, |directory| {
+            let opaque = directory.flags & U16::new(FLAG_OPAQUE);
+            let parent = directory.link;
+            *directory = attributes;
+            directory.flags |= opaque;
+            directory.link = parent;
+        })
     }
 
     /// Gives a name a new inode in place of what it had.
     fn set_node(&mut self, name: u32, inode: InodeRecord) -> Result<(), BuildError> {
-        self.forget_recent(name);
+        self.forget_recent(name)?;
         let node = self.add_inode(inode)?;
-        self.names.get_mut(name).node = node;
-        Ok(())
+        Ok(self.names.set_node(name, node)?)
     }
 
     /// Drops the remembered directory if `name` is about to stop being one, as it may be or contain the remembered one.
-    fn forget_recent(&mut self, name: u32) {
-        if self.is_directory(self.names.get(name).node) {
+    fn forget_recent(&mut self, name: u32) -> Result<(), ScratchError> {
+        let node = self.names.get(name)?.node;
+        if self.is_directory(node)? {
             self.recent = (Vec::new(), ROOT);
         }
+        Ok(())
     }
 
-    fn add_inode(&mut self, inode: InodeRecord) -> Result<u32, IndexFull> {
+    fn add_inode(&mut self, inode: InodeRecord) -> Result<u32, TableError> {
         let node = u32::try_from(self.inodes.len()).ok().filter(|&node| node < NO_NODE).ok_or(IndexFull)?;
-        self.inodes.push(inode);
+        self.inodes.push(inode)?;
         Ok(node)
     }
 
-    pub(super) fn is_directory(&self, node: u32) -> bool {
-        self.inodes.get(node as usize).is_some_and(|inode| inode.kind() == Some(Kind::Directory))
+    /// Returns the kind of an inode; `None` if there is none.
+    fn kind_of(&mut self, node: u32) -> Result<Option<Option<Kind>>, ScratchError> {
+        if node as usize >= self.inodes.len() {
+            return Ok(None);
+        }
+        Ok(Some(self.inodes.get(node as usize)?.kind()))
+    }
+
+    pub(super) fn is_directory(&mut self, node: u32) -> Result<bool, ScratchError> {
+        Ok(self.kind_of(node)? == Some(Some(Kind::Directory)))
     }
 }
 
@@ -369,6 +427,18 @@ pub enum BuildError {
     /// The layer is too large.
     #[error(transparent)]
     Full(#[from] IndexFull),
+    /// There is more than memory is given for, and no place for it.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+}
+
+impl From<TableError> for BuildError {
+    fn from(error: TableError) -> BuildError {
+        match error {
+            TableError::Full(error) => error.into(),
+            TableError::Scratch(error) => error.into(),
+        }
+    }
 }
 
 /// Permissions of a directory that no layer has an entry for. It belongs to root and has the first of all times.

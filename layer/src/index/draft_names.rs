@@ -1,147 +1,163 @@
 //! The names of a layer while it is being built: a growing hash table on (directory, name).
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::ops::Range;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::format::{NO_NODE, hash};
-use super::writer::IndexFull;
+use super::names_by_parent::{ByParent, by_parent};
+use super::writer::{IndexFull, TableError};
+use crate::table::{Scratch, ScratchError, Table};
 
 /// One name in a directory, identified by its place in the order of addition.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
 pub(super) struct DraftName {
     pub(super) parent: u32,
     /// The inode, `NO_NODE` if there is only a whiteout.
     pub(super) node: u32,
     offset: u32,
     length: u8,
-    /// The layer says that the ones below have nothing of this name.
-    pub(super) whiteout: bool,
+    /// Not 0 if the layer says that the ones below have nothing of this name.
+    whiteout: u8,
+    reserved: u16,
+}
+
+impl DraftName {
+    pub(super) fn is_whiteout(&self) -> bool {
+        self.whiteout != 0
+    }
+
+    /// Where its bytes are: offset and length.
+    pub(super) fn place(&self) -> (usize, usize) {
+        (self.offset as usize, self.length.into())
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct DraftNames {
-    names: Vec<DraftName>,
-    bytes: Vec<u8>,
+    names: Table<DraftName>,
+    bytes: Table<u8>,
     /// Number of a name plus 1, or 0; a power of two, at most half full.
-    slots: Vec<u32>,
+    slots: Table<u32>,
     /// Random, so that nobody can prepare names that collide. Nothing that comes out depends on it.
     seed: u64,
+    /// The name that was read last from a file.
+    buffer: Vec<u8>,
+    /// Where tables go that are made anew, once they no longer fit into memory.
+    scratch: Option<Scratch>,
 }
 
 impl DraftNames {
     pub(super) fn new() -> DraftNames {
         let seed = RandomState::new().build_hasher().finish();
-        DraftNames { names: Vec::new(), bytes: Vec::new(), slots: Vec::new(), seed }
+        DraftNames {
+            names: Table::Memory(Vec::new()),
+            bytes: Table::Memory(Vec::new()),
+            slots: Table::Memory(Vec::new()),
+            seed,
+            buffer: Vec::new(),
+            scratch: None,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         self.names.len()
     }
 
-    pub(super) fn get(&self, id: u32) -> &DraftName {
-        &self.names[id as usize]
+    /// Returns how many bytes of memory the names take.
+    pub(super) fn memory(&self) -> usize {
+        self.names.memory() + self.bytes.memory() + self.slots.memory()
     }
 
-    pub(super) fn get_mut(&mut self, id: u32) -> &mut DraftName {
-        &mut self.names[id as usize]
+    /// Moves everything into files.
+    pub(super) fn spill(&mut self, scratch: &Scratch) -> Result<(), ScratchError> {
+        self.names.spill(scratch)?;
+        self.bytes.spill(scratch)?;
+        self.slots.spill(scratch)?;
+        self.scratch = Some(scratch.clone());
+        Ok(())
     }
 
-    pub(super) fn bytes(&self, name: &DraftName) -> &[u8] {
-        &self.bytes[name.offset as usize..][..usize::from(name.length)]
+    pub(super) fn get(&mut self, id: u32) -> Result<DraftName, ScratchError> {
+        self.names.get(id as usize)
+    }
+
+    /// Gives a name a node.
+    pub(super) fn set_node(&mut self, id: u32, node: u32) -> Result<(), ScratchError> {
+        self.names.update(id as usize, |name| name.node = node)
+    }
+
+    /// Notes that the layers below have nothing of a name.
+    pub(super) fn set_whiteout(&mut self, id: u32) -> Result<(), ScratchError> {
+        self.names.update(id as usize, |name| name.whiteout = 1)
+    }
+
+    pub(super) fn bytes(&mut self, name: &DraftName) -> Result<&[u8], ScratchError> {
+        let (offset, length) = name.place();
+        self.bytes.range(offset, length, &mut self.buffer)
     }
 
     /// Returns the id of a name, if it was added.
-    pub(super) fn find(&self, parent: u32, name: &[u8]) -> Option<u32> {
-        if self.slots.is_empty() { None } else { self.slot_of(parent, name).1 }
+    pub(super) fn find(&mut self, parent: u32, name: &[u8]) -> Result<Option<u32>, ScratchError> {
+        if self.slots.len() == 0 { Ok(None) } else { Ok(self.slot_of(parent, name)?.1) }
     }
 
     /// Returns the id of a name, adding it without a node if it is new.
-    pub(super) fn add(&mut self, parent: u32, name: &[u8]) -> Result<u32, IndexFull> {
+    pub(super) fn add(&mut self, parent: u32, name: &[u8]) -> Result<u32, TableError> {
         if self.slots.len() <= self.names.len() * 2 {
-            self.grow();
+            self.grow()?;
         }
-        let (slot, known) = self.slot_of(parent, name);
+        let (slot, known) = self.slot_of(parent, name)?;
         if let Some(id) = known {
             return Ok(id);
         }
         let id = u32::try_from(self.names.len()).ok().filter(|&id| id < u32::MAX).ok_or(IndexFull)?;
         let offset = u32::try_from(self.bytes.len()).map_err(|_| IndexFull)?;
         let length = u8::try_from(name.len()).map_err(|_| IndexFull)?;
-        self.bytes.extend_from_slice(name);
-        self.names.push(DraftName { parent, node: NO_NODE, offset, length, whiteout: false });
-        self.slots[slot] = id + 1;
+        self.bytes.extend(name)?;
+        self.names.push(DraftName { parent, node: NO_NODE, offset, length, whiteout: 0, reserved: 0 })?;
+        self.slots.set(slot, id + 1)?;
         Ok(id)
     }
 
-    /// Sorts the ids of all names by directory, and within one by name.
-    pub(super) fn by_parent(&self, directories: usize) -> ByParent {
-        let mut start = vec![0u32; directories + 1];
-        for name in &self.names {
-            start[name.parent as usize + 1] += 1;
-        }
-        for i in 1..start.len() {
-            start[i] += start[i - 1];
-        }
-        let mut next = start.clone();
-        let mut ids = vec![0; self.names.len()];
-        for (id, name) in (0..).zip(&self.names) {
-            let place = &mut next[name.parent as usize];
-            ids[*place as usize] = id;
-            *place += 1;
-        }
-        for range in start.windows(2) {
-            let children = &mut ids[range[0] as usize..range[1] as usize];
-            children.sort_unstable_by_key(|&id| self.bytes(self.get(id)));
-        }
-        ByParent { start, ids }
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &DraftName> {
-        self.names.iter()
+    /// Sorts the ids of all names by directory, and within one by name. Nothing can be looked up or added afterwards.
+    pub(super) fn by_parent(&mut self, directories: usize) -> Result<ByParent, ScratchError> {
+        self.slots = Table::Memory(Vec::new());
+        by_parent(&mut self.names, &mut self.bytes, directories, self.scratch.as_ref())
     }
 
     /// Returns the slot where a name is or would go, and its id.
-    fn slot_of(&self, parent: u32, name: &[u8]) -> (usize, Option<u32>) {
+    fn slot_of(&mut self, parent: u32, name: &[u8]) -> Result<(usize, Option<u32>), ScratchError> {
         let mask = self.slots.len() - 1;
         let mut slot = start_slot(hash(self.seed, parent, name), mask);
         loop {
-            let Some(id) = self.slots[slot].checked_sub(1) else {
-                return (slot, None);
+            let Some(id) = self.slots.get(slot)?.checked_sub(1) else {
+                return Ok((slot, None));
             };
-            let known = self.get(id);
-            if known.parent == parent && self.bytes(known) == name {
-                return (slot, Some(id));
+            let known = self.get(id)?;
+            if known.parent == parent && usize::from(known.length) == name.len() && self.bytes(&known)? == name {
+                return Ok((slot, Some(id)));
             }
             slot = (slot + 1) & mask;
         }
     }
 
-    fn grow(&mut self) {
+    fn grow(&mut self) -> Result<(), ScratchError> {
         let length = (self.slots.len() * 2).max(1024);
         let mask = length - 1;
-        let mut slots = vec![0; length];
-        for (id, name) in (0..).zip(&self.names) {
-            let mut slot = start_slot(hash(self.seed, name.parent, self.bytes(name)), mask);
-            while slots[slot] != 0 {
+        let mut slots = Table::scattered(self.scratch.as_ref(), length, 0)?;
+        for id in 0..self.names.len() {
+            let name = self.names.get(id)?;
+            let mut slot = start_slot(hash(self.seed, name.parent, self.bytes(&name)?), mask);
+            while slots.get(slot)? != 0 {
                 slot = (slot + 1) & mask;
             }
-            slots[slot] = id + 1;
+            // `add` has seen to it that the number fits.
+            slots.set(slot, u32::try_from(id + 1).unwrap_or(u32::MAX))?;
         }
         self.slots = slots;
-    }
-}
-
-/// The ids of all names, directory by directory.
-#[derive(Debug)]
-pub(super) struct ByParent {
-    start: Vec<u32>,
-    ids: Vec<u32>,
-}
-
-impl ByParent {
-    pub(super) fn of(&self, directory: u32) -> &[u32] {
-        let Range { start, end } = self.start[directory as usize]..self.start[directory as usize + 1];
-        &self.ids[start as usize..end as usize]
+        Ok(())
     }
 }
 

@@ -5,126 +5,180 @@ use zerocopy::little_endian::{U16, U32};
 use super::builder::{Builder, ROOT};
 use super::format::{
     ExtentRecord, FLAG_BARE, FLAG_EXTENT_TABLE, FLAG_FOREIGN_LINK, FLAG_IMPLICIT, FLAG_OPAQUE, InodeRecord, NO_NODE,
-    NO_OBJECT, pair,
+    NO_OBJECT, NO_XATTRS, pair,
 };
 use super::types::{Kind, Layer};
-use super::writer::{IndexFull, Writer};
+use super::writer::{IndexFull, NewIndex, TableError, Writer};
 use crate::objects::{ObjectPlacer, Segment};
+use crate::table::{Bits, Scratch, Table};
 
 impl Builder {
     /// Returns the index of the layer whose tar is `layer`.
-    pub fn finish(self, layer: Layer) -> Result<Vec<u8>, IndexFull> {
-        let real = self.directories_with_content();
-        let by_parent = self.names.by_parent(self.inodes.len());
-        let mut writer = Writer::new([layer]);
-        writer.reserve(self.inodes.len(), self.names.len());
-        let mut placer = ObjectPlacer::new();
-        // The number in the index of each inode that has one.
-        let mut numbers = vec![NO_NODE; self.inodes.len()];
-        let mut directories = vec![ROOT];
-        let root = self.finished(&self.inodes[ROOT as usize], &mut writer, &mut placer)?;
-        numbers[ROOT as usize] = writer.add_inode(root)?;
-        let mut filled = 0;
-        while let Some(&directory) = directories.get(filled) {
-            filled += 1;
-            let parent = numbers[directory as usize];
-            let first = writer.entry_count();
-            let mut subdirectories = 0;
-            for &id in by_parent.of(directory) {
-                let name = self.names.get(id);
-                let bytes = self.names.bytes(name);
-                let Some(inode) = self.inodes.get(name.node as usize) else {
-                    if name.whiteout {
-                        writer.add_entry(bytes, NO_NODE, None)?;
-                    }
-                    continue;
-                };
-                let is_directory = inode.kind() == Some(Kind::Directory);
-                let bare = is_directory && !real[name.node as usize];
-                if bare && name.whiteout {
-                    writer.add_entry(bytes, NO_NODE, None)?;
-                    continue;
-                }
-                let number = &mut numbers[name.node as usize];
-                if *number == NO_NODE {
-                    let mut inode = self.finished(inode, &mut writer, &mut placer)?;
-                    if is_directory {
-                        inode.link = U32::new(parent);
-                        if name.whiteout {
-                            // Deleted and made anew: neither contents nor attributes come from below.
-                            inode.flags = U16::new(FLAG_OPAQUE);
-                        }
-                        if bare {
-                            inode.flags |= U16::new(FLAG_BARE);
-                        }
-                        subdirectories += 1;
-                        directories.push(name.node);
-                    }
-                    *number = writer.add_inode(inode)?;
-                } else {
-                    writer.inode_mut(*number).nlink += 1;
-                }
-                writer.add_entry(bytes, *number, inode.kind())?;
-            }
-            let count = writer.entry_count() - first;
-            let inode = writer.inode_mut(parent);
-            inode.payload = pair(entry_number(first)?, entry_number(count)?);
-            inode.nlink = U32::new(2 + subdirectories);
-        }
-        // Not needed while the file is put together, which takes as much again.
-        drop((self, by_parent, numbers, directories));
+    pub fn finish(self, layer: Layer) -> Result<NewIndex, TableError> {
+        // What has outgrown memory once does so again.
+        let scratch = self.scratch.clone().filter(|_| self.spilled);
+        let finisher = Finisher::new(self, layer, scratch.as_ref())?;
+        // Nothing of the layer's entries is needed any more while the file is put together, which takes as much again.
+        let writer = finisher.run()?;
         writer.finish()
     }
 
     /// Says for each inode whether it is a directory that the layer makes, not only one on the way to markers.
-    fn directories_with_content(&self) -> Vec<bool> {
-        let mut real = vec![false; self.inodes.len()];
-        real[ROOT as usize] = true;
-        for (node, inode) in self.inodes.iter().enumerate() {
-            real[node] |= inode.kind() == Some(Kind::Directory) && !inode.has(FLAG_IMPLICIT);
+    fn directories_with_content(&mut self) -> Result<Bits, TableError> {
+        let mut real = Bits::new(self.inodes.len());
+        real.set(ROOT as usize);
+        for node in 0..self.inodes.len() {
+            let inode = self.inodes.get(node)?;
+            if inode.kind() == Some(Kind::Directory) && !inode.has(FLAG_IMPLICIT) {
+                real.set(node);
+            }
         }
-        for name in self.names.iter() {
-            if name.node != NO_NODE && !self.is_directory(name.node) {
-                real[name.parent as usize] = true;
+        for id in 0..self.names.len() {
+            let name = self.names.get(entry_number(id)?)?;
+            if name.node != NO_NODE && !self.is_directory(name.node)? {
+                real.set(name.parent as usize);
             }
         }
         // A directory has a higher number than the one it is in.
         for node in (1..self.inodes.len()).rev() {
-            if real[node] && self.inodes[node].kind() == Some(Kind::Directory) {
-                real[self.inodes[node].link.get() as usize] = true;
+            if real.get(node) {
+                let inode = self.inodes.get(node)?;
+                if inode.kind() == Some(Kind::Directory) {
+                    real.set(inode.link.get() as usize);
+                }
             }
         }
-        real
+        Ok(real)
+    }
+}
+
+/// A builder that is being turned into an index.
+struct Finisher {
+    builder: Builder,
+    writer: Writer,
+    placer: ObjectPlacer,
+    /// The number in the index of each inode that has one.
+    numbers: Table<u32>,
+    /// The directories to fill, in the order of their numbers.
+    directories: Table<u32>,
+    real: Bits,
+    buffer: Vec<u8>,
+}
+
+impl Finisher {
+    fn new(mut builder: Builder, layer: Layer, scratch: Option<&Scratch>) -> Result<Finisher, TableError> {
+        let mut writer = Writer::new([layer], scratch)?;
+        writer.reserve(builder.inodes.len(), builder.names.len());
+        Ok(Finisher {
+            real: builder.directories_with_content()?,
+            numbers: Table::filled(scratch, builder.inodes.len(), NO_NODE)?,
+            directories: Table::new(scratch)?,
+            placer: ObjectPlacer::new(),
+            buffer: Vec::new(),
+            writer,
+            builder,
+        })
+    }
+
+    fn run(mut self) -> Result<Writer, TableError> {
+        let mut by_parent = self.builder.names.by_parent(self.builder.inodes.len())?;
+        let root = self.builder.inodes.get(ROOT as usize)?;
+        let root = self.finished(&root)?;
+        let root = self.writer.add_inode(root)?;
+        self.numbers.set(ROOT as usize, root)?;
+        self.directories.push(ROOT)?;
+        let mut filled = 0;
+        while filled < self.directories.len() {
+            let directory = self.directories.get(filled)?;
+            filled += 1;
+            let parent = self.numbers.get(directory as usize)?;
+            let first = self.writer.entry_count();
+            let mut subdirectories = 0;
+            for place in by_parent.of(directory)? {
+                let id = by_parent.id(place)?;
+                subdirectories += u32::from(self.add_name(id, parent)?);
+            }
+            let count = self.writer.entry_count() - first;
+            let payload = pair(entry_number(first)?, entry_number(count)?);
+            self.writer.update_inode(parent, |inode| {
+                inode.payload = payload;
+                inode.nlink = U32::new(2 + subdirectories);
+            })?;
+        }
+        Ok(self.writer)
+    }
+
+    /// Adds a name to the directory that is being filled, and returns whether it is one more directory.
+    fn add_name(&mut self, id: u32, parent: u32) -> Result<bool, TableError> {
+        let name = self.builder.names.get(id)?;
+        let inode = match name.node {
+            NO_NODE => None,
+            node => Some(self.builder.inodes.get(node as usize)?),
+        };
+        let is_directory = inode.is_some_and(|inode| inode.kind() == Some(Kind::Directory));
+        let bare = is_directory && !self.real.get(name.node as usize);
+        let Some(inode) = inode.filter(|_| !(bare && name.is_whiteout())) else {
+            if name.is_whiteout() {
+                self.writer.add_entry(self.builder.names.bytes(&name)?, NO_NODE, None)?;
+            }
+            return Ok(false);
+        };
+        let mut number = self.numbers.get(name.node as usize)?;
+        let is_new = number == NO_NODE;
+        if is_new {
+            let mut inode = self.finished(&inode)?;
+            if is_directory {
+                inode.link = U32::new(parent);
+                if name.is_whiteout() {
+                    // Deleted and made anew: neither contents nor attributes come from below.
+                    inode.flags = U16::new(FLAG_OPAQUE);
+                }
+                if bare {
+                    inode.flags |= U16::new(FLAG_BARE);
+                }
+                self.directories.push(name.node)?;
+            }
+            number = self.writer.add_inode(inode)?;
+            self.numbers.set(name.node as usize, number)?;
+        } else {
+            self.writer.update_inode(number, |inode| inode.nlink += 1)?;
+        }
+        self.writer.add_entry(self.builder.names.bytes(&name)?, number, inode.kind())?;
+        Ok(is_new && is_directory)
     }
 
     /// Returns an inode as the index holds it, with its target, map, attributes and object moved there.
-    fn finished(
-        &self,
-        draft: &InodeRecord,
-        writer: &mut Writer,
-        placer: &mut ObjectPlacer,
-    ) -> Result<InodeRecord, IndexFull> {
+    fn finished(&mut self, draft: &InodeRecord) -> Result<InodeRecord, TableError> {
         let mut inode = *draft;
         inode.nlink = U32::new(1);
-        if let Some(xattrs) = self.xattrs.get(draft.xattrs.get() as usize) {
-            let attributes = xattrs.iter().map(|(name, value)| (&name[..], &value[..]));
-            inode.xattrs = U32::new(writer.add_xattrs(attributes)?);
+        if draft.xattrs.get() != NO_XATTRS {
+            let place = draft.xattrs.get() as usize;
+            let mut length = [0; 4];
+            length.copy_from_slice(self.builder.xattrs.range(place, 4, &mut self.buffer)?);
+            let length = u32::from_le_bytes(length) as usize;
+            let set = self.builder.xattrs.range(place + 4, length, &mut self.buffer)?;
+            inode.xattrs = U32::new(self.writer.add_xattr_set(set)?);
         }
         let (first, length) = draft.pair();
-        let range = first as usize..first as usize + length as usize;
+        let (first, length) = (first as usize, length as usize);
         match draft.kind() {
-            Some(Kind::Symlink) => inode.payload = writer.add_target(&self.targets[range])?,
+            Some(Kind::Symlink) => {
+                inode.payload =
+                    self.writer.add_target(self.builder.targets.range(first, length, &mut self.buffer)?)?;
+            }
             Some(Kind::Regular) if draft.has(FLAG_FOREIGN_LINK) => {
-                inode.payload = writer.add_target(&self.targets[range])?;
+                inode.payload =
+                    self.writer.add_target(self.builder.targets.range(first, length, &mut self.buffer)?)?;
             }
             Some(Kind::Regular) => {
                 let size = draft.size.get();
                 let nid = if draft.has(FLAG_EXTENT_TABLE) {
-                    let extents = &self.extents[range];
-                    inode.payload = writer.add_extents(extents)?;
-                    placer.place(size, extents.iter().map(ExtentRecord::segment))
+                    let mut buffer = Vec::new();
+                    let extents = self.builder.extents.range(first, length, &mut buffer)?;
+                    inode.payload = self.writer.add_extents(extents)?;
+                    self.placer.place(size, extents.iter().map(ExtentRecord::segment))
                 } else {
-                    placer.place(size, [Segment { offset: 0, length: size, source: draft.payload.get() }])
+                    self.placer.place(size, [Segment { offset: 0, length: size, source: draft.payload.get() }])
                 };
                 inode.link = U32::new(nid.and_then(|nid| u32::try_from(nid).ok()).unwrap_or(NO_OBJECT));
             }

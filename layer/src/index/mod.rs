@@ -12,6 +12,7 @@ mod draft_names;
 mod finish;
 pub(crate) mod format;
 mod iter;
+mod names_by_parent;
 mod reader;
 mod types;
 mod verify;
@@ -22,7 +23,7 @@ pub use builder::{BuildError, Builder, Content, Metadata};
 pub use iter::{Child, Children, Extents, Xattrs};
 pub use reader::{Index, IndexError};
 pub use types::{Attributes, Device, Extent, Kind, Layer, NodeId, Object, Timestamp};
-pub use writer::IndexFull;
+pub use writer::{IndexFull, NewIndex, TableError};
 
 #[cfg(test)]
 mod tests;

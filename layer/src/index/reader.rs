@@ -151,6 +151,14 @@ impl Index {
         }
     }
 
+    /// Gives the memory back that the parts of the file read so far take in this process.
+    pub(crate) fn forget(&self) {
+        if let Bytes::Mapped(map) = &*self.bytes {
+            // Only the memory would be missed.
+            let _ = map.forget();
+        }
+    }
+
     /// Returns the sum of the sizes of all regular files, each counted once.
     pub fn total_size(&self) -> u64 {
         self.total_size

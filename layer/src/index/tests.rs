@@ -13,7 +13,7 @@ fn metadata(permissions: u16) -> Metadata {
 fn build(fill: impl FnOnce(&mut Builder) -> Result<(), BuildError>) -> Index {
     let mut builder = Builder::new();
     fill(&mut builder).unwrap();
-    let bytes = builder.finish(layer()).unwrap();
+    let bytes = builder.finish(layer()).unwrap().into_bytes().unwrap();
     let index = Index::from_bytes(bytes).unwrap();
     index.verify().unwrap();
     index
@@ -262,7 +262,7 @@ fn what_cannot_be_is_refused() {
     assert_eq!(builder.add(b"x", metadata(0), regular(1, &overlap[..1])), Err(BuildError::Segments));
     assert_eq!(builder.add(b"x", twice, Content::Fifo), Err(BuildError::DuplicateXattr));
     // What failed has left nothing.
-    let index = Index::from_bytes(builder.finish(layer()).unwrap()).unwrap();
+    let index = Index::from_bytes(builder.finish(layer()).unwrap().into_bytes().unwrap()).unwrap();
     index.verify().unwrap();
     assert_eq!(listing(&index), "/dir Directory 700 2 0\n/file Regular 644 1 1\n/link Symlink 777 1 3 -> dir");
 }
@@ -291,14 +291,14 @@ fn the_bytes_are_reproducible() {
         for i in 0..500 {
             file(&mut builder, &format!("d{}/f{i}", i % 7), i).unwrap();
         }
-        builder.finish(layer()).unwrap()
+        builder.finish(layer()).unwrap().into_bytes().unwrap()
     };
     assert_eq!(build(), build());
 }
 
 #[test]
 fn other_files_are_told_apart() {
-    let good = Builder::new().finish(layer()).unwrap();
+    let good = Builder::new().finish(layer()).unwrap().into_bytes().unwrap();
     let open = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = good.clone();
         change(&mut bytes);
@@ -328,7 +328,7 @@ fn damage_is_never_worse_than_a_wrong_answer() {
         builder.add(b"sparse", metadata(0o777), Content::Regular { size: 999, segments: &sparse }).unwrap();
         let xattrs = vec![(b"user.x".to_vec(), b"y".to_vec())];
         builder.add(b"x", Metadata { xattrs, ..metadata(0o644) }, Content::Fifo).unwrap();
-        builder.finish(layer()).unwrap()
+        builder.finish(layer()).unwrap().into_bytes().unwrap()
     };
     let mut noticed = 0;
     for position in 0..good.len() {
@@ -356,7 +356,7 @@ fn damage(table: usize, record: usize, change: &dyn Fn(&mut [u8])) -> String {
     file(&mut builder, "d/e/g", 1).unwrap();
     builder.hard_link(b"h", b"d/e/f").unwrap();
     builder.add(b"s", metadata(0o777), Content::Symlink { target: b"d" }).unwrap();
-    let mut bytes = builder.finish(layer()).unwrap();
+    let mut bytes = builder.finish(layer()).unwrap().into_bytes().unwrap();
     // The header holds the place of each table.
     let start = usize::try_from(u64::from_le_bytes(bytes[80 + 16 * table..][..8].try_into().unwrap())).unwrap();
     change(&mut bytes[start + record..]);
@@ -411,4 +411,52 @@ fn touch_everything(index: &Index) {
         }
     }
     assert!(steps < 1_000_000);
+}
+
+#[test]
+fn an_index_that_went_through_files_is_the_same() {
+    let fill = |builder: &mut Builder| {
+        let mut state = 1_u64;
+        for number in 0..4000_u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Most in one directory and in no order, the rest in many.
+            let name =
+                if number % 3 > 0 { format!("all/{state:x}") } else { format!("d{}/{}", number % 50, state % 7) };
+            let xattrs = if number % 5 == 0 {
+                vec![(b"user.a".to_vec(), (state % 3).to_le_bytes().to_vec())]
+            } else {
+                Vec::new()
+            };
+            let metadata = Metadata { permissions: 0o600, xattrs, ..Metadata::default() };
+            let segments = [Segment { offset: 5, length: 10, source: 16 * number }];
+            match number % 11 {
+                0 => builder.hard_link(format!("links/{number}").as_bytes(), name.as_bytes())?,
+                1 => builder.whiteout(name.as_bytes())?,
+                2 => builder.add(name.as_bytes(), metadata, Content::Symlink { target: name.as_bytes() })?,
+                3 => builder.add(format!("dirs/{name}").as_bytes(), metadata, Content::Directory)?,
+                4 => builder.add(name.as_bytes(), metadata, Content::Regular { size: 20, segments: &segments })?,
+                _ => builder.add(name.as_bytes(), metadata, Content::Fifo)?,
+            }
+        }
+        Ok::<_, BuildError>(())
+    };
+    let bytes = |mut builder: Builder| {
+        fill(&mut builder).unwrap();
+        let bytes = builder.finish(layer()).unwrap().into_bytes().unwrap();
+        let index = Index::from_bytes(bytes).unwrap();
+        index.verify().unwrap();
+        index
+    };
+    let in_memory = bytes(Builder::new());
+    static SOME: crate::Memory = crate::Memory::new(128 << 10);
+    for scratch in [crate::table::tiny_scratch(), crate::Scratch::new(&SOME, tempfile::tempfile)] {
+        let spilled = bytes(Builder::new().with_scratch(scratch));
+        assert!(spilled.as_bytes() == in_memory.as_bytes());
+    }
+    let merged = |scratch: Option<&crate::Scratch>| {
+        let merged = crate::merge::merge_index(&[&in_memory, &in_memory], scratch);
+        // Links that this layer does not have lead to the same names in the one below, or nowhere.
+        merged.map(|index| index.into_bytes().unwrap())
+    };
+    assert_eq!(merged(None), merged(Some(&crate::table::tiny_scratch())));
 }

@@ -7,8 +7,15 @@ use crate::tar::archive::{Archive, GNU, RawHeader, USTAR};
 
 fn ingest(tar: &[u8]) -> Result<IngestedLayer, LayerError> {
     let mut whole = LayerIngest::new(Limits::default());
-    whole.push(tar)?;
-    whole.finish()
+    let ingested = whole.push(tar).and_then(|()| whole.finish());
+    // Through files it comes to the same.
+    let mut spilled = LayerIngest::new(Limits::default()).with_scratch(crate::table::tiny_scratch());
+    match (&ingested, spilled.push(tar).and_then(|()| spilled.finish())) {
+        (Ok(ingested), Ok(spilled)) => assert!(*ingested == spilled),
+        (Err(error), Err(spilled)) => assert_eq!(error.to_string(), spilled.to_string()),
+        (ingested, spilled) => panic!("{ingested:?} but {spilled:?}"),
+    }
+    ingested
 }
 
 fn ingest_with(limits: Limits, tar: &[u8]) -> Result<IngestedLayer, LayerError> {

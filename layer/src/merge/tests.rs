@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
@@ -36,7 +37,8 @@ fn apply(builder: &mut Builder, step: &Step) -> Result<(), BuildError> {
 
 fn finish(builder: Builder, number: usize) -> Index {
     let diff_id = DiffId(Digest::of(&number.to_le_bytes()));
-    let index = Index::from_bytes(builder.finish(Layer { diff_id, tar_size: 1 << 40 }).unwrap()).unwrap();
+    let bytes = builder.finish(Layer { diff_id, tar_size: 1 << 40 }).unwrap().into_bytes().unwrap();
+    let index = Index::from_bytes(bytes).unwrap();
     index.verify().unwrap();
     index
 }
@@ -48,7 +50,14 @@ fn layer(steps: &[Step]) -> Index {
 }
 
 fn merged(layers: &[Index]) -> Result<Index, MergeError> {
-    let bytes = merge(&layers.iter().collect::<Vec<_>>())?;
+    let layers: Vec<&Index> = layers.iter().collect();
+    let bytes = merge(&layers)?;
+    // Making the files takes longer than merging, so it is done now and then.
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    if TURN.fetch_add(1, Ordering::Relaxed).is_multiple_of(20) {
+        let through_files = merge_index(&layers, Some(&crate::table::tiny_scratch()))?;
+        assert!(bytes == through_files.into_bytes().unwrap());
+    }
     let index = Index::from_bytes(bytes).unwrap();
     index.verify().unwrap();
     Ok(index)

@@ -9,7 +9,7 @@ pub struct Limits {
     /// Length of one file, holes included: 8 TiB.
     pub file_size: u64,
     /// Entries of a layer, markers included, or directories that they imply: 10 million. While its index is built, each
-    /// takes about 200 bytes of memory beside its name.
+    /// takes about 200 bytes beside its name: of memory, or of temporary files where the caller has a place for them.
     pub entries: u64,
     /// Names, link targets, extended attributes and sparse maps of a layer together: 512 MiB.
     pub metadata_bytes: u64,

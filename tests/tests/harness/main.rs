@@ -12,6 +12,7 @@ mod exit_codes;
 mod folders;
 mod interrupted;
 mod isolation;
+mod large_layers;
 mod lazy;
 mod lifecycle;
 mod mounts;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
     interrupted::register(&mut suite);
     lazy::register(&mut suite);
     isolation::register(&mut suite);
+    large_layers::register(&mut suite);
     lifecycle::register(&mut suite);
     mounts::register(&mut suite);
     oracles::register(&mut suite);

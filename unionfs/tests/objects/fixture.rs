@@ -74,7 +74,10 @@ impl Layer {
         let paths = self.paths();
         let layer = LayerName { diff_id: DiffId(Digest::of(&self.tar)), tar_size: self.tar.len() as u64 };
         std::fs::write(&paths.tar, &self.tar)?;
-        std::fs::write(&paths.index, std::mem::replace(&mut self.builder, Builder::new()).finish(layer)?)?;
+        std::fs::write(
+            &paths.index,
+            std::mem::replace(&mut self.builder, Builder::new()).finish(layer)?.into_bytes()?,
+        )?;
         Ok(())
     }
 
