@@ -45,7 +45,9 @@ impl Transport for Device {
         std::thread::scope(|scope| {
             let mut servers = Vec::new();
             let mut result = Ok(());
-            for (number, channel) in self.channels.iter().enumerate() {
+            for channel in &self.channels {
+                // Those that there are have no gaps: the first is always there.
+                let number = servers.len();
                 let server = move || run(number, channel);
                 let name = format!("fuse-{number}");
                 match std::thread::Builder::new().name(name).spawn_scoped(scope, server) {

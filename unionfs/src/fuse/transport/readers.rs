@@ -25,10 +25,9 @@ pub(super) struct Readers {
     cpus: Cpus,
     /// Whether there may be one reader instead of one on each CPU.
     may_be_one: bool,
-    policy: Mutex<Policy>,
     state: Mutex<State>,
     changed: Condvar,
-    /// As in the state, to look at without the lock.
+    /// As in the policy, to look at without the lock.
     one: AtomicBool,
     /// How often the first thread has begun or ended a request: odd while it is at one.
     steps: AtomicU64,
@@ -36,11 +35,13 @@ pub(super) struct Readers {
     resting: AtomicBool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct State {
-    one: bool,
+    policy: Policy,
     /// A thread has ended, as the connection is gone or it failed. The others find out for themselves.
     over: bool,
+    /// One of the parked threads watches the first.
+    watched: bool,
 }
 
 /// One of the serving threads.
@@ -60,7 +61,6 @@ impl Readers {
         Readers {
             cpus,
             may_be_one,
-            policy: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
             one: AtomicBool::new(false),
@@ -69,16 +69,17 @@ impl Readers {
         }
     }
 
-    /// Returns the part of the calling thread, which is the one of this number.
+    /// Returns the part of the calling thread, which is the one of this number. There must be a first, 0.
     pub(super) fn reader(&self, number: usize) -> Reader<'_> {
         let reader = Reader { readers: self, number, pinned: Cell::new(false) };
         reader.keep_to_cpu(self.may_be_one);
         reader
     }
 
-    fn change(&self, state: &mut State, one: bool) {
-        state.one = one && !state.over;
-        self.one.store(state.one, Ordering::SeqCst);
+    /// Lets the others know what the policy says now.
+    fn publish(&self, state: &mut State) {
+        state.policy.one &= !state.over;
+        self.one.store(state.policy.one, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
@@ -102,11 +103,13 @@ impl Reader<'_> {
     fn park(&self) {
         let readers = self.readers;
         let mut state = readers.lock();
-        while state.one {
-            if self.number != 1 {
+        let mut watches = false;
+        while state.policy.one {
+            if !watches && state.watched {
                 state = readers.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
+            (watches, state.watched) = (true, true);
             let before = readers.steps.load(Ordering::SeqCst);
             let waited = readers.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
             state = waited.0;
@@ -114,16 +117,19 @@ impl Reader<'_> {
                 continue;
             }
             if before % 2 == 1 {
-                readers.change(&mut state, false);
-                drop(state);
-                return readers.policy.lock().unwrap_or_else(PoisonError::into_inner).set_all();
+                state.policy.set_all();
+                readers.publish(&mut state);
+                break;
             }
             readers.resting.store(true, Ordering::SeqCst);
             // What began before that has not seen it.
-            while state.one && readers.steps.load(Ordering::SeqCst) == before {
+            while state.policy.one && readers.steps.load(Ordering::SeqCst) == before {
                 state = readers.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             readers.resting.store(false, Ordering::SeqCst);
+        }
+        if watches {
+            state.watched = false;
         }
     }
 }
@@ -158,11 +164,10 @@ impl Turns for Reader<'_> {
             }
         }
         // Whoever cannot note a request at once lets it be.
-        let Ok(mut policy) = readers.policy.try_lock() else { return };
+        let Ok(mut state) = readers.state.try_lock() else { return };
         let meets = || Some(last_cpu(thread).ok()? == rustix::thread::sched_getcpu());
-        if let Some(one) = policy.note(thread, meets) {
-            drop(policy);
-            readers.change(&mut readers.lock(), one);
+        if state.policy.note(thread, meets).is_some() {
+            readers.publish(&mut state);
         }
     }
 }
@@ -171,7 +176,7 @@ impl Drop for Reader<'_> {
     fn drop(&mut self) {
         let mut state = self.readers.lock();
         state.over = true;
-        self.readers.change(&mut state, false);
+        self.readers.publish(&mut state);
     }
 }
 
@@ -322,18 +327,21 @@ mod tests {
         }
     }
 
+    /// Readers of which only the first is to read.
     fn readers() -> Readers {
-        Readers { may_be_one: true, ..Readers::new(2) }
+        let readers = Readers { may_be_one: true, ..Readers::new(3) };
+        readers.lock().policy.one = true;
+        readers.publish(&mut readers.lock());
+        readers
     }
 
     #[test]
     fn a_parked_thread_takes_over_from_one_that_waits_for_something() {
         let readers = readers();
         let first = readers.reader(0);
-        assert!(first.may_read());
-        readers.change(&mut readers.lock(), true);
         first.has_read(0);
-        readers.reader(1).park();
+        // Whichever it is.
+        readers.reader(2).park();
         assert!(!readers.one.load(Ordering::SeqCst));
     }
 
@@ -341,7 +349,6 @@ mod tests {
     fn a_parked_thread_rests_with_the_first_and_ends_with_it() {
         let readers = readers();
         let first = readers.reader(0);
-        readers.change(&mut readers.lock(), true);
         std::thread::scope(|scope| {
             let second = scope.spawn(|| readers.reader(1).park());
             let begun = Instant::now();
