@@ -423,7 +423,10 @@ impl Operations {
 
     fn lookup(&self, dir: Ino, name: &[u8], caller: &Caller) -> Reply {
         match self.tree.lookup(dir, name) {
-            Err(Errno::NOENT) => Reply::Entry(absent()),
+            Err(Errno::NOENT) => {
+                self.nodes.sent_away.finds_nothing(caller.pid);
+                Reply::Entry(absent())
+            }
             result => {
                 if let Ok(stat) = &result
                     && self.nodes.sent_away.looks_up(caller.pid)

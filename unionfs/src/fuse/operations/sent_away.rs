@@ -53,6 +53,16 @@ impl SentAway {
         }
     }
 
+    /// Notes that a thread has found nothing: if it was sent away, it does not come back for that.
+    pub(super) fn finds_nothing(&self, thread: u32) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut threads = self.lock();
+        threads.remove(&thread);
+        self.count.store(threads.len(), Ordering::Release);
+    }
+
     /// Notes that a thread opens a node; returns whether it was sent away from there and has looked nothing up since.
     pub(super) fn comes_back(&self, thread: u32, node: NodeNumber) -> bool {
         if self.count.load(Ordering::Acquire) == 0 {
@@ -81,6 +91,11 @@ mod tests {
     fn who_comes_back_without_a_look_has_no_name() {
         let sent = SentAway::default();
         assert!(!sent.looks_up(5) && !sent.comes_back(5, 1));
+        sent.add(5, 1);
+        sent.finds_nothing(6);
+        assert!(sent.looks_up(5));
+        sent.finds_nothing(5);
+        assert!(!sent.looks_up(5));
         sent.add(5, 1);
         assert!(sent.comes_back(5, 1));
         assert!(!sent.comes_back(5, 1), "known once only");
