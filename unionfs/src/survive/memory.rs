@@ -23,6 +23,8 @@ pub(crate) struct Memory {
     words: SharedWords,
     layout: Layout,
     free: Mutex<Free>,
+    /// The free slots, apart from the rest because each request takes one.
+    slots: Mutex<Vec<usize>>,
     /// Each guards the counters whose word number has this remainder.
     pub(super) counters: [Mutex<()>; COUNTER_LOCKS],
 }
@@ -39,7 +41,6 @@ struct Layout {
 /// What is free, as far as this process knows.
 #[derive(Debug, Default)]
 struct Free {
-    slots: Vec<usize>,
     nodes: Vec<usize>,
     records: Vec<usize>,
     /// By the power of two.
@@ -127,7 +128,7 @@ impl Memory {
         let blocks = table + words.len() / 64;
         let layout = Layout { nodes, table, blocks, end: words.len() };
         let counters = std::array::from_fn(|_| Mutex::default());
-        let memory = Memory { words, layout, free: Mutex::default(), counters };
+        let memory = Memory { words, layout, free: Mutex::default(), slots: Mutex::default(), counters };
         memory.header(Header::NextBlock).store(layout.blocks as u64, Ordering::Release);
         memory.find_free();
         Ok(memory)
@@ -161,13 +162,9 @@ impl Memory {
 
     /// Finds out what is free: after a fork nobody else uses the memory.
     pub(crate) fn find_free(&self) {
-        let mut free = Free {
-            slots: (0..self.slot_count())
-                .rev()
-                .filter(|slot| self.slot(*slot)[0].load(Ordering::Acquire) == 0)
-                .collect(),
-            ..Free::default()
-        };
+        let slots = (0..self.slot_count()).rev();
+        *self.free_slots() = slots.filter(|slot| self.slot(*slot)[0].load(Ordering::Acquire) == 0).collect();
+        let mut free = Free::default();
         let count = usize_of(self.read_header(Header::NextNode));
         // The lowest are taken first, so that the end can be given back.
         free.nodes = (0..count).rev().filter(|node| self.node(*node)[0].load(Ordering::Acquire) == 0).collect();
@@ -247,8 +244,8 @@ impl Memory {
 
     /// Takes a free slot.
     pub(super) fn take_slot(&self) -> Option<usize> {
-        let mut free = self.free();
-        if let Some(slot) = free.slots.pop() {
+        let mut slots = self.free_slots();
+        if let Some(slot) = slots.pop() {
             return Some(slot);
         }
         let next = self.slot_count();
@@ -264,7 +261,7 @@ impl Memory {
     }
 
     pub(super) fn give_slot(&self, slot: usize) {
-        self.free().slots.push(slot);
+        self.free_slots().push(slot);
     }
 
     /// Returns the words of a node.
@@ -383,14 +380,13 @@ impl Memory {
 
     /// Gives pages of which nothing is used any more back to the system. It looks at all that is free.
     pub(crate) fn give_back(&self) {
-        let mut free = self.free();
-        let Free { nodes, records, blocks, .. } = &mut *free;
+        // Not all at once: whoever needs one of these waits meanwhile.
         let first = self.layout.nodes;
-        self.give_back_list(nodes, Header::NextNode, &|node| (first + node * NODE_WORDS, NODE_WORDS));
+        let place = |node| (first + node * NODE_WORDS, NODE_WORDS);
+        self.give_back_list(&mut self.free().nodes, Header::NextNode, &place);
         let first = self.layout.table;
-        self.give_back_list(records, Header::NextRecord, &|record| (first + record, 1));
-        self.give_back_blocks(blocks);
-        drop(free);
+        self.give_back_list(&mut self.free().records, Header::NextRecord, &|record| (first + record, 1));
+        self.give_back_blocks(&mut self.free().blocks);
         self.give_back_direct();
     }
 
@@ -473,6 +469,10 @@ impl Memory {
             self.words.release(block + 1, (1 << class) - 1);
         }
         self.free().blocks[class].push(block);
+    }
+
+    fn free_slots(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing that can panic runs under this lock, and nothing that waits.

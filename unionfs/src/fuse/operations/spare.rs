@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::fuse::cpus::Cpus;
 use crate::survive::Memory;
 
 /// Gives memory back to the system once many nodes have been forgotten and no more are: the C library would keep what lies
@@ -13,20 +14,26 @@ pub(super) struct Spare {
     /// Nodes forgotten since a thread was last started for that.
     forgotten: Arc<AtomicU64>,
     shared: Option<Arc<Memory>>,
+    /// Not those of the serving thread that happens to start the one that gives back.
+    cpus: Cpus,
 }
 
 impl Spare {
     /// `shared` is the memory that outlives this server, if there is such.
     pub(super) fn new(shared: Option<Arc<Memory>>) -> Spare {
-        Spare { forgotten: Arc::default(), shared }
+        Spare { forgotten: Arc::default(), shared, cpus: Cpus::allowed() }
     }
 
     /// Notes that the kernel has forgotten a node.
     pub(super) fn one_forgotten(&self) {
         if self.forgotten.fetch_add(1, Ordering::Relaxed) + 1 == MANY {
-            let (forgotten, shared) = (Arc::clone(&self.forgotten), self.shared.clone());
+            let (forgotten, shared, cpus) = (Arc::clone(&self.forgotten), self.shared.clone(), self.cpus.clone());
             let thread = std::thread::Builder::new().name("give-back".to_owned());
-            if thread.spawn(move || give_back(&forgotten, shared.as_deref())).is_err() {
+            let work = move || {
+                cpus.set_free();
+                give_back(&forgotten, shared.as_deref());
+            };
+            if thread.spawn(work).is_err() {
                 self.forgotten.store(0, Ordering::Relaxed);
             }
         }
@@ -49,11 +56,11 @@ fn give_back(forgotten: &AtomicU64, shared: Option<&Memory>) {
             shared.give_back();
         }
         strata_sys::heap::trim();
-        if recent == 0 {
+        // What was forgotten meanwhile is to be given back as well.
+        if recent == 0 && forgotten.compare_exchange(now, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             break;
         }
     }
-    forgotten.store(0, Ordering::Relaxed);
 }
 
 /// Nodes worth the trouble.
