@@ -66,6 +66,10 @@ impl Engine {
 
     /// Finds a container by its identifier, its name, or the beginning of its identifier.
     pub fn container(&self, name: &str) -> Result<Container, FindError> {
+        // Looking after all containers for the sake of one is felt when there are a thousand and each is named.
+        if let Some(found) = self.containers.find_settled(name) {
+            return Ok(found);
+        }
         self.recover()?;
         self.containers.find(name)
     }

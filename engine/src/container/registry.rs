@@ -336,6 +336,14 @@ impl Containers {
         }
     }
 
+    /// As [`find`](Self::find), for a container that no killed command has left anything to do about; `None` for any other.
+    pub(crate) fn find_settled(&self, text: &str) -> Option<Container> {
+        let found = self.find(text).ok()?;
+        // A name may be left of a renaming that was cut off.
+        let is_called = found.config.name.as_str() == text || found.config.id.as_str().starts_with(text);
+        (is_called && !found.is_abandoned()).then_some(found)
+    }
+
     /// Deletes what commands that were killed left half made or half deleted, and names of nothing.
     pub(crate) fn sweep(&self) -> Result<(), RecordError> {
         for name in self.entries()? {
@@ -873,6 +881,10 @@ mod tests {
         };
         link("next");
         drop(locked);
+        assert!(containers.find("next").is_ok() && containers.find_settled("next").is_none());
+        for text in ["shop", &id, &id[..20]] {
+            assert_eq!(containers.find_settled(text).unwrap().config.id.as_str(), id, "{text}");
+        }
         containers.sweep().unwrap();
         assert!(containers.find("next").unwrap_err().is_not_found());
         assert_eq!(containers.find("shop").unwrap().config.id.as_str(), id);
