@@ -99,7 +99,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
         namespaces,
         cgroups: match (exec.init.cgroup(), &exec.cgroup) {
             (None, _) => Vec::new(),
-            (Some(group), None) => group.doors(false)?,
+            (Some(group), None) => group.doors_beside(pid)?,
             (Some(group), Some(below)) => group.doors_at(below)?,
         },
         affinity: Affinity::new(spec)?,

@@ -72,6 +72,11 @@ fn main() {
         trial("bind_mounts_with_their_flags", bind_mounts_with_their_flags, &None),
         trial("a_read_only_root_with_writable_places", a_read_only_root_with_writable_places, &None),
         trial("limits_hold", limits_hold, &None),
+        trial(
+            "a_process_is_added_where_the_container_manages_its_cgroups",
+            a_process_is_added_where_the_container_manages_its_cgroups,
+            &(!Path::new(UNIFIED).is_dir()).then(|| "needs a v2 tree beside v1".to_owned()),
+        ),
         trial("rlimits_and_sysctls_and_oom_score", rlimits_and_sysctls_and_oom_score, &None),
         trial("the_filter_denies_what_dockers_denies", the_filter_denies_what_dockers_denies, &None),
         trial("a_profile_of_ones_own", a_profile_of_ones_own, &None),
@@ -100,6 +105,41 @@ fn main() {
         trials.push(trial(name, test, &missing));
     }
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Where a v2 tree is on a machine that has both versions.
+const UNIFIED: &str = "/sys/fs/cgroup/unified";
+
+/// Its first process is in a group below, and its own has handed a controller on: no process may enter that. Where its first
+/// process has got out of its group, nobody is taken after it.
+fn a_process_is_added_where_the_container_manages_its_cgroups() {
+    let root = rootfs();
+    let running = Container::new(root.path(), &["sleep", "1000"]).start(Stdio::Inherit).unwrap();
+    let place = |pid: u32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned()
+    };
+    let own = Path::new(UNIFIED).join(place(running.pid()));
+    let outside = Path::new(UNIFIED).join(format!("{}-outside", place(running.pid())));
+    fs::create_dir(own.join("init")).unwrap();
+    fs::write(own.join("init/cgroup.procs"), running.pid().to_string()).unwrap();
+    let controllers = fs::read_to_string(own.join("cgroup.controllers")).unwrap();
+    let Some(controller) = controllers.split_whitespace().next() else {
+        running.signal(9).unwrap();
+        running.wait().unwrap();
+        return;
+    };
+    fs::write(own.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+    let (spec, sandbox_exec) = attacks::for_exec(&["cat", "/proc/self/cgroup"]);
+    let (code, text) = sandbox_exec(&running, &spec).unwrap();
+    assert!(code == 0 && text.lines().any(|line| line.starts_with("0::/") && line.ends_with("/init")), "{text}");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("cgroup.procs"), running.pid().to_string()).unwrap();
+    let refused = sandbox_exec(&running, &spec);
+    running.signal(9).unwrap();
+    running.wait().unwrap();
+    fs::remove_dir(&outside).unwrap();
+    assert!(matches!(refused, Err(SpawnError::Cgroup(_))), "{refused:?}");
 }
 
 fn a_sandbox_in_a_few_words() {

@@ -45,6 +45,15 @@ pub fn load(filter: &[Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Tells whether the kernel takes these `SECCOMP_FILTER_FLAG_*` bits together.
+#[must_use]
+pub fn are_flags_available(flags: u32) -> bool {
+    let nothing = std::ptr::null::<u8>();
+    // SAFETY: flags are looked at first; then the kernel fails to read a filter from nowhere, and loads none.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, nothing) };
+    result < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+}
+
 /// Tells whether the kernel knows the filter action `action` (`SECCOMP_RET_*`).
 #[must_use]
 pub fn is_action_available(action: u32) -> bool {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::LinuxResources;
@@ -44,6 +44,8 @@ pub(crate) enum Place<'a> {
 #[derive(Debug)]
 struct Group {
     version: Version,
+    /// Where its hierarchy is mounted.
+    mount: PathBuf,
     path: PathBuf,
     controllers: Vec<String>,
     /// Open for `CLONE_INTO_CGROUP`; v2 only.
@@ -105,7 +107,8 @@ impl Cgroup {
         let groups = hierarchies.iter().filter_map(|hierarchy| {
             let path = hierarchy.bases().into_iter().map(|base| base.join(name.as_str())).find(|path| path.is_dir())?;
             let controllers = hierarchy.controllers.clone();
-            Some(Group { version: hierarchy.version, directory: None, path, controllers })
+            let mount = hierarchy.mount.clone();
+            Some(Group { version: hierarchy.version, mount, directory: None, path, controllers })
         });
         Ok(Self { groups: groups.collect() })
     }
@@ -140,6 +143,22 @@ impl Cgroup {
     pub(crate) fn doors(&self, born_in_unified: bool) -> Result<Vec<Door>, CgroupError> {
         let groups = self.groups.iter().filter(|group| !(born_in_unified && group.directory.is_some()));
         groups.map(Group::door).collect()
+    }
+
+    /// Opens the ways in for a process that is added beside process `init`.
+    ///
+    /// A container that manages cgroups of its own has moved its first process into one below and handed controllers on; version
+    /// 2 then lets no process into the container's own directory. That of `init` is the second choice there, as long as it
+    /// lies below: a container that got its first process out of its limits gets no other out with it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Attach`].
+    pub(crate) fn doors_beside(&self, init: u32) -> Result<Vec<Door>, CgroupError> {
+        let door = |group: &Group| {
+            let instead = if group.version == Version::V2 { group.file_of_process(init) } else { None };
+            Ok(Door { instead, ..group.door()? })
+        };
+        self.groups.iter().map(door).collect()
     }
 
     /// Opens the way into `below`, a directory that the container has made below its own in some hierarchy.
@@ -377,6 +396,8 @@ impl Cgroup {
 #[derive(Debug)]
 pub(crate) struct Door {
     file: OwnedFd,
+    /// Where to go when that is closed to processes.
+    instead: Option<OwnedFd>,
     path: PathBuf,
     counts_real_time: bool,
 }
@@ -384,7 +405,10 @@ pub(crate) struct Door {
 impl Door {
     /// Moves the calling thread, which is all of its process. Allocates nothing.
     pub(crate) fn enter(&self) -> Result<(), rustix::io::Errno> {
-        rustix::io::write(&self.file, b"0").map(drop)
+        match (rustix::io::write(&self.file, b"0"), &self.instead) {
+            (Err(rustix::io::Errno::BUSY), Some(instead)) => rustix::io::write(instead, b"0").map(drop),
+            (result, _) => result.map(drop),
+        }
     }
 
     /// Says why [`enter`](Self::enter) failed.
@@ -396,8 +420,8 @@ impl Door {
 impl Group {
     /// The same directory, not held open.
     fn clone_place(&self) -> Self {
-        let (path, controllers) = (self.path.clone(), self.controllers.clone());
-        Self { version: self.version, path, controllers, directory: None }
+        let (mount, path, controllers) = (self.mount.clone(), self.path.clone(), self.controllers.clone());
+        Self { version: self.version, mount, path, controllers, directory: None }
     }
 
     /// Opens the way in.
@@ -412,13 +436,29 @@ impl Group {
         };
         let file = rustix::fs::open(self.path.join(name), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| attach_error(self.path.clone(), false, errno.into()))?;
-        Ok(Door { file, path: self.path.clone(), counts_real_time: self.counts_real_time() })
+        Ok(Door { file, instead: None, path: self.path.clone(), counts_real_time: self.counts_real_time() })
+    }
+
+    /// Opens the way into the directory of process `pid`, if that lies below this one.
+    fn file_of_process(&self, pid: u32) -> Option<OwnedFd> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let place = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+        let below = part_below(self.path.strip_prefix(&self.mount).ok()?, place)?;
+        let file = self.path.join(below).join("cgroup.procs");
+        rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
     /// Tells whether real-time processes need a budget here.
     fn counts_real_time(&self) -> bool {
         self.version == Version::V1 && self.controllers.iter().any(|name| name == "cpu")
     }
+}
+
+/// What of `place`, a path as `/proc/PID/cgroup` has it, comes after `group`; nothing for `group` itself and what lies elsewhere.
+fn part_below<'a>(group: &Path, place: &'a str) -> Option<&'a Path> {
+    let below = Path::new(place).strip_prefix("/").ok()?.strip_prefix(group).ok()?;
+    let mut parts = below.components().peekable();
+    (parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))).then_some(below)
 }
 
 fn attach_error(path: PathBuf, counts_real_time: bool, source: io::Error) -> CgroupError {
@@ -492,7 +532,8 @@ fn make_below(hierarchy: &Hierarchy, base: &Path, place: Place<'_>, wanted: &[&s
                 .map_err(|error| create_error(&path, error.into()))?,
         ),
     };
-    Ok(Group { version: hierarchy.version, path, controllers: hierarchy.controllers.clone(), directory })
+    let (mount, controllers) = (hierarchy.mount.clone(), hierarchy.controllers.clone());
+    Ok(Group { version: hierarchy.version, mount, path, controllers, directory })
 }
 
 /// A fresh v1 cpuset is empty, and nothing can enter it.
@@ -708,6 +749,16 @@ mod tests {
         assert!(warnings.iter().all(|text| text.ends_with("Limitation discarded.")), "{warnings:?}");
         assert!(warnings[0].contains("a huge page limit"), "{warnings:?}");
         made.remove().unwrap();
+    }
+
+    #[test]
+    fn what_lies_below_a_group_is_told_from_what_does_not() {
+        let below = |place| part_below(Path::new("a/b"), place).map(|path| path.to_str().unwrap());
+        assert_eq!(below("/a/b/init"), Some("init"));
+        assert_eq!(below("/a/b/c/d"), Some("c/d"));
+        for place in ["/a/b", "/a/b/", "/a", "/", "", "/a/bc", "/a/b/../c", "/../a/b/c", "/x/a/b/c", "a/b/c"] {
+            assert_eq!(below(place), None, "{place}");
+        }
     }
 
     #[test]

@@ -180,7 +180,7 @@ fn unescape(text: &str) -> String {
 }
 
 /// The v1 controllers, to tell them from mount options.
-const CONTROLLERS: [&str; 14] = [
+const CONTROLLERS: [&str; 15] = [
     "blkio",
     "cpu",
     "cpuacct",
@@ -195,6 +195,7 @@ const CONTROLLERS: [&str; 14] = [
     "net_prio",
     "perf_event",
     "pids",
+    "rdma",
 ];
 
 #[cfg(test)]

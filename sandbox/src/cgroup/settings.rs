@@ -49,6 +49,11 @@ pub(super) fn wanted(resources: &LinuxResources) -> Vec<Wanted> {
     }
     want(resources.pids().as_ref().is_some_and(|pids| is_limit(pids.limit())), "pids", "a process limit");
     want(resources.hugepage_limits().iter().flatten().next().is_some(), "hugetlb", "a huge page limit");
+    want(resources.rdma().as_ref().is_some_and(|devices| !devices.is_empty()), "rdma", "an RDMA limit");
+    let network = resources.network().as_ref();
+    want(network.is_some_and(|network| network.class_id().is_some()), "net_cls", "a network class");
+    let priorities = network.and_then(|network| network.priorities().as_ref());
+    want(priorities.is_some_and(|list| !list.is_empty()), "net_prio", "a network priority");
     wanted
 }
 
@@ -179,6 +184,20 @@ pub(super) fn settings(resources: &LinuxResources, version: Version) -> Vec<Sett
         };
         set("hugetlb", &file, limit.limit().to_string(), "a huge page limit");
     }
+    for (device, limits) in resources.rdma().iter().flatten() {
+        let keys = [("hca_handle", limits.hca_handles()), ("hca_object", limits.hca_objects())];
+        let given = keys.into_iter().filter_map(|(key, limit)| Some(format!(" {key}={}", limit?)));
+        set("rdma", "rdma.max", format!("{device}{}", given.collect::<String>()), "an RDMA limit");
+    }
+    if let Some(network) = resources.network() {
+        if let Some(class) = network.class_id() {
+            set("net_cls", "net_cls.classid", class.to_string(), "a network class");
+        }
+        for priority in network.priorities().iter().flatten() {
+            let value = format!("{} {}", priority.name(), priority.priority());
+            set("net_prio", "net_prio.ifpriomap", value, "a network priority");
+        }
+    }
     all
 }
 
@@ -259,6 +278,26 @@ mod tests {
         assert_eq!(settings(&unlimited, Version::V2)[0].value, "max");
         assert!(wanted(&unlimited).is_empty());
         assert_eq!(wanted(&example()).len(), 6);
+    }
+
+    #[test]
+    fn classes_and_devices_of_networks_are_wanted_and_written() {
+        let json = r#"{"rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10000}},
+            "network": {"classID": 1048577, "priorities": [{"name": "eth0", "priority": 500}]}}"#;
+        let resources: LinuxResources = serde_json::from_str(json).unwrap();
+        let listing: Vec<_> = settings(&resources, Version::V1)
+            .iter()
+            .map(|setting| format!("{} {}={}", setting.controller, setting.file, setting.value))
+            .collect();
+        assert_eq!(
+            listing,
+            [
+                "rdma rdma.max=mlx5_1 hca_handle=3 hca_object=10000",
+                "net_cls net_cls.classid=1048577",
+                "net_prio net_prio.ifpriomap=eth0 500"
+            ]
+        );
+        assert_eq!(wanted(&resources).len(), 3);
     }
 
     #[test]

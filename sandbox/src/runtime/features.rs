@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::capabilities::CapabilitySet;
+use crate::seccomp::flags;
 
 /// The newest version of the specification that is understood.
 pub const MAX_VERSION: &str = "1.3.0";
@@ -22,7 +23,7 @@ pub fn features() -> Value {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities,
-            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": false },
+            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true },
             "seccomp": {
                 "enabled": true,
                 "actions": ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
@@ -32,12 +33,17 @@ pub fn features() -> Value {
                 "archs": ARCHITECTURES,
                 "knownFlags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC",
                     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
-                "supportedFlags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]
+                "supportedFlags": supported_flags()
             },
-            "apparmor": { "enabled": false },
-            "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
-            "memoryPolicy": {},
+            // Whether the runtime can, not the host: there it is refused where the kernel does not have it enabled.
+            "apparmor": { "enabled": true },
+            "selinux": { "enabled": true },
+            "intelRdt": { "enabled": false, "schemata": false, "monitoring": false },
+            "memoryPolicy": {
+                "modes": ["MPOL_BIND", "MPOL_DEFAULT", "MPOL_INTERLEAVE", "MPOL_LOCAL", "MPOL_PREFERRED",
+                    "MPOL_PREFERRED_MANY", "MPOL_WEIGHTED_INTERLEAVE"],
+                "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"]
+            },
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false }
         },
@@ -46,6 +52,16 @@ pub fn features() -> Value {
         },
         "potentiallyUnsafeConfigAnnotations": []
     })
+}
+
+/// The flags that this kernel takes. `TSYNC` is about threads, of which there is one when a filter is loaded.
+fn supported_flags() -> Vec<&'static str> {
+    let mut supported = vec!["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"];
+    // Means something only where somebody is asked.
+    if strata_sys::seccomp::are_flags_available(flags::WAIT_KILLABLE_RECV | flags::NEW_LISTENER) {
+        supported.push("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV");
+    }
+    supported
 }
 
 /// Those whose calls a filter can tell apart.
@@ -62,7 +78,7 @@ const ARCHITECTURES: [&str; 9] = [
 ];
 
 /// What is understood among mount options; what else is given goes to the filesystem.
-const MOUNT_OPTIONS: [&str; 49] = [
+const MOUNT_OPTIONS: [&str; 54] = [
     "async",
     "atime",
     "bind",
@@ -95,6 +111,7 @@ const MOUNT_OPTIONS: [&str; 49] = [
     "rnodev",
     "rnodiratime",
     "rnoexec",
+    "rnostrictatime",
     "rnosuid",
     "rnosymfollow",
     "ro",
@@ -111,6 +128,10 @@ const MOUNT_OPTIONS: [&str; 49] = [
     "rw",
     "shared",
     "slave",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "tmpcopyup",
     "unbindable",
 ];
 

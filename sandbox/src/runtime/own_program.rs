@@ -27,11 +27,8 @@ pub fn protect_own_program() -> io::Result<()> {
     if fstatvfs(&own)?.f_flag.contains(StatVfsMountFlags::RDONLY) || is_sealed() {
         return Ok(());
     }
-    let program = match read_only_mount() {
-        Ok(mount) => mount,
-        // Without the right to mount: a copy in memory.
-        Err(_) => sealed_copy()?,
-    };
+    // Without the right to mount: a copy in memory.
+    let program = own_program_read_only().or_else(|_| sealed_copy())?;
     let strings = |list: Vec<OsString>| -> io::Result<CStringList> {
         let list: Result<Vec<CString>, _> = list.into_iter().map(|entry| CString::new(entry.into_vec())).collect();
         Ok(CStringList::new(list?))
@@ -44,7 +41,11 @@ pub fn protect_own_program() -> io::Result<()> {
     Err(execve_of(program.as_fd(), &strings(std::env::args_os().collect())?, &strings(environment.collect())?))
 }
 
-fn read_only_mount() -> io::Result<OwnedFd> {
+/// Returns this program as a file that is executed where a container cannot write to it: for whoever starts itself again anyway.
+///
+/// # Errors
+/// The errno of the mount, as without the right to make one.
+pub fn own_program_read_only() -> io::Result<OwnedFd> {
     let mount = open_tree(CWD, OWN, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     mount_setattr(mount.as_fd(), c"", false, &MountAttributes { set: RDONLY, ..MountAttributes::default() })?;
     Ok(mount)

@@ -78,6 +78,13 @@ fn add_behind(landlock: Landlock, init: &Running, spec: &Spec, user: Option<&str
     Ok((running.wait().unwrap().code(), text))
 }
 
+/// A process to add, and how.
+pub(crate) fn for_exec(arguments: &[&str]) -> (Spec, Adds) {
+    (added(arguments, "/"), |init, spec| add(init, spec, None))
+}
+
+type Adds = fn(&Running, &Spec) -> Result<(u8, String), SpawnError>;
+
 fn end(running: &Running) {
     running.signal(libc::SIGKILL).unwrap();
     running.wait().unwrap();

@@ -13,6 +13,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("walls::privileged_policy", needs, policy);
     suite.add("walls::privileged_audit", needs, || audit(User::Caller));
     suite.add("walls::rootless_audit", needs, || audit(User::Plain));
+    suite.add("walls::privileged_our_program_is_read_only_for_containers", needs, our_program_is_read_only);
     suite.add("walls::privileged_exec_sees_the_first_process", needs, exec_sees_the_first_process);
 }
 
@@ -101,6 +102,29 @@ fn audit(user: User) -> Result<()> {
     for refused in [&["-d", "--policy", &path, "--audit"][..], &["--audit"]] {
         strata.exits(125, [&["run"], refused, &[REFERENCE, "true"]].concat())?;
     }
+    Ok(())
+}
+
+/// An image that names `/proc/self/exe` as an interpreter runs our file (CVE-2019-5736): from where nobody can write to it.
+fn our_program_is_read_only() -> Result<()> {
+    let strata = prepared(User::Caller)?;
+    let wait = "printf '#!/proc/self/exe\n' > /entry; chmod 755 /entry; while :; do for p in /proc/[0-9]*; do \
+                case $(readlink $p/exe) in */busybox) ;; ?*) exec 9< $p/exe && sleep 1 && (echo evil >> /proc/self/fd/9) 2>> /said; \
+                echo tried >> /tried;; esac; done; done";
+    strata.ok(["run", "-d", "--name", "bad", "--privileged", REFERENCE, "sh", "-c", wait])?;
+    let pid = strata.ok(["inspect", "--format", "{{.State.Pid}}", "bad"])?;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))?;
+    let monitor = stat.rsplit(' ').nth(48).unwrap_or_default();
+    let place = rustix::fs::statvfs(format!("/proc/{monitor}/exe"))?;
+    let flags = place.f_flag;
+    ensure!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "the monitor {monitor}: {flags:?}");
+    let before = std::fs::read(strata_tests::strata::program().unwrap_or_default())?;
+    for _ in 0..20 {
+        // Ends at once, with an error of ours or the kernel's.
+        let _ = strata.run(["exec", "bad", "/entry"])?;
+    }
+    ensure!(before == std::fs::read(strata_tests::strata::program().unwrap_or_default())?, "our file has changed");
+    strata.ok(["rm", "-f", "bad"])?;
     Ok(())
 }
 
