@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify;
+use rustix::fs::{FlockOperation, flock, inotify};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskError, Lock, OnDisk, Sharing, make_folder, open_if_present};
@@ -194,6 +194,8 @@ impl EventReader {
                     io::Seek::seek(&mut current, io::SeekFrom::End(0)).on_disk("read", &path)?;
                 }
             }
+            // The lock is of the open file, which stays open: held on, nobody could write any more.
+            flock(&current, FlockOperation::Unlock).on_disk("unlock", &path)?;
             reader.current = Some(current);
             return Ok(reader);
         }
@@ -324,6 +326,22 @@ mod tests {
         let mut reader = EventReader::open(folder.path().to_owned(), EventsFrom::Beginning).unwrap();
         let known = numbers(&reader.read().unwrap());
         assert!(known.len() > 800 && known.is_sorted() && known.last() == Some(&2999), "{}", known.len());
+    }
+
+    #[test]
+    fn who_follows_keeps_nobody_from_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        append(folder.path(), message(1)).unwrap();
+        for from in [EventsFrom::Now, EventsFrom::Beginning] {
+            let mut follower = EventReader::open(folder.path().to_owned(), from).unwrap();
+            follower.read().unwrap();
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let path = folder.path().to_owned();
+            std::thread::spawn(move || sender.send(append(&path, message(2)).is_ok()));
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(20)), Ok(true));
+            follower.wait(Some(Duration::from_secs(20))).unwrap();
+            assert_eq!(numbers(&follower.read().unwrap()), [2]);
+        }
     }
 
     #[test]
