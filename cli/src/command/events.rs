@@ -74,7 +74,7 @@ pub(crate) fn run(context: &Context, events: &Events, out: &mut impl Write) -> O
         if left == Some(Duration::ZERO) {
             return Ok(0);
         }
-        reader.wait(Some(left.map_or(LOOK, |left| left.min(LOOK))))?;
+        reader.wait(left)?;
     }
 }
 
@@ -146,8 +146,6 @@ fn without_tag(text: &str) -> String {
     text.parse::<ImageRef>().map_or_else(|_| text.to_owned(), |name| name.familiar_repository().into_owned())
 }
 
-/// How often it is looked whether something has come: not everywhere do changes wake up who waits for them.
-const LOOK: Duration = Duration::from_secs(1);
 /// Events are those of this root alone.
 const SCOPE: &str = "local";
 
