@@ -162,11 +162,6 @@ impl<'a> Merger<'a> {
             self.budget = self.budget.checked_sub(count).ok_or_else(|| self.damaged(*source))?;
             all += count;
         }
-        if self.since_forgotten + all > FORGET {
-            self.layers.iter().for_each(|index| index.forget());
-            self.since_forgotten = 0;
-        }
-        self.since_forgotten += all;
         let mut subdirectories = 0;
         if all > LARGE {
             return self.fill_large(number, contributors);
@@ -182,6 +177,7 @@ impl<'a> Merger<'a> {
         }
         for group in entries.chunk_by(|(_, a), (_, b)| a.name == b.name) {
             subdirectories += u32::from(self.add_name(number, group)?);
+            self.looked_at(group.len() as u64);
         }
         Ok(subdirectories)
     }
@@ -193,19 +189,24 @@ impl<'a> Merger<'a> {
         let mut left: Vec<_> = contributors.iter().map(children).collect();
         let mut group = Vec::new();
         let mut subdirectories = 0;
-        let mut seen = 0;
         while let Some(name) = left.iter_mut().filter_map(|(_, children)| Some(children.peek()?.name)).min() {
             group.clear();
             for (index, children) in &mut left {
                 group.extend(children.next_if(|child| child.name == name).map(|child| (*index, child)));
             }
             subdirectories += u32::from(self.add_name(number, &group)?);
-            seen += 1;
-            if seen % FORGET == 0 {
-                self.layers.iter().for_each(|index| index.forget());
-            }
+            self.looked_at(group.len() as u64);
         }
         Ok(subdirectories)
+    }
+
+    /// Gives back what was read of large indexes, now and then.
+    fn looked_at(&mut self, entries: u64) {
+        self.since_forgotten += entries;
+        if self.scratch.is_some() && self.since_forgotten > FORGET {
+            self.layers.iter().for_each(|index| index.forget());
+            self.since_forgotten = 0;
+        }
     }
 
     /// Adds what the entries of one name, top first, come to, and returns whether that is a directory.
@@ -326,7 +327,12 @@ impl ForeignLinks {
         for (number, index) in (0..).zip(layers).filter(|(_, index)| index.foreign_link_count() > 0) {
             links.resolved[usize::from(number)] = Some(Table::filled(scratch, index.inode_count() as usize, 0)?);
             let mut below = Below::new(layers, number);
-            let mut all = index.nodes().filter_map(|node| Some((index.foreign_link(node)?, node)));
+            let mut all = index.nodes().filter_map(|node| {
+                if scratch.is_some() && node.as_u32().is_multiple_of(SCAN) {
+                    index.forget();
+                }
+                Some((index.foreign_link(node)?, node))
+            });
             loop {
                 let mut foreign: Vec<_> = all.by_ref().take(LINKS_AT_ONCE).collect();
                 if foreign.is_empty() {
@@ -334,7 +340,10 @@ impl ForeignLinks {
                 }
                 // Neighbours have most of their way in common.
                 foreign.sort_by(|(a, _), (b, _)| path::components(a).cmp(path::components(b)));
-                for (target, node) in foreign {
+                for (place, (target, node)) in foreign.into_iter().enumerate() {
+                    if scratch.is_some() && (place as u64).is_multiple_of(FORGET) {
+                        layers.iter().for_each(|index| index.forget());
+                    }
                     let found = below.find(target).ok_or_else(|| MergeError::LinkTarget {
                         layer: number,
                         entry: index.path_of(node).unwrap_or_default(),
@@ -346,7 +355,6 @@ impl ForeignLinks {
                     let found = links.resolved(found)?.unwrap_or(found);
                     links.add(Source { index: number, node }, found, layers)?;
                 }
-                layers.iter().for_each(|index| index.forget());
             }
         }
         Ok(links)
@@ -523,8 +531,11 @@ impl From<TableError> for MergeError {
 const BYTES_PER_ENTRY: u64 = 100;
 /// Directories with more entries are not held in memory as a whole.
 const LARGE: u64 = if cfg!(test) { 2 } else { 1 << 16 };
-/// After so many entries, what was read of the indexes is given back. Most images have fewer.
-const FORGET: u64 = 1 << 16;
+/// After so many entries, what was read of indexes that are too large for memory is given back. Each may have brought in
+/// some 64 KiB, as much as the kernel maps around what is read.
+const FORGET: u64 = 512;
+/// The same for what is read one after the other.
+const SCAN: u32 = 1 << 16;
 /// How many links are resolved together.
 const LINKS_AT_ONCE: usize = 1 << 16;
 
