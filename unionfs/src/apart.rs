@@ -21,7 +21,8 @@ pub struct Overlap {
 /// Makes sure that the upper and its work folder do not lie in each other, and no lower in either: staging is emptied,
 /// and lowers must not change. That they lie in a lower is allowed, as in overlayfs.
 ///
-/// A folder that cannot be looked at is for whoever opens it to complain about.
+/// A folder that cannot be looked at is for whoever opens it to complain about. That one lies in another is judged by
+/// their paths: against mistakes, not against who hides it behind a mount.
 pub(crate) fn check(spec: &MountSpec) -> Result<(), Overlap> {
     let Some(upper) = &spec.upper else { return Ok(()) };
     let (Ok(dir), Ok(work)) = (Place::of(&upper.dir), Place::of(&upper.work)) else { return Ok(()) };

@@ -13,7 +13,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use strata_unionfs::{
     Access, Caller, Ino, Kind, Limits, Lower, Metacopy, MountSpec, New, Opened, Options, RenameMode, SetAttributes,
-    SetGroupId, Stat, Tree, Upper,
+    SetGroupId, Stat, Tree, Upper, UserXattr,
 };
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
@@ -790,6 +790,26 @@ fn who_only_looks_sees_the_capabilities_that_a_copy_cut_off_has_taken_away() {
         tree.set_xattr(ino, b"user.b", b"1", XattrFlags::empty(), SetGroupId::Keep).unwrap();
         assert_eq!(shown(&tree), capability);
     }
+}
+
+/// Anybody may give a file of his a `user.` attribute.
+#[test]
+fn a_capability_that_an_owner_of_a_lower_file_notes_is_none() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: nobody is deceived by what he may do himself");
+        return;
+    }
+    let layers = Layers::new(&["file"]);
+    let capability = [&[1, 0, 0, 2, 0, 0x20, 0, 0][..], &[0; 12]].concat();
+    let lower = layers.at("lower/file");
+    rustix::fs::setxattr(&lower, "user.overlay.strata.capability", &capability, XattrFlags::empty()).unwrap();
+    let options = Options { userxattr: UserXattr::On, ..Options::default() };
+    let tree = Tree::open(&MountSpec { options, ..layers.spec() }).unwrap();
+    let ino = find(&tree, "file").ino;
+    let looks = |tree: &Tree| tree.xattr(ino, b"security.capability").unwrap_err();
+    assert_eq!((looks(&tree), tree.list_xattrs(ino, true).unwrap()), (Errno::NODATA, vec![]));
+    tree.set_attributes(ino, &attributes(0o600)).unwrap();
+    assert_eq!(looks(&tree), Errno::NODATA);
 }
 
 /// Returns a mark of a file in the upper.

@@ -60,10 +60,12 @@ impl Queue {
     pub fn new(device: OwnedFd, buffers: Arc<Buffers>, number: u16, wake: OwnedFd) -> io::Result<Queue> {
         let depth = buffers.depth();
         let ring = Ring::new((u32::from(depth) + 2).next_power_of_two())?;
+        // An earlier process may have had no time to give anything back.
+        let used = |slot| buffers.word(number, slot, COMMIT_ID).load(Ordering::Relaxed) != 0;
+        let grown = (0..depth).any(used);
         let armed = vec![false; depth.into()];
         let unsent = Vec::with_capacity(depth.into());
-        let mut queue =
-            Queue { ring, device, buffers, number, armed, unsent, wake, waits_for_wake: false, grown: false };
+        let mut queue = Queue { ring, device, buffers, number, armed, unsent, wake, waits_for_wake: false, grown };
         queue.begin_tallies();
         queue.die_in_order()?;
         Ok(queue)

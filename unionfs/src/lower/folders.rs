@@ -47,6 +47,9 @@ pub(crate) struct FolderLower {
     /// Whiteouts by name count.
     by_name: bool,
     marks: Namespace,
+    /// Capabilities that a file only notes are its own: nobody but who may give some can have written them, or they
+    /// deceive nobody but him.
+    believes_notes: bool,
     /// The filesystems seen so far; the place in the list is the tag.
     devices: Mutex<Vec<u64>>,
     nodes: RwLock<HashMap<Ino, Arc<Node>>>,
@@ -192,6 +195,7 @@ impl FolderLower {
             layers,
             by_name,
             marks,
+            believes_notes: marks == Namespace::TRUSTED || trusting,
             devices: Mutex::new(devices),
             nodes: RwLock::default(),
             loose: Mutex::default(),
@@ -398,7 +402,9 @@ impl FolderLower {
     pub(crate) fn for_each_xattr(&self, ino: Ino, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
         let fd = self.open_path(ino, &*self.node(ino)?)?;
         let mut names = backing::list_xattrs(fd.as_fd())?;
-        self.marks.add_noted_capability(&mut names);
+        if self.believes_notes {
+            self.marks.add_noted_capability(&mut names);
+        }
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             let mut value = backing::xattr(fd.as_fd(), name)?;
             if value.is_none() && name == capability::NAME {

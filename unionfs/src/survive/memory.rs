@@ -15,7 +15,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use strata_sys::shared::SharedWords;
+use strata_sys::shared::{SharedWords, is_resident};
 
 /// The shared memory, and what this process knows about its free parts.
 #[derive(Debug)]
@@ -456,7 +456,8 @@ impl Memory {
         let mut page = first.next_multiple_of(SharedWords::PER_PAGE);
         while page + SharedWords::PER_PAGE <= first + count {
             let words = &self.words[page..page + SharedWords::PER_PAGE];
-            if words.iter().all(|word| word.load(Ordering::Relaxed) == 0) {
+            // What is looked at would be there then.
+            if is_resident(words) && words.iter().all(|word| word.load(Ordering::Relaxed) == 0) {
                 self.words.release(page, SharedWords::PER_PAGE);
             }
             page += SharedWords::PER_PAGE;
@@ -558,7 +559,7 @@ mod tests {
     /// Memory of the system that a range of words takes, in pages.
     fn resident(memory: &Memory, first: usize, count: usize) -> usize {
         let pages = memory.words[first..first + count].chunks(SharedWords::PER_PAGE);
-        pages.filter(|page| strata_sys::shared::is_resident(page)).count()
+        pages.filter(|page| is_resident(page)).count()
     }
 
     #[test]

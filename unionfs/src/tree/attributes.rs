@@ -74,6 +74,7 @@ impl Tree {
         }
         if change.kill_privileges {
             self.drop_privileges(fd.as_fd())?;
+            self.forget_capability(&object, fd.as_fd())?;
         }
         if let Some(permissions) = change.permissions {
             self.set_permissions(fd.as_fd(), permissions)?;

@@ -131,6 +131,28 @@ impl Tree {
         }
     }
 
+    /// Does so for every file whose data was being copied when an earlier server died, before anything is served.
+    pub(crate) fn recover_capabilities(&self) {
+        let _names = self.read_names();
+        for object in self.objects.all() {
+            if object.state().content != Content::Own
+                && let Ok(file) = self.upper_file(&object)
+                && let Ok(marks) = self.marks.read(file.as_fd())
+            {
+                self.recover_capability(file.as_fd(), &marks);
+            }
+        }
+    }
+
+    /// Takes away the note of a capability that was not given back, as whatever takes away the capability must. It is there
+    /// only as long as the data is elsewhere.
+    pub(super) fn forget_capability(&self, object: &Object, file: BorrowedFd<'_>) -> Result<()> {
+        if object.state().content == Content::Own {
+            return Ok(());
+        }
+        self.writable_upper()?.remove_mark(file, marks::CAPABILITY)
+    }
+
     /// Waits for a copy of the data that is being made, since that ends with the times and capabilities of when it began.
     pub(super) fn wait_for_copy<'a>(&self, object: &'a Object) -> Option<MutexGuard<'a, ()>> {
         let own = object.state().content == Content::Own;
@@ -144,7 +166,7 @@ impl Tree {
             return Ok(());
         }
         match self.accounted(dir, file, || upper.set_mark(file, b"impure", b"y")) {
-            // It is a hint.
+            // Without it numbers and links are not found again, should this become a lower.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC) => {}
             Err(error) => return Err(error),
         }

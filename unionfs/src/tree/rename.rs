@@ -185,7 +185,9 @@ impl Tree {
         if self.keep_data(upper, &object)? {
             return Ok((object, Some(Wanted::Everything)));
         }
-        // Another name of it was copied up; this one joins it.
+        // Another name of it was copied up; this one joins it, and stays if the move fails.
+        let parent = self.objects.get(dir.ino).ok_or(Errno::STALE)?;
+        self.mark_impure_for(upper, &parent, &object)?;
         let before = object.state().link;
         if let Some(link) = before {
             Intent::Join(Box::new(Join { dir: dir.ino, name: name.to_vec(), ino: object.ino, link })).note();

@@ -144,6 +144,9 @@ impl Tree {
         *object.heritage() = None;
         Intent::RemoveXattr.note();
         self.accounted(&object, file.as_fd(), || backing::remove_xattr(file.as_fd(), &stored))?;
+        if name == capability::NAME {
+            self.forget_capability(&object, file.as_fd())?;
+        }
         survive::step();
         Ok(())
     }

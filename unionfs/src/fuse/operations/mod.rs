@@ -95,7 +95,17 @@ impl Operations {
         let mut intents = Vec::new();
         journal.for_each_intent(&mut |intent| intents.push(intent.to_vec()));
         tree.settle(&intents);
-        let outdated = if journal.left_outdated() { tree.in_upper() } else { Vec::new() };
+        let mut outdated = Vec::new();
+        if journal.left_outdated() {
+            tree.recover_capabilities();
+            outdated = tree.in_upper();
+        }
+        if keep.is_left() && !tree.finds_names_at_once() {
+            // The kernel knows names already, and need not look one up before it has it changed.
+            let tree = Arc::clone(&tree);
+            let search = std::thread::Builder::new().name("search".to_owned());
+            let _ = search.spawn(move || tree.search_layers());
+        }
         let operations = Operations::with(tree, device, nodes, Some(journal));
         for ino in outdated {
             operations.outdate_attributes(operations.nodes.current(ino));
