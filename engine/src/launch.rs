@@ -217,10 +217,10 @@ pub(crate) fn streams(
         return Ok((Stdio::Terminal { size: size.map(|(rows, columns)| WindowSize { rows, columns }) }, None));
     }
     let (stdio, pipes) = Stdio::pipes()?;
-    if let (Stdio::Fds { stdin, stdout, stderr }, Some((uid, _))) = (&stdio, ids.and_then(OwnIds::root)) {
+    if let (Stdio::Fds { stdin, stdout, stderr }, Some((uid, gid))) = (&stdio, ids.and_then(OwnIds::root)) {
         // Else they would be nobody's in there, and could neither be opened again (/dev/stdout) nor given to its user.
         for stream in [stdin, stdout, stderr] {
-            std::os::unix::fs::fchown(stream, Some(uid), None)?;
+            std::os::unix::fs::fchown(stream, Some(uid), Some(gid))?;
         }
     }
     Ok((stdio, Some(pipes)))

@@ -5,7 +5,6 @@
 use std::io;
 
 use strata_layer::index::{Index, Kind, NodeId};
-use strata_sandbox::userns::is_initial;
 
 use crate::container::{Bind, Config, Container, Mount, Network, OwnIds};
 use crate::durable::{self, Durability};
@@ -14,11 +13,7 @@ use crate::durable::{self, Durability};
 pub(crate) fn prepare(container: &Container, index: &Index) -> io::Result<Vec<Mount>> {
     let config = &container.config;
     let mut mounts = Vec::new();
-    // Where the mount cannot map owners, they belong to the container's root like everything around them.
-    let root = match is_initial() {
-        true => None,
-        false => config.own_ids.as_ref().and_then(OwnIds::root),
-    };
+    let root = config.own_ids.as_ref().and_then(OwnIds::root);
     let Some(etc) = index.lookup(NodeId::ROOT, b"etc") else { return Ok(mounts) };
     for name in ["hosts", "hostname", "resolv.conf"] {
         let target = format!("/etc/{name}");
@@ -30,7 +25,8 @@ pub(crate) fn prepare(container: &Container, index: &Index) -> io::Result<Vec<Mo
         let source = container.folder().join(name);
         durable::write_new(&source, content(name, config).as_bytes(), Durability::Relaxed)?;
         std::fs::set_permissions(&source, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-        if let Some((uid, gid)) = root {
+        // Where the mount cannot map owners, they belong to the container's root like everything around them.
+        if let Some((uid, gid)) = root.filter(|_| !crate::spec::can_map_owners(&source)) {
             std::os::unix::fs::chown(&source, Some(uid), Some(gid))?;
         }
         mounts.push(Mount::Bind(Bind {

@@ -165,7 +165,7 @@ fn bind_mount(bind: &Bind, own_ids: bool) -> Result<OciMount, SpecError> {
 
 /// Whether the owners of what lies there can be mapped: on the common filesystems of disks, by the root of the
 /// machine (`FS_ALLOW_IDMAP`, `mount_setattr(2)`).
-fn can_map_owners(path: &Path) -> bool {
+pub(crate) fn can_map_owners(path: &Path) -> bool {
     /// ext4, XFS, Btrfs: the numbers of `statfs(2)`.
     const KINDS: [i64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
     strata_sandbox::userns::is_initial() && rustix::fs::statfs(path).is_ok_and(|found| KINDS.contains(&found.f_type))

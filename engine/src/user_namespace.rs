@@ -20,6 +20,11 @@ pub enum ChooseError {
     /// There are none.
     #[error(transparent)]
     Ids(#[from] UserNamespaceError),
+    /// A hardened container of root needs ids that are nobody's outside.
+    #[error(
+        "userns={0} leaves root of the container root of the machine, which a hardened container must not be; use auto"
+    )]
+    Hardened(UserNamespace),
     /// The container whose namespace was asked for.
     #[error("userns=container:{name}")]
     Other {
@@ -54,6 +59,15 @@ pub(crate) fn choose(
     config: &mut Config,
     user_given: bool,
 ) -> Result<Option<OwnedFd>, ChooseError> {
+    let choosing = choose_ids(containers, config, user_given)?;
+    let is_root_outside = config.own_ids.as_ref().is_none_or(OwnIds::are_unchanged);
+    if config.security.hardened && is_root_outside && userns::is_initial() {
+        return Err(ChooseError::Hardened(config.user_namespace.clone()));
+    }
+    Ok(choosing)
+}
+
+fn choose_ids(containers: &Containers, config: &mut Config, user_given: bool) -> Result<Option<OwnedFd>, ChooseError> {
     match &config.user_namespace {
         UserNamespace::Host => Ok(None),
         UserNamespace::Auto => {

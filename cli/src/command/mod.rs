@@ -93,7 +93,8 @@ pub(crate) fn for_each<T>(operands: &[T], mut action: impl FnMut(&T) -> Result<(
 fn follow(engine: &Engine, id: &ContainerId, mut session: Session, relay: &Relay, signals: &Signals) -> Outcome {
     let mut findings = String::new();
     let relayed = relay.run(&mut session, signals, &mut findings);
-    eprint!("{findings}");
+    // Nobody may read any more.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), findings.as_bytes());
     let relayed = relayed.context("relay the container's streams").map_err(Failure::of_engine)?;
     match relayed {
         relay::Outcome::Ended(code) => Ok(exit_code(code)),

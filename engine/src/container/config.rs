@@ -378,7 +378,7 @@ pub struct Security {
     pub apparmor: Option<String>,
     /// The text of a policy about files, ports and system calls.
     pub policy: Option<String>,
-    /// The policy is not enforced: what it would refuse is told to whoever is attached at the end.
+    /// The policy is not enforced: what it would refuse is told to whoever is attached at the end, else to the log.
     pub audit: bool,
     /// The options as they were written, for those who ask.
     pub options: Vec<String>,

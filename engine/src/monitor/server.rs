@@ -514,13 +514,18 @@ impl Server {
         let by_user = std::mem::take(&mut self.by_user);
         let at_once = std::mem::take(&mut self.restarts_at_once);
         let Main { member, container, filesystem, audit, log, started, error, previous_delay } = main;
+        drop(member);
+        // All its processes have ended with the first one, so this waits for nobody of them.
+        let findings = audit.map(Audit::finish).map(|(policy, report)| report.text(&policy));
         if let Some(mut log) = log {
-            // A full disk costs the log lines, not the container.
+            // A full disk costs the log lines, not the container. Findings that nobody is here to be told of are kept there.
+            if let Some(findings) = &findings
+                && !self.connections.iter().any(|connection| carries(connection, key))
+            {
+                let _ = log.write(LogStream::Error, findings.as_bytes());
+            }
             let _ = log.finish();
         }
-        drop(member);
-        // All its processes have ended with the first one, so this does not wait for anybody.
-        let findings = audit.map(Audit::finish).map(|(policy, report)| report.text(&policy));
         let code = i32::from(status.code());
         let out_of_memory = status.out_of_memory();
         let ended = Ended { code, at: Timestamp::now(), out_of_memory, by_user, error };

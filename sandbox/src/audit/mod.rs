@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -63,16 +64,20 @@ impl Audit {
         let shared = self.shared.clone();
         let name = "strata-audit".to_owned();
         let watcher = std::thread::Builder::new().name(name).spawn(move || shared.watch(&listener))?;
-        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(watcher);
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| !watcher.is_finished());
+        watchers.push(watcher);
         Ok(())
     }
 
-    /// Waits until all processes that are observed have ended, and returns what was found.
+    /// Waits until all processes that are observed have been seen to end, and returns what was found. A file that does not
+    /// answer must not keep the end of a container from being told, so this waits for some seconds at most.
     #[must_use]
     pub fn finish(self) -> (Policy, Report) {
-        for watcher in self.watchers.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            // One that panicked has been told of by the panic; what it found is kept.
-            let _ = watcher.join();
+        let watchers = self.watchers.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + PATIENCE;
+        while watchers.iter().any(|watcher| !watcher.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
         }
         let report = std::mem::take(&mut *self.shared.report.lock().unwrap_or_else(PoisonError::into_inner));
         (self.shared.policy.clone(), report)
@@ -133,3 +138,5 @@ impl Shared {
         (!allowed(ports).contains(&port)).then(|| finding(port))
     }
 }
+
+const PATIENCE: Duration = Duration::from_secs(5);

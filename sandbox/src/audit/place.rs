@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags, fstat};
 
@@ -31,7 +31,8 @@ pub(super) fn refused(policy: &Policy, root: BorrowedFd<'_>, path: PathBuf, acce
 /// The place that a path leads to, if there is something.
 fn resolve(root: BorrowedFd<'_>, path: &Path) -> Option<PathBuf> {
     // Symbolic links of the kernel mean something to the caller alone; all of procfs is allowed.
-    if path.starts_with("/proc") || path.starts_with("/dev") {
+    let climbs = path.components().any(|component| component == Component::ParentDir);
+    if !climbs && (path.starts_with("/proc") || path.starts_with("/dev")) {
         return Some(path.to_owned());
     }
     let found = rooted::open(root, path, OFlags::PATH).ok()?;
@@ -71,11 +72,19 @@ pub(super) fn interpreters(root: BorrowedFd<'_>, path: &Path) -> Vec<PathBuf> {
 
 fn interpreter(root: BorrowedFd<'_>, path: &Path) -> Option<PathBuf> {
     // Opening a device or a FIFO may have effects: looked at first.
-    let handle = rooted::open(root, path, OFlags::PATH).ok()?;
-    if FileType::from_raw_mode(fstat(&handle).ok()?.st_mode) != FileType::RegularFile {
+    let found = rooted::open(root, path, OFlags::PATH).ok()?;
+    let mode = fstat(&found).ok()?.st_mode;
+    let handle = format!("/proc/self/fd/{}", found.as_raw_fd());
+    // Files of the kernel can have effects, too, and wait. None of them is a program.
+    let of_kernel = ["/proc", "/sys", "/dev"];
+    let place = std::fs::read_link(&handle).ok()?;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile
+        || mode & 0o111 == 0
+        || of_kernel.iter().any(|folder| place.starts_with(folder))
+    {
         return None;
     }
-    let file = File::open(format!("/proc/self/fd/{}", handle.as_raw_fd())).ok()?;
+    let file = File::open(handle).ok()?;
     let mut head = [0; 256];
     let count = file.read_at(&mut head, 0).ok()?;
     let head = &head[..count];

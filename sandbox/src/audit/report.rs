@@ -83,10 +83,14 @@ impl Report {
     /// Says in lines what `policy` would have refused, and ends with the policy that would have refused nothing of it.
     #[must_use]
     pub fn text(&self, policy: &Policy) -> String {
+        let unseen = match policy.allows_call("sendmsg") {
+            true => "",
+            false => "audit: the policy refuses sendmsg, which cannot be observed\n",
+        };
         if self.findings.is_empty() {
-            return "audit: the policy would have refused nothing\n".to_owned();
+            return format!("{unseen}audit: the policy would have refused nothing\n");
         }
-        let mut text = String::from("audit: the policy would have refused\n");
+        let mut text = format!("{unseen}audit: the policy would have refused\n");
         for (finding, count) in &self.findings {
             let times = if *count == 1 { String::new() } else { format!(" ({count} times)") };
             text += &format!("  {finding}{times}\n");

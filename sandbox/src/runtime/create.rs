@@ -62,7 +62,7 @@ impl Runtime {
             let text = "cannot allocate tty if runc will detach without setting console socket";
             return Err(RuntimeError::InvalidArgument(text.into()));
         }
-        let record = new_record(id, &bundle, self.driver())?;
+        let record = new_record(id, &bundle, self.driver(), self.ids_outside)?;
         let folder = self.take_name(id)?;
         let path = self.root().join(id.as_str());
         let mut made = Making { path: &path, folder: Some(Rc::new(folder)), spec: &bundle.spec, record, exists: false };
@@ -102,7 +102,12 @@ impl Runtime {
     }
 }
 
-fn new_record(id: &ContainerId, bundle: &Bundle, driver: CgroupDriver) -> Result<Record, RuntimeError> {
+fn new_record(
+    id: &ContainerId,
+    bundle: &Bundle,
+    driver: CgroupDriver,
+    ids_outside: bool,
+) -> Result<Record, RuntimeError> {
     let linux = bundle.spec.linux().as_ref();
     let asked = linux.and_then(|linux| linux.cgroups_path().as_ref()).filter(|path| !path.as_os_str().is_empty());
     let asked = asked.map(|path| path.to_string_lossy().into_owned());
@@ -121,7 +126,7 @@ fn new_record(id: &ContainerId, bundle: &Bundle, driver: CgroupDriver) -> Result
         bundle: bundle.folder.clone(),
         rootfs: bundle.rootfs.clone(),
         created: timestamp(SystemTime::now()),
-        owner: rustix::process::geteuid().as_raw(),
+        owner: if ids_outside { crate::userns::uid_outside() } else { rustix::process::geteuid().as_raw() },
         init: None,
         complete: false,
         cgroup: Some(cgroup),

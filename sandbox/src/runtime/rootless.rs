@@ -34,6 +34,11 @@ pub(super) fn translate(spec: &mut Spec) -> Result<(), RuntimeError> {
             "rootless container requires user namespaces: add one to linux.namespaces, with its maps".into(),
         ));
     }
+    let is_mapped = |mount: &oci_spec::runtime::Mount| mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
+    if let Some(mount) = spec.mounts().iter().flatten().find(|mount| is_mapped(mount)) {
+        let text = format!("owners of the mount on {:?} cannot be mapped by a plain user", mount.destination());
+        return Err(RuntimeError::InvalidSpec(text));
+    }
     let uids = inside(linux.uid_mappings().as_deref().unwrap_or_default(), userns::uid_inside, "uidMappings")?;
     let gids = inside(linux.gid_mappings().as_deref().unwrap_or_default(), userns::gid_inside, "gidMappings")?;
     let (uids, gids) = IdMaps { uids, gids }.to_oci();

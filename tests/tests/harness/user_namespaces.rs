@@ -72,6 +72,8 @@ fn nomap() -> Result<()> {
                   cat /proc/self/uid_map | tr -s ' '";
     let text = strata.ok(shell(&["--userns", "nomap", "-v", &volume], script))?;
     ensure!(text.starts_with("0\n65534\n0\n0\n 0 1 "), "{text}");
+    let text = strata.ok(shell(&["--userns", "nomap", "--user", "33"], "echo out > /dev/stdout"))?;
+    ensure!(text == "out\n", "{text}");
     Ok(())
 }
 
@@ -114,6 +116,10 @@ fn of_root() -> Result<()> {
     ensure!(text == "0\n0\n0 0 4294967295\n0\n", "{text}");
     let text = strata.ok(shell(&["--userns", "keep-id:uid=33,gid=34"], map))?;
     ensure!(text == "33\n34\n0 0 4294967295\n0\n", "{text}");
+    let text = strata.ok(shell(&["--userns", "auto", "--user", "1000"], "echo out > /dev/stdout"))?;
+    ensure!(text == "out\n", "{text}");
+    let refused = strata.exits(125, shell(&["--userns", "keep-id", "--security-opt", "hardened"], "true"))?;
+    ensure!(refused.stderr.contains("which a hardened container must not be"), "{refused}");
     for (mode, words) in [
         ("nomap", "userns=nomap is for plain users"),
         ("private", "invalid USER mode: private"),

@@ -98,7 +98,12 @@ fn audit(user: User) -> Result<()> {
     strata.ok(["create", "--name", "watched", "--policy", &path, "--audit", REFERENCE, "sleep", "1000"])?;
     strata.ok(["start", "watched"])?;
     strata.ok(["exec", "watched", "cat", "/etc/passwd"])?;
-    strata.ok(["rm", "-f", "watched"])?;
+    strata.ok(["kill", "watched"])?;
+    strata.ok(["wait", "watched"])?;
+    // Nobody was there to be told.
+    let kept = strata.run(["logs", "watched"])?;
+    ensure!(kept.stderr.contains("  read \"/etc/passwd\""), "{kept}");
+    strata.ok(["rm", "watched"])?;
     for refused in [&["-d", "--policy", &path, "--audit"][..], &["--audit"]] {
         strata.exits(125, [&["run"], refused, &[REFERENCE, "true"]].concat())?;
     }

@@ -176,16 +176,17 @@ struct Keeper {
 impl Keeper {
     fn new() -> std::io::Result<Self> {
         let (theirs, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let ends = (theirs, ours);
-        let (pid, pidfd) = crate::spawn::clone_process(0, None, &ends, |(theirs, ours)| {
+        let (pid, pidfd) = crate::spawn::clone_process(0, None, &theirs, |theirs| {
+            // Whoever waits for the end of a pipe, a socket or a lock of ours must not wait for this process. Where this fails,
+            // there is only the signal.
+            let _ = strata_sys::process::close_from_except(0, [theirs.as_fd()]);
             // Both, since the container's first process has a copy of our end for a while.
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-            strata_sys::process::close_fd(ours.as_fd());
             let mut byte = [0_u8; 1];
             while let Err(rustix::io::Errno::INTR) = rustix::io::read(theirs, &mut byte) {}
             strata_sys::process::exit_now(0)
         })?;
-        Ok(Self { pid, pidfd, _alive: ends.1 })
+        Ok(Self { pid, pidfd, _alive: ours })
     }
 }
 
