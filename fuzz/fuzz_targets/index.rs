@@ -65,6 +65,9 @@ fn whole() -> &'static [u8] {
         builder.hard_link(b"d/foreign", b"lower/file").expect("a link to a lower layer");
         builder.whiteout(b"d/gone").expect("a whiteout");
         builder.opaque(b"o").expect("an opaque folder");
-        builder.finish(Layer { diff_id: DiffId(Digest::of(b"")), tar_size: 1 << 20 }).and_then(|index| Ok(index.into_bytes()?)).expect("a small index")
+        builder
+            .finish(Layer { diff_id: DiffId(Digest::of(b"")), tar_size: 1 << 20 })
+            .and_then(|index| Ok(index.into_bytes()?))
+            .expect("a small index")
     })
 }
