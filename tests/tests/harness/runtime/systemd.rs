@@ -115,6 +115,15 @@ fn life() -> Result<()> {
     let calls = systemd.take_calls()?;
     ensure!(calls.contains(&("StopUnit".to_owned(), vec![json!(unit), json!("replace")])), "{calls:?}");
     ensure!(bench.left().is_empty(), "{:?}", bench.left());
+    // The slices are systemd's, which would have taken them away.
+    for hierarchy in
+        fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")])
+    {
+        for slice in ["strata_test.slice/strata_test-inner.slice", "strata_test.slice"] {
+            // Most hierarchies have none, and another run may use it.
+            let _ = fs::remove_dir(hierarchy.join(slice));
+        }
+    }
     Ok(())
 }
 
