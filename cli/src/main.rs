@@ -76,7 +76,13 @@ fn main() -> ExitCode {
         strata_engine::expect_mount();
     }
     match Cli::try_parse() {
-        Ok(cli) => finish(run(cli)),
+        Ok(cli) => {
+            // It was a word of another verb's: a command in a container.
+            if !matches!(cli.verb, Verb::Mount(_)) {
+                strata_engine::expect_no_mount();
+            }
+            finish(run(cli))
+        }
         Err(error) => usage(&error),
     }
 }

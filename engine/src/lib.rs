@@ -67,7 +67,8 @@ pub use engine::{Engine, EngineError, RemoveImageError};
 pub use error_text::error_chain;
 pub use fetcher::{CompleteError, FetchProcessError, fetch, set_fetch_deadline, start_fetching};
 pub use filesystem::{
-    FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, expect_mount, serve as serve_filesystem,
+    FilesystemError, FilesystemProcess, ServeError, VERB as FILESYSTEM_VERB, expect_mount, expect_no_mount,
+    serve as serve_filesystem,
 };
 pub use info::{Choice, Feature, Info};
 pub use inspect::InspectError;

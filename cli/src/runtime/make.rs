@@ -30,9 +30,10 @@ pub(super) fn run(context: &Context<'_>, words: Vec<String>) -> Result<u8> {
     let mut console = Kept::default();
     let keeps = if detached { None } else { Some(&mut console) };
     let container = make(context, &given, &id, keeps)?;
-    let process = container.process()?;
-    let container = match container.start() {
-        Ok(container) => container,
+    // Killed by somebody meanwhile, it has ended before it was started.
+    let started = container.process().and_then(|process| Ok((process, container.start()?)));
+    let (process, container) = match started {
+        Ok(started) => started,
         Err(error) => {
             remove(context, context.runtime.container(&id))?;
             return Err(error.into());

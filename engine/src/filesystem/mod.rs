@@ -27,7 +27,7 @@ mod process;
 mod server;
 
 pub(crate) use process::SpareProcess;
-pub use process::{FilesystemError, FilesystemProcess, expect_mount};
+pub use process::{FilesystemError, FilesystemProcess, expect_mount, expect_no_mount};
 pub use server::{ServeError, serve};
 
 use serde::{Deserialize, Serialize};

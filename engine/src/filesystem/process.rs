@@ -62,6 +62,11 @@ pub fn expect_mount() {
     }
 }
 
+/// Ends what [`expect_mount`] has started: no mount is to come.
+pub fn expect_no_mount() {
+    EXPECTED.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
 static EXPECTED: Mutex<Option<SpareProcess>> = Mutex::new(None);
 
 impl SpareProcess {
