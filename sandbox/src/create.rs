@@ -26,6 +26,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_setfl, mknodat, openat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionread};
 
@@ -159,12 +160,13 @@ pub enum StartError {
     Ended,
 }
 
-/// Starts the program of a created container; `folder` is that of its [`Creation`]. Returns once it has been executed.
+/// Starts the program of a created container; `folder` is that of its [`Creation`], `init` a pidfd of its first process.
+/// Returns once the program has been executed.
 ///
 /// # Errors
 /// [`StartError`]. After any but [`NotWaiting`](StartError::NotWaiting) and [`Connect`](StartError::Connect) the program may
 /// run, and is the caller's to end.
-pub fn start(folder: BorrowedFd<'_>, spec: &Spec) -> Result<(), StartError> {
+pub fn start(folder: BorrowedFd<'_>, init: BorrowedFd<'_>, spec: &Spec) -> Result<(), StartError> {
     let unreachable = |errno| match errno {
         Errno::NOENT | Errno::NXIO => StartError::NotWaiting,
         errno => StartError::Connect(errno.into()),
@@ -176,11 +178,10 @@ pub fn start(folder: BorrowedFd<'_>, spec: &Spec) -> Result<(), StartError> {
     let word = open_pipe(folder, WORD, OFlags::RDWR).map_err(unreachable)?;
     rustix::io::write(&word, &[1]).map_err(talk)?;
     drop(word);
-    fcntl_setfl(&answers, OFlags::empty()).map_err(talk)?;
-    let mut answers = std::fs::File::from(answers);
+    let mut answers = Answers { pipe: answers, init };
     let mut executing = false;
     let mut hook_output = String::new();
-    loop {
+    for _ in 0..MOST_ANSWERS {
         match read_report(&mut answers).map_err(StartError::Talk)? {
             Some(Report::Executing) => executing = true,
             Some(Report::HookText(text)) => hook_output = text,
@@ -196,7 +197,40 @@ pub fn start(folder: BorrowedFd<'_>, spec: &Spec) -> Result<(), StartError> {
             None => return Err(StartError::Ended),
         }
     }
+    Err(talk(Errno::PROTO))
 }
+
+/// What the first process says, to its end. Somebody who may trace it can hold the pipe open when it is gone, so its own end
+/// is one as well.
+struct Answers<'a> {
+    /// Not blocking.
+    pipe: OwnedFd,
+    /// The first process.
+    init: BorrowedFd<'a>,
+}
+
+impl io::Read for Answers<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut ended = false;
+        loop {
+            match rustix::io::read(&self.pipe, &mut *buffer) {
+                Err(Errno::AGAIN) if ended => return Ok(0),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return Ok(result?),
+            }
+            let mut fds = [PollFd::new(&self.pipe, PollFlags::IN), PollFd::from_borrowed_fd(self.init, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                // What it said last is read before its end is believed.
+                Ok(_) => ended = !fds[1].revents().is_empty(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// How many answers there can be: ready, what a hook wrote, executing, and a failure.
+const MOST_ANSWERS: usize = 4;
 
 /// What there is at the gate of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,8 +34,6 @@ pub(super) fn wait<'a>(plan: &'a Plan, gate: &'a GatePlan) -> Result<StartHooks<
     })?;
     // Whoever was sent it answers. With ours open, nobody would notice their end.
     drop::<Option<OwnedFd>>(questions);
-    // A change of ids can have made us visible again.
-    process::set_not_dumpable().at(Step::Parent, 4)?;
     send_ready(parent).at(Step::Parent, 7)?;
     match receive_go(parent) {
         // Until the parent has written down that we are here, nobody would find us: then we had better be gone with it.

@@ -172,14 +172,19 @@ fn confine(
     process::reset_signals();
     process::keep_on_exec(process_plan.preserved.clone());
     identity::limit_bounding_set(&process_plan.capabilities)?;
+    let become_user = || -> Result<(), Failure> {
+        identity::change(process_plan)?;
+        // That can have made us visible again, with `fs.suid_dumpable`.
+        process::set_not_dumpable().at(Step::Parent, 4)
+    };
     // Without no_new_privs, filters need CAP_SYS_ADMIN, which goes with the ids. With it they come last, and tighter.
     if process_plan.no_new_privileges {
-        identity::change(process_plan)?;
+        become_user()?;
         rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges, 0)?;
         wall()
     } else {
         let questions = wall()?;
-        identity::change(process_plan)?;
+        become_user()?;
         Ok(questions)
     }
 }

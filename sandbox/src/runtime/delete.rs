@@ -27,6 +27,10 @@ impl Container {
     /// # Errors
     /// [`RuntimeError::NotStopped`], [`RuntimeError::StillRunning`], [`RuntimeError::Cgroup`]. It can be tried again.
     pub fn delete(self, which: Delete) -> Result<Vec<String>, RuntimeError> {
+        if which == Delete::Any && self.record.complete {
+            // Its end is what whoever has the lock may be waiting for. That it has ended already is no error.
+            let _ = self.signal(libc::SIGKILL);
+        }
         let container = self.lock()?;
         match (container.status(), which) {
             (Status::Stopped, _) => {}

@@ -14,7 +14,7 @@ impl Container {
     /// # Errors
     /// [`RuntimeError::NotRunning`] when it has ended.
     pub fn signal(&self, signal: i32) -> Result<(), RuntimeError> {
-        // Whether it has ended, and no more: asking whether it waits to be started could take a while.
+        // Whether a complete one has ended is seen when its process is opened.
         if !self.record.complete && self.status() == Status::Stopped {
             return Err(RuntimeError::NotRunning);
         }

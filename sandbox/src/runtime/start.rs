@@ -29,12 +29,12 @@ impl Container {
         }
         let spec = container.spec()?;
         let init = container.record.init.as_ref().ok_or(RuntimeError::NotRunning)?;
-        match create::start(container.folder.as_fd(), spec) {
+        // Raced with its end.
+        let ended = || RuntimeError::WrongStatus("cannot start a container that has stopped".into());
+        let process = init.open().ok_or_else(ended)?;
+        match create::start(container.folder.as_fd(), process.as_fd(), spec) {
             Ok(()) => {}
-            // Raced with its end.
-            Err(StartError::NotWaiting) => {
-                return Err(RuntimeError::WrongStatus("cannot start a container that has stopped".into()));
-            }
+            Err(StartError::NotWaiting) => return Err(ended()),
             Err(error @ StartError::Connect(_)) => return Err(RuntimeError::Start(error)),
             Err(error) => {
                 // It was told to go on: what is said to have failed must not run.
