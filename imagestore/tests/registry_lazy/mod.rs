@@ -335,6 +335,21 @@ fn an_index_that_a_kill_has_left_beside_is_no_damage_and_put_in_place() {
 }
 
 #[test]
+fn an_index_without_its_tar_takes_nothing_away() {
+    let [blob, _] = blobs(61);
+    let scene = Scene::new(&sample_layers());
+    let (image, store) = early(&scene, &[blob]);
+    let layer = store.root().join("layers").join(store.image(&image).unwrap().layers[0].0.hex());
+    // As a kill leaves it that comes before the tar is in its place.
+    std::fs::copy(layer.join("index"), layer.join("index.next")).unwrap();
+    drop(store.stack(&image).unwrap());
+    assert!(layer.join("lazy/map").exists() && layer.join("index").exists());
+    fetch(&scene, &store);
+    wait_until_whole(&store, &image);
+    check_whole(&store);
+}
+
+#[test]
 fn a_damaged_map_is_no_whole_layer() {
     let [blob, _] = blobs(59);
     let scene = Scene::new(&sample_layers());

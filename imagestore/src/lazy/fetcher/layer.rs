@@ -412,6 +412,10 @@ pub(in crate::lazy) fn settle(store: &Store, layer: DiffId) -> Result<bool, Stor
         // Somebody else was quicker.
         return Ok(true);
     }
+    if !exists(&place.join(TAR))? {
+        // A kill or the disk came between the two: it is completed once more.
+        return Ok(false);
+    }
     if pinned_layers(&store.layout)?.contains(&layer) {
         // Whoever makes a new stack of it just now may have read the old index already.
         return Ok(false);
