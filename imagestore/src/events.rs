@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock, inotify};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{DiskError, Lock, OnDisk, Sharing, make_folder, open_if_present};
+use crate::disk::{DiskError, Lock, OnDisk, Sharing, exists, make_folder, open_if_present};
 use crate::image_id::ImageId;
 use crate::store::Store;
 use crate::timestamp::Timestamp;
@@ -157,9 +157,43 @@ fn encode(message: &EventMessage) -> Vec<u8> {
 
 /// Returns whether a file still has its name.
 fn is_named(file: &File, path: &Path) -> bool {
-    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let named = fs::metadata(path).map(identity);
     named.is_ok_and(|named| file.metadata().is_ok_and(|opened| identity(opened) == named))
+}
+
+/// Returns whether two open files are the same one.
+fn is_same(one: &File, other: &File) -> bool {
+    let other = other.metadata().map(identity);
+    other.is_ok_and(|other| one.metadata().is_ok_and(|one| identity(one) == other))
+}
+
+fn identity(metadata: fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Opens the older file and the one that is written to, as far as there are such, one after the other.
+fn open_files(folder: &Path) -> Result<(Option<File>, Option<File>), DiskError> {
+    let (path, previous) = (folder.join(CURRENT), folder.join(PREVIOUS));
+    loop {
+        let Some(current) = open_if_present(&path)? else {
+            // A kill, or what goes on just now, leaves only the older one.
+            let previous = open_if_present(&previous)?;
+            if exists(&path)? {
+                continue;
+            }
+            return Ok((previous, None));
+        };
+        // While it is locked, no other one is begun.
+        let held = current.try_clone().on_disk("open", &path)?;
+        let _lock = Lock::wait(held, Sharing::Shared, &path)?;
+        if !is_named(&current, &path) {
+            continue;
+        }
+        let previous = open_if_present(&previous)?;
+        // The lock is of the open file, which stays open: held on, nobody could write any more.
+        flock(&current, FlockOperation::Unlock).on_disk("unlock", &path)?;
+        return Ok((previous, Some(current)));
+    }
 }
 
 /// Reads the journal, and follows it where it goes on.
@@ -170,6 +204,8 @@ pub struct EventReader {
     /// What is read before the current file.
     previous: Option<File>,
     current: Option<File>,
+    /// What was read to its end. It stays open, so that no other file is taken for it.
+    ended: Option<File>,
     /// The begin of a line whose end has not come.
     rest: Vec<u8>,
 }
@@ -178,42 +214,34 @@ impl EventReader {
     fn open(folder: PathBuf, from: EventsFrom) -> Result<EventReader, DiskError> {
         // Without a folder, nothing has happened and nothing will be written.
         let changes = if folder.is_dir() { Some(watch(&folder).on_disk("watch", &folder)?) } else { None };
-        let (path, previous_path) = (folder.join(CURRENT), folder.join(PREVIOUS));
-        let mut reader = EventReader { folder, changes, previous: None, current: None, rest: Vec::new() };
-        loop {
-            let Some(mut current) = open_if_present(&path)? else { return Ok(reader) };
-            // While it is locked, the two files are one after the other.
-            let held = current.try_clone().on_disk("open", &path)?;
-            let _lock = Lock::wait(held, Sharing::Shared, &path)?;
-            if !is_named(&current, &path) {
-                continue;
+        let (previous, current) = open_files(&folder)?;
+        let mut reader = EventReader { folder, changes, previous, current, ended: None, rest: Vec::new() };
+        if from == EventsFrom::Now {
+            reader.ended = reader.previous.take();
+            if let Some(current) = &mut reader.current {
+                io::Seek::seek(current, io::SeekFrom::End(0)).on_disk("read", &reader.folder.join(CURRENT))?;
             }
-            match from {
-                EventsFrom::Beginning => reader.previous = open_if_present(&previous_path)?,
-                EventsFrom::Now => {
-                    io::Seek::seek(&mut current, io::SeekFrom::End(0)).on_disk("read", &path)?;
-                }
-            }
-            // The lock is of the open file, which stays open: held on, nobody could write any more.
-            flock(&current, FlockOperation::Unlock).on_disk("unlock", &path)?;
-            reader.current = Some(current);
-            return Ok(reader);
         }
+        Ok(reader)
     }
 
-    /// Returns what has come since it was last asked.
+    /// Returns what has come since it was last asked. What was written and gone between the two is not among it.
     pub fn read(&mut self) -> Result<Vec<EventMessage>, DiskError> {
         let path = self.folder.join(CURRENT);
         let mut messages = Vec::new();
-        if let Some(mut previous) = self.previous.take() {
-            self.take(&mut previous, &path, &mut messages)?;
-            self.rest.clear();
-        }
         loop {
-            let Some(mut current) =
-                self.current.take().map_or_else(|| open_if_present(&path), |file| Ok(Some(file)))?
-            else {
-                return Ok(messages);
+            if let Some(mut previous) = self.previous.take() {
+                self.take(&mut previous, &path, &mut messages)?;
+                self.end(previous);
+            }
+            let Some(mut current) = self.current.take() else {
+                let (previous, current) = open_files(&self.folder)?;
+                self.previous = previous.filter(|file| !self.ended.as_ref().is_some_and(|ended| is_same(ended, file)));
+                self.current = current;
+                if self.previous.is_none() && self.current.is_none() {
+                    return Ok(messages);
+                }
+                continue;
             };
             // Looked at before it is read: nothing is added to a file that has lost its name.
             let named = is_named(&current, &path);
@@ -222,8 +250,14 @@ impl EventReader {
                 self.current = Some(current);
                 return Ok(messages);
             }
-            self.rest.clear();
+            self.end(current);
         }
+    }
+
+    /// Leaves a file to which nothing is added any more, with the line that a kill has left there.
+    fn end(&mut self, file: File) {
+        self.rest.clear();
+        self.ended = Some(file);
     }
 
     fn take(&mut self, file: &mut File, path: &Path, messages: &mut Vec<EventMessage>) -> Result<(), DiskError> {
@@ -341,6 +375,37 @@ mod tests {
             assert_eq!(receiver.recv_timeout(Duration::from_secs(20)), Ok(true));
             follower.wait(Some(Duration::from_secs(20))).unwrap();
             assert_eq!(numbers(&follower.read().unwrap()), [2]);
+        }
+    }
+
+    #[test]
+    fn what_was_is_known_where_a_kill_has_left_only_the_older_file() {
+        let folder = tempfile::tempdir().unwrap();
+        append(folder.path(), message(1)).unwrap();
+        fs::rename(folder.path().join(CURRENT), folder.path().join(PREVIOUS)).unwrap();
+        let open = |from| EventReader::open(folder.path().to_owned(), from).unwrap();
+        let (mut all, mut new) = (open(EventsFrom::Beginning), open(EventsFrom::Now));
+        assert_eq!(numbers(&all.read().unwrap()), [1]);
+        assert!(all.read().unwrap().is_empty() && new.read().unwrap().is_empty());
+        append(folder.path(), message(2)).unwrap();
+        assert_eq!(numbers(&all.read().unwrap()), [2]);
+        assert_eq!(numbers(&new.read().unwrap()), [2]);
+    }
+
+    #[test]
+    fn who_was_away_for_two_files_reads_both() {
+        let folder = tempfile::tempdir().unwrap();
+        append(folder.path(), message(0)).unwrap();
+        let mut follower = EventReader::open(folder.path().to_owned(), EventsFrom::Beginning).unwrap();
+        assert_eq!(numbers(&follower.read().unwrap()), [0]);
+        for number in 1..4 {
+            fs::rename(folder.path().join(CURRENT), folder.path().join(PREVIOUS)).unwrap();
+            append(folder.path(), message(number)).unwrap();
+            if number == 1 {
+                continue;
+            }
+            let expected: &[i64] = if number == 2 { &[1, 2] } else { &[3] };
+            assert_eq!(numbers(&follower.read().unwrap()), expected);
         }
     }
 
