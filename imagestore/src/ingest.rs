@@ -100,7 +100,10 @@ pub(crate) fn ingest_layer(
     if let Some(error) = source.failed {
         return Err(IngestError::Source(error));
     }
-    let (layer, index) = ingested?;
+    let (layer, index) = ingested.map_err(|error| match error {
+        IngestError::Layer(LayerError::Scratch(error)) => failed_in(&folder, error).into(),
+        error => error,
+    })?;
 
     let index_path = folder.join(INDEX);
     index.write_to(&mut create_new(&index_path)?).map_err(|error| failed_in(&folder, error))?;

@@ -52,7 +52,7 @@ impl Store {
             let references: Vec<&Index> = indexes.iter().collect();
             let scratch = scratch_in(work.path());
             let merged = merge::merge_index(&references, Some(&scratch));
-            let merged = merged.map_err(|source| StackError::Merge { source })?;
+            let merged = merged.map_err(|error| StackError::merge(work.path(), error))?;
             let folder = work.path().join(format!("chain-{}", stacks.len()));
             make_chain_folder(&folder, &image.layers)?;
             let path = folder.join(INDEX);

@@ -168,7 +168,8 @@ impl Store {
         let indexes = layers.iter().map(|layer| self.layer_index(*layer)).collect::<Result<Vec<_>, _>>()?;
         let references: Vec<&index::Index> = indexes.iter().collect();
         self.replace_index(path, |scratch| {
-            merge::merge_index(&references, Some(scratch)).map_err(|source| StackError::Merge { source })
+            merge::merge_index(&references, Some(scratch))
+                .map_err(|error| StackError::merge(&self.layout.work(), error))
         })
     }
 
@@ -399,6 +400,16 @@ pub enum StackError {
         /// Why.
         source: merge::MergeError,
     },
+}
+
+impl StackError {
+    /// Says why layers could not be merged with temporary files in `folder`: a full disk is no fault of theirs.
+    pub(crate) fn merge(folder: &Path, error: merge::MergeError) -> StackError {
+        match error {
+            merge::MergeError::Scratch(error) => failed_in(folder, error).into(),
+            source => StackError::Merge { source },
+        }
+    }
 }
 
 impl From<DiskError> for StackError {
