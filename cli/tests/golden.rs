@@ -184,6 +184,9 @@ fn unprivileged_image_tables() {
         ("image-prune-bad-filter", &["image", "prune", "-f", "--filter", "color=red"]),
         ("rmi-last", &["rmi", busybox::REFERENCE]),
         ("images-none", &["images"]),
+        ("events-until", &["events", "--until", "0s", "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}"]),
+        ("events-since", &["events", "--since", "1h", "--until", "0s", "-f", "event=tag", "--format", "{{.Action}}"]),
+        ("events-backwards", &["events", "--since", "2024-01-02", "--until", "2024-01-01"]),
     ] {
         check(&strata, name, arguments);
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use strata_engine::{EventMessage, EventsFrom, ImageRef, Timestamp};
@@ -17,7 +17,7 @@ use crate::output::human::printable;
 /// Show what happens to images, as it happens
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-What happened before is kept for some thousand events, and shown with --since.
+What happened before is kept for some thousand events, and shown with --since or --until.
 
 Examples:
   strata events
@@ -33,7 +33,7 @@ pub(crate) struct Events {
     /// Show what happened since then as well: a time, or how long ago, such as 10m
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// End then
+    /// Show what happened before as well, and end then
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
 }
@@ -58,8 +58,14 @@ pub(crate) fn run(context: &Context, events: &Events, out: &mut impl Write) -> O
     filter::check(&events.filter, &["event", "image", "label", "scope", "type"])?;
     let since = events.since.as_deref().map(moment).transpose()?;
     let until = events.until.as_deref().map(moment).transpose()?;
+    if since.zip(until).is_some_and(|(since, until)| since > until) {
+        let text = |time: &Option<String>| time.clone().unwrap_or_default();
+        let (since, until) = (text(&events.since), text(&events.until));
+        return Err(anyhow!("`since` time ({since}) cannot be after `until` time ({until})").into());
+    }
     let engine = context.engine()?;
-    let from = if since.is_some() { EventsFrom::Beginning } else { EventsFrom::Now };
+    // Whoever says when it ends asks for what was as well.
+    let from = if since.or(until).is_some() { EventsFrom::Beginning } else { EventsFrom::Now };
     let mut reader = engine.images().events(from)?;
     loop {
         // What is written before the end of time has come is read after it.

@@ -87,10 +87,12 @@ fn evaluate(expression: &Expression, scope: Scope<'_>) -> Result<Value, String> 
 
 fn field(value: &Value, path: &[String]) -> Result<Value, String> {
     let mut value = value;
+    let mut within = "";
     for name in path {
         value = match value {
             Value::Object(fields) => match fields.get(name) {
                 Some(inner) => inner,
+                None if MAPS.contains(&within) => &Value::Null,
                 None => {
                     let mut names: Vec<&str> = fields.keys().map(String::as_str).collect();
                     names.sort_unstable();
@@ -99,9 +101,13 @@ fn field(value: &Value, path: &[String]) -> Result<Value, String> {
             },
             other => return Err(format!("template: cannot take field {name:?} of {}", kind(other))),
         };
+        within = name;
     }
     Ok(value.clone())
 }
+
+/// What has keys of its author's own, of which any may be absent. Other fields are known, so a wrong name is a mistake.
+const MAPS: [&str; 2] = ["Attributes", "Labels"];
 
 fn call(function: &str, arguments: &[Value]) -> Result<Value, String> {
     let wrong = || format!("template: {function:?} cannot take these arguments");

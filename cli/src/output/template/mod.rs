@@ -105,6 +105,7 @@ mod tests {
             ("{{.Config.Labels}}", "map[x.y:z]"),
             (r#"{{index .Config.Labels "x.y"}}"#, "z"),
             (r#"{{index .Config.Labels "absent"}}"#, "<no value>"),
+            ("{{.Config.Labels.absent}}", "<no value>"),
             ("{{index .Tags 1}}", "b:2"),
             ("{{len .Tags}}", "2"),
             ("{{range .Tags}}<{{.}}>{{end}}", "<a:1><b:2>"),
