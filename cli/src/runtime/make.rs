@@ -40,11 +40,11 @@ pub(super) fn run(context: &Context<'_>, words: Vec<String>) -> Result<u8> {
         }
     };
     let Some(signals) = signals else { return Ok(0) };
-    let code = stay(&process, console.0, &signals)?;
+    let code = stay(&process, console.0, &signals);
     if !given.has("keep") {
         remove(context, Ok(container))?;
     }
-    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+    Ok(u8::try_from(code?).unwrap_or(u8::MAX))
 }
 
 fn make(context: &Context<'_>, given: &Given, id: &ContainerId, kept: Option<&mut Kept>) -> Result<Container> {

@@ -34,11 +34,8 @@ impl Monitor {
     pub fn spawn() -> io::Result<Monitor> {
         let (ours, theirs) = UnixStream::pair()?;
         // Its children become the first processes of containers, and those that are added: none of these may write to our file.
-        // Who may not make mounts has no file that somebody in a container could write to.
-        let own = strata_sandbox::runtime::own_program_read_only().ok();
-        let program =
-            own.as_ref().map_or("/proc/self/exe".to_owned(), |own| format!("/proc/self/fd/{}", own.as_raw_fd()));
-        let mut command = Command::new(program);
+        let own = strata_sandbox::runtime::protected_program()?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", own.as_raw_fd()));
         command.arg0("strata").arg(VERB).current_dir("/").env_clear();
         // Its filesystem process may have to start the process that fetches.
         command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));

@@ -1,7 +1,7 @@
 //! A bundle: a folder with `config.json` and, usually, the root filesystem.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxBuilder, LinuxDeviceCgroup, LinuxResourcesBuilder, Mount, Spec};
 
@@ -28,9 +28,17 @@ impl Bundle {
         let text = fs::read(&path).map_err(|source| RuntimeError::ReadSpec { path: path.clone(), source })?;
         let mut spec = parse_spec(&text, &path)?;
         let root = spec.root().as_ref().ok_or_else(|| RuntimeError::InvalidSpec("root must be specified".into()))?;
-        let rootfs = folder.join(root.path());
-        if !rootfs.is_dir() {
-            return Err(RuntimeError::InvalidSpec(format!("rootfs ({}) does not exist", rootfs.display())));
+        let rootfs = without_dots(&folder.join(root.path()));
+        match rootfs.canonicalize() {
+            Ok(real) if !real.is_dir() => return Err(no_root(&rootfs)),
+            Err(_) => return Err(no_root(&rootfs)),
+            Ok(real) if real != rootfs => {
+                let (path, real) = (rootfs.display(), real.display());
+                // In runc's words. Where it leads could change between a look and a use.
+                let text = format!("invalid rootfs: not an absolute path, or a symlink: {path} is {real}");
+                return Err(RuntimeError::InvalidSpec(text));
+            }
+            Ok(_) => {}
         }
         if spec.process().is_none() {
             return Err(RuntimeError::InvalidSpec("process property must be set".into()));
@@ -43,6 +51,25 @@ impl Bundle {
         restrict_devices(&mut spec);
         Ok(Self { folder, spec, text, rootfs })
     }
+}
+
+fn no_root(path: &Path) -> RuntimeError {
+    RuntimeError::InvalidSpec(format!("rootfs ({}) does not exist", path.display()))
+}
+
+/// Takes `.` and `..` out of an absolute path, as if there were no symbolic links.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                clean.pop();
+            }
+            part => clean.push(part),
+        }
+    }
+    clean
 }
 
 /// Reads a spec.
@@ -100,6 +127,40 @@ pub(super) const CONFIG: &str = "config.json";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_root_is_a_directory_and_no_symbolic_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = folder.path().join("bundle");
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        fs::create_dir(folder.path().join("rootfs")).unwrap();
+        fs::write(bundle.join("file"), "").unwrap();
+        std::os::unix::fs::symlink("rootfs", bundle.join("link")).unwrap();
+        std::os::unix::fs::symlink(&bundle, folder.path().join("way")).unwrap();
+        let read = |bundle: &Path, root: &str| {
+            let text = format!(
+                r#"{{"ociVersion":"1.2.0","root":{{"path":"{root}"}},"process":{{"cwd":"/","user":{{"uid":0,"gid":0}}}}}}"#
+            );
+            fs::write(bundle.join(CONFIG), text).unwrap();
+            Bundle::read(bundle).map(|bundle| bundle.rootfs)
+        };
+        let real = bundle.canonicalize().unwrap();
+        for good in ["rootfs", "./rootfs/", "../bundle/rootfs", real.join("rootfs").to_str().unwrap()] {
+            assert_eq!(read(&bundle, good).unwrap(), real.join("rootfs"), "{good}");
+        }
+        let way = folder.path().join("way");
+        assert_eq!(read(&way, "rootfs").unwrap(), real.join("rootfs"), "only what the spec says counts");
+        for (bad, why) in [
+            ("link", "or a symlink"),
+            ("link/", "or a symlink"),
+            (way.join("rootfs").to_str().unwrap(), "or a symlink"),
+            ("file", "does not exist"),
+            ("missing", "does not exist"),
+        ] {
+            let error = read(&bundle, bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
 
     #[test]
     fn devices_are_forbidden_unless_allowed() {

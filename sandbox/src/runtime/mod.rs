@@ -46,7 +46,7 @@ pub use exec::{Added, Addition, Differences};
 pub use features::{MAX_VERSION, features};
 pub use id::ContainerId;
 pub use kill::parse_signal;
-pub use own_program::{own_program_read_only, protect_own_program};
+pub use own_program::{protect_own_program, protected_program};
 pub use rootless::enter;
 pub use statistics::Statistics;
 pub use template::{Audience, template};

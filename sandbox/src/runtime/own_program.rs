@@ -11,8 +11,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use rustix::fs::{
-    CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fstatvfs, memfd_create, openat,
+    CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fstat, fstatvfs, memfd_create,
+    openat, readlinkat, stat,
 };
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use strata_sys::mount_attributes::{MountAttributes, RDONLY, mount_setattr};
 use strata_sys::process::{CStringList, execve_of};
@@ -27,8 +29,7 @@ pub fn protect_own_program() -> io::Result<()> {
     if fstatvfs(&own)?.f_flag.contains(StatVfsMountFlags::RDONLY) || is_sealed() {
         return Ok(());
     }
-    // Without the right to mount: a copy in memory.
-    let program = own_program_read_only().or_else(|_| sealed_copy())?;
+    let program = protected_program()?;
     let strings = |list: Vec<OsString>| -> io::Result<CStringList> {
         let list: Result<Vec<CString>, _> = list.into_iter().map(|entry| CString::new(entry.into_vec())).collect();
         Ok(CStringList::new(list?))
@@ -41,12 +42,27 @@ pub fn protect_own_program() -> io::Result<()> {
     Err(execve_of(program.as_fd(), &strings(std::env::args_os().collect())?, &strings(environment.collect())?))
 }
 
-/// Returns this program as a file that is executed where a container cannot write to it: for whoever starts itself again anyway.
+/// Returns this program as a file to be executed from where a container cannot write to it: for whoever starts itself again
+/// anyway.
 ///
 /// # Errors
-/// The errno of the mount, as without the right to make one.
-pub fn own_program_read_only() -> io::Result<OwnedFd> {
-    let mount = open_tree(CWD, OWN, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+/// The errno of whatever stands against it.
+pub fn protected_program() -> io::Result<OwnedFd> {
+    // Without the right to mount: a copy in memory.
+    read_only_mount().or_else(|_| sealed_copy())
+}
+
+fn read_only_mount() -> io::Result<OwnedFd> {
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(CWD, OWN, clone).or_else(|_| {
+        // Since we were executed we have got mounts of our own, and only these can be copied.
+        let here = openat(CWD, readlinkat(CWD, OWN, Vec::new())?, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let (found, own) = (fstat(&here)?, stat(OWN)?);
+        if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino) {
+            return Err(Errno::STALE);
+        }
+        open_tree(&here, c"", clone | OpenTreeFlags::AT_EMPTY_PATH)
+    })?;
     mount_setattr(mount.as_fd(), c"", false, &MountAttributes { set: RDONLY, ..MountAttributes::default() })?;
     Ok(mount)
 }

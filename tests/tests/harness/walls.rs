@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use strata_tests::image::archive::Form;
 use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::plain_user;
 use strata_tests::strata::{Strata, User};
 use strata_tests::tier::{Need, Suite};
 
@@ -13,7 +14,12 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("walls::privileged_policy", needs, policy);
     suite.add("walls::privileged_audit", needs, || audit(User::Caller));
     suite.add("walls::rootless_audit", needs, || audit(User::Plain));
-    suite.add("walls::privileged_our_program_is_read_only_for_containers", needs, our_program_is_read_only);
+    suite.add("walls::privileged_our_program_is_read_only_for_containers", needs, || {
+        our_program_is_read_only(User::Caller)
+    });
+    suite.add("walls::rootless_our_program_is_read_only_for_containers", needs, || {
+        our_program_is_read_only(User::Plain)
+    });
     suite.add("walls::privileged_exec_sees_the_first_process", needs, exec_sees_the_first_process);
 }
 
@@ -111,8 +117,17 @@ fn audit(user: User) -> Result<()> {
 }
 
 /// An image that names `/proc/self/exe` as an interpreter runs our file (CVE-2019-5736): from where nobody can write to it.
-fn our_program_is_read_only() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+fn our_program_is_read_only(user: User) -> Result<()> {
+    let strata = prepared(user)?;
+    let program = match user {
+        User::Caller => strata_tests::strata::program().unwrap_or_default(),
+        User::Plain => {
+            // As one that is installed below a home directory: his own, and so of root of his containers.
+            let own = strata.folder().join("strata");
+            plain_user::own(&own)?;
+            own
+        }
+    };
     let wait = "printf '#!/proc/self/exe\n' > /entry; chmod 755 /entry; while :; do for p in /proc/[0-9]*; do \
                 case $(readlink $p/exe) in */busybox) ;; ?*) exec 9< $p/exe && sleep 1 && (echo evil >> /proc/self/fd/9) 2>> /said; \
                 echo tried >> /tried;; esac; done; done";
@@ -123,12 +138,12 @@ fn our_program_is_read_only() -> Result<()> {
     let place = rustix::fs::statvfs(format!("/proc/{monitor}/exe"))?;
     let flags = place.f_flag;
     ensure!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "the monitor {monitor}: {flags:?}");
-    let before = std::fs::read(strata_tests::strata::program().unwrap_or_default())?;
+    let before = std::fs::read(&program)?;
     for _ in 0..20 {
         // Ends at once, with an error of ours or the kernel's.
         let _ = strata.run(["exec", "bad", "/entry"])?;
     }
-    ensure!(before == std::fs::read(strata_tests::strata::program().unwrap_or_default())?, "our file has changed");
+    ensure!(before == std::fs::read(&program)?, "our file has changed");
     strata.ok(["rm", "-f", "bad"])?;
     Ok(())
 }
