@@ -6,13 +6,17 @@
 //! - a directory with nothing but markers in it does not make a directory and does not hide a file;
 //! - a hard link to a path that its layer does not have is one more name of what the layers below had there.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::iter::Peekable;
+
 use zerocopy::little_endian::{U16, U32};
 
 use crate::index::format::{
     FLAG_BARE, FLAG_EXTENT_TABLE, FLAG_FOREIGN_LINK, FLAG_IMPLICIT, FLAG_OPAQUE, InodeRecord, pair,
 };
 use crate::index::writer::Writer;
-use crate::index::{Child, Index, IndexFull, Kind, NewIndex, NodeId, TableError, implicit_directory};
+use crate::index::{Child, Children, Index, IndexFull, Kind, NewIndex, NodeId, TableError, implicit_directory};
 use crate::table::{Bits, Scratch, ScratchError, Table};
 use crate::{path, tar};
 
@@ -187,12 +191,20 @@ impl<'a> Merger<'a> {
         let children =
             |source: &Source| (source.index, self.layers[usize::from(source.index)].children(source.node).peekable());
         let mut left: Vec<_> = contributors.iter().map(children).collect();
+        // The first name of each that has any left: the least first, and of one name the topmost.
+        let first = |(place, (_, children)): (usize, &mut (u16, Peekable<Children<'a>>))| {
+            Some(Reverse((children.peek()?.name, place)))
+        };
+        let mut heads: BinaryHeap<_> = left.iter_mut().enumerate().filter_map(first).collect();
         let mut group = Vec::new();
         let mut subdirectories = 0;
-        while let Some(name) = left.iter_mut().filter_map(|(_, children)| Some(children.peek()?.name)).min() {
+        while let Some(Reverse((name, _))) = heads.peek().copied() {
             group.clear();
-            for (index, children) in &mut left {
-                group.extend(children.next_if(|child| child.name == name).map(|child| (*index, child)));
+            while heads.peek().is_some_and(|Reverse((next, _))| *next == name) {
+                let Some(Reverse((_, place))) = heads.pop() else { break };
+                let (index, children) = &mut left[place];
+                group.extend(children.next().map(|child| (*index, child)));
+                heads.extend(children.peek().map(|child| Reverse((child.name, place))));
             }
             subdirectories += u32::from(self.add_name(number, &group)?);
             self.looked_at(group.len() as u64);
