@@ -222,8 +222,13 @@ impl Store {
         if let Some(index) = open_sound(&paths.index)? {
             return Ok(index);
         }
-        self.replace_index(&paths.index, |scratch| self.read_layer_again(layer, Some(scratch), &mut |_| ()))?;
+        self.make_layer_index(layer, &paths.index)?;
         open_index(&paths.index)?.ok_or(StackError::IndexNotReadable { layer })
+    }
+
+    /// Makes the index of a layer's tar anew, at `path`.
+    pub(crate) fn make_layer_index(&self, layer: DiffId, path: &Path) -> Result<(), StackError> {
+        self.replace_index(path, |scratch| self.read_layer_again(layer, Some(scratch), &mut |_| ()))
     }
 
     /// Reads a layer's whole tar, checks its digest and makes its index. `advanced` is told how far it is. Without `scratch`

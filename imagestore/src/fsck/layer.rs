@@ -136,14 +136,25 @@ impl Check<'_> {
                 }
                 Ok(())
             }
-            None if present => self.found_cache(Subject::LayerIndex(layer), "its checksum is wrong", |store| {
-                remove(&path)?;
-                match store.layer_index(layer) {
-                    Err(StackError::Store(error)) => Err(error),
-                    // A damaged tar is found by a whole check, or by whoever mounts the layer.
-                    _ => Ok(()),
+            None if present => {
+                let mut damaged = None;
+                let subject = Subject::LayerIndex(layer);
+                self.found_cache(subject, "its checksum is wrong", |store| {
+                    match store.make_layer_index(layer, &path) {
+                        Err(StackError::Store(error)) => Err(error),
+                        result => {
+                            damaged = result.err();
+                            Ok(())
+                        }
+                    }
+                })?;
+                if let Some(error) = damaged {
+                    // The tar is what is wrong, and its index goes with it.
+                    self.report.findings.pop();
+                    self.found(Subject::Layer(layer), super::with_causes(&error));
                 }
-            }),
+                Ok(())
+            }
             None => Ok(()),
         }
     }
