@@ -34,7 +34,7 @@ pub struct LazyProgress {
     pub here: u64,
     /// Bytes of the compressed blobs.
     pub size: u64,
-    /// What failed last, and when; `None` if everything that was asked for since has come.
+    /// What failed last, and when; `None` if everything that had failed has come since.
     pub failure: Option<String>,
     /// Whether a layer turned out not to be what its table of contents says, or its folder is damaged: it has to be pulled
     /// anew.
@@ -225,10 +225,14 @@ impl LazyFolder {
         let here = self.map.chunks.iter().zip(&have).filter(|(_, have)| **have != 0);
         let here = here.map(|(chunk, _)| chunk.blob_length).sum();
         let size = self.map.chunks.iter().map(|chunk| chunk.blob_length).sum();
+        Ok(LazyProgress { here, size, failure: self.failure()?, refused: self.is_refused()? })
+    }
+
+    /// Returns what failed last, unless everything is well again.
+    pub(crate) fn failure(&self) -> Result<Option<String>, DiskError> {
         let failure = self.read(FAILURE)?;
         let failure = failure.map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned());
-        let failure = failure.filter(|text| !text.is_empty());
-        Ok(LazyProgress { here, size, failure, refused: self.is_refused()? })
+        Ok(failure.filter(|text| !text.is_empty()))
     }
 
     /// Notes what failed last, or that everything is well again.

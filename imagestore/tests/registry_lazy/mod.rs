@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use strata_imagestore::{Fetcher, ImageId, LazyLayer, Start};
+use strata_imagestore::{EventsFrom, Fetcher, ImageId, LazyLayer, Start};
 use strata_layer::index::{Index, Kind, NodeId};
 use strata_layer::{DiffId, Digest};
 
@@ -211,6 +211,35 @@ fn what_comes_wrong_or_not_at_all_is_an_error_and_nothing_is_kept_of_it() {
 }
 
 #[test]
+fn a_failure_is_told_once_whoever_fetches() {
+    let told = |store: &Store| {
+        let events = store.events(EventsFrom::Beginning).unwrap().read().unwrap();
+        events.iter().filter(|event| event.action == "fetch_failed").count()
+    };
+    let [blob, _] = blobs(62);
+    let scene = Scene::new(&sample_layers());
+    let (_, store) = early(&scene, &[blob]);
+    scene.misbehave("GET /v2/*/blobs/* flip=100");
+    fetch(&scene, &store);
+    let end = Instant::now() + Duration::from_secs(20);
+    while told(&store) == 0 {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let copy = scene.folder.path().join("copy");
+    copy_folder(store.root(), &copy);
+    std::fs::remove_dir_all(copy.join("fetcher")).unwrap();
+    let copy = Store::open(&copy).unwrap();
+    fetch(&scene, &copy);
+    let failures = || std::fs::read_to_string(copy.root().join("fetcher/log")).unwrap_or_default().lines().count();
+    while failures() < 2 {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(told(&copy), 1);
+}
+
+#[test]
 fn a_table_that_lies_is_found_out_and_nothing_is_served_any_more() {
     // The blob of one layer with the diff_id of another.
     for mut blob in blobs(33) {
@@ -329,6 +358,14 @@ fn an_index_that_a_kill_has_left_beside_is_no_damage_and_put_in_place() {
         let findings = store.fsck(&options, &()).unwrap().findings;
         assert!(findings.is_empty(), "{findings:?}");
     }
+    // One that is damaged is made again where it lies.
+    let mut damaged = after.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(layer.join("index.next"), damaged).unwrap();
+    let (depth, mend) = (strata_imagestore::Depth::Quick, strata_imagestore::Mend::Caches);
+    let report = store.fsck(&strata_imagestore::FsckOptions { depth, mend }, &()).unwrap();
+    assert!(report.findings.len() == 1 && report.is_whole(), "{report:?}");
+    assert!(std::fs::read(layer.join("index.next")).unwrap() == after);
     drop(store.stack(&image).unwrap());
     assert!(std::fs::read(layer.join("index")).unwrap() == after && !layer.join("index.next").exists());
     check_whole(&store);

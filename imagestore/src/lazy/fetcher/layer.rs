@@ -1,6 +1,6 @@
 //! One layer that is fetched: what is here of it, what is on its way, and its becoming whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -43,8 +43,10 @@ struct State {
     /// Where the background goes on.
     next: usize,
     phase: Phase,
-    /// Something failed and is noted.
-    failed: bool,
+    /// Absent chunks that could not be had when they were last asked for.
+    failing: HashSet<usize>,
+    /// A failure is noted, and was told.
+    told: bool,
     /// When it was last tried to make it an ordinary layer.
     tried: Instant,
     /// Nothing is tried in the background before; readers that ask are served.
@@ -102,7 +104,11 @@ impl FetchedLayer {
         }
         let phase = if folder.is_refused()? { Phase::Refused } else { Phase::Fetching };
         let now = Instant::now();
-        let state = State { chunks, next: 0, phase, failed: false, tried: now, not_before: now, pause: FIRST_PAUSE };
+        // Which those were that failed before is not noted: all that is absent may be.
+        let told = folder.failure()?.is_some();
+        let absent = |(number, chunk): (usize, &ChunkState)| (told && *chunk == ChunkState::Absent).then_some(number);
+        let failing = chunks.iter().enumerate().filter_map(absent).collect();
+        let state = State { chunks, next: 0, phase, failing, told, tried: now, not_before: now, pause: FIRST_PAUSE };
         Ok(FetchedLayer { diff_id, folder, state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -147,7 +153,7 @@ impl FetchedLayer {
     /// Notes what failed; returns whether all was well until now.
     pub(super) fn note_failure(&self, text: &str) -> bool {
         self.folder.note_failure(text);
-        !std::mem::replace(&mut self.lock().failed, true)
+        !std::mem::replace(&mut self.lock().told, true)
     }
 
     /// Takes the next absent chunks that lie together in the blob, about as many bytes as said.
@@ -233,11 +239,14 @@ impl FetchedLayer {
         for number in chunks {
             if state.chunks[number] == ChunkState::Coming {
                 state.chunks[number] = ChunkState::Absent;
+                state.failing.insert(number);
+            } else {
+                state.failing.remove(&number);
             }
         }
         if result.is_ok() {
             (state.not_before, state.pause) = (Instant::now(), FIRST_PAUSE);
-            if std::mem::take(&mut state.failed) {
+            if state.failing.is_empty() && std::mem::take(&mut state.told) {
                 self.folder.note_failure("");
             }
         }
