@@ -362,7 +362,7 @@ impl Parser {
             }
             (None, None, Some(numbers)) | (Some(0), Some(0 | 1), Some(numbers)) => {
                 let map = Map::new(numbers);
-                if sparse.block_count.is_some_and(|count| count != map.segment_count() as u64) {
+                if sparse.block_count != Some(map.segment_count() as u64) {
                     return Err(Problem::Sparse("wrong number of pieces"));
                 }
                 entry.sparse = Some(map.place(size, after, stored)?);

@@ -375,10 +375,11 @@ fn sparse_files_that_lie_are_refused() {
         assert!(matches!(result, Err(Problem::Sparse(_) | Problem::FileTooLarge(_))), "{records:?}: {result:?}");
     };
     refused(&["GNU.sparse.map=0,1", "GNU.sparse.size=1", "GNU.sparse.numblocks=2"], b"x");
-    refused(&["GNU.sparse.map=0,1"], b"x");
-    refused(&["GNU.sparse.map=0,1,0,1", "GNU.sparse.size=2"], b"xx");
-    refused(&["GNU.sparse.map=0,2", "GNU.sparse.size=1"], b"xx");
-    refused(&["GNU.sparse.map=0,1", "GNU.sparse.size=9223372036854775807"], b"x");
+    refused(&["GNU.sparse.map=0,1", "GNU.sparse.size=1"], b"x");
+    refused(&["GNU.sparse.map=0,1", "GNU.sparse.numblocks=1"], b"x");
+    refused(&["GNU.sparse.map=0,1,0,1", "GNU.sparse.size=2", "GNU.sparse.numblocks=2"], b"xx");
+    refused(&["GNU.sparse.map=0,2", "GNU.sparse.size=1", "GNU.sparse.numblocks=1"], b"xx");
+    refused(&["GNU.sparse.map=0,1", "GNU.sparse.size=9223372036854775807", "GNU.sparse.numblocks=1"], b"x");
     refused(&["GNU.sparse.major=2", "GNU.sparse.minor=0", "GNU.sparse.realsize=1"], b"x");
     refused(&["GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.realsize=1"], b"");
     refused(&["GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.realsize=1"], b"1\n0\n1\n");
