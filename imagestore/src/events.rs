@@ -149,7 +149,7 @@ fn append(folder: &Path, mut message: EventMessage) -> Result<(), DiskError> {
     }
 }
 
-fn encode(message: &EventMessage) -> Vec<u8> {
+pub(crate) fn encode(message: &EventMessage) -> Vec<u8> {
     let mut line = serde_json::to_vec(message).expect("texts and numbers are JSON");
     line.push(b'\n');
     line

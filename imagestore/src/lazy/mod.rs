@@ -15,6 +15,8 @@ pub(crate) mod artifact;
 pub(crate) mod chunked;
 mod fetcher;
 mod folder;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod map;
 mod reader;
 pub(crate) mod stargz;

@@ -1,7 +1,9 @@
-//! What comes over networks, out of memory, for fuzz targets: nothing may panic, or take long.
+//! What comes over networks and from files, out of memory, for fuzz targets: nothing may panic, or take long.
 
 use super::url::Url;
-use super::{challenge, dns, http};
+use super::{challenge, dns, download, http};
+use crate::events;
+pub use crate::lazy::fuzzing::{chunked, stargz, stargz_footer};
 
 /// Reads an HTTP answer.
 pub fn http(bytes: &[u8]) {
@@ -26,5 +28,17 @@ pub fn url(text: &str) {
         let shown = url.shown();
         let _ = url.with_parameter("name", location);
         assert!(!shown.contains('\n'), "{shown:?}");
+    }
+}
+
+/// Reads the header by which a server says which piece of a blob it sends.
+pub fn content_range(text: &str) {
+    download::range_fits(text, 0, 99, 1000);
+}
+
+/// Reads the lines of a journal of events: what is told of is written and read back as the same.
+pub fn events(bytes: &[u8]) {
+    for message in events::decode(bytes) {
+        assert_eq!(events::decode(&events::encode(&message)), [message]);
     }
 }
