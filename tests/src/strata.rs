@@ -146,15 +146,19 @@ impl Strata {
         Ok(command.stdout(output.try_clone()?).stderr(output).spawn()?)
     }
 
-    /// Everything in the state folder: path to kind and digest. Empty folders and times do not count.
+    /// Everything in the state folder but the journal of events: path to kind and digest. Empty folders and times do not count.
     pub fn state_listing(&self) -> Result<BTreeMap<PathBuf, String>> {
         let mut found = BTreeMap::new();
         let mut pending = vec![self.state()];
+        let journal = self.state().join("events");
         while let Some(folder) = pending.pop() {
             let Ok(children) = fs::read_dir(&folder) else { continue };
             for child in children {
                 let path = child?.path();
                 let kind = path.symlink_metadata()?.file_type();
+                if path == journal {
+                    continue;
+                }
                 if kind.is_dir() {
                     pending.push(path);
                 } else if kind.is_symlink() {
