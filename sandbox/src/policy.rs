@@ -371,14 +371,18 @@ mod tests {
             allowed(allow, "read") && allowed(allow, "execve") && !allowed(allow, "write") && !allowed(allow, "mount")
         );
     }
+
+    /// What the filter of a container with these capabilities says to a call.
+    fn decide(profile: &Profile, capabilities: CapabilitySet, name: &str) -> Action {
+        let native = Architecture::native().unwrap();
+        let number = native.number(name).unwrap();
+        let call = Call { architecture: native.audit_number(), number, arguments: [0; 6] };
+        profile.decide(native, capabilities, (6, 12), native, &call)
+    }
+
     #[test]
     fn what_is_observed_is_asked_about_and_nothing_is_allowed_that_was_not() {
-        let native = Architecture::native().unwrap();
-        let decide = |profile: &Profile, name| {
-            let number = native.number(name).unwrap();
-            let call = Call { architecture: native.audit_number(), number, arguments: [0; 6] };
-            profile.decide(native, CapabilitySet::DOCKER, (6, 12), native, &call)
-        };
+        let decide = |profile: &Profile, name| decide(profile, CapabilitySet::DOCKER, name);
         let files = Policy::parse("[files]\nread = []\n[syscalls]\ndeny = [\"mount\", \"sync\"]").unwrap();
         let base = Profile::docker_default();
         let observed = files.observe(base).unwrap();
@@ -405,12 +409,7 @@ mod tests {
 
     #[test]
     fn a_list_restricts_a_profile_that_allows_by_default() {
-        let native = Architecture::native().unwrap();
-        let decide = |profile: &Profile, name| {
-            let number = native.number(name).unwrap();
-            let call = Call { architecture: native.audit_number(), number, arguments: [0; 6] };
-            profile.decide(native, CapabilitySet::ALL, (6, 12), native, &call)
-        };
+        let decide = |profile: &Profile, name| decide(profile, CapabilitySet::ALL, name);
         let policy = Policy::parse("[syscalls]\nallow = [\"read\", \"mount\"]").unwrap();
         let profile = policy.restrict(&Profile::everything());
         for name in ["read", "mount", "execve", "exit_group"] {
@@ -420,6 +419,7 @@ mod tests {
             assert_eq!(decide(&profile, name), Action::Errno(EPERM), "{name}");
         }
         // A number that no table knows.
+        let native = Architecture::native().unwrap();
         let newest = Call { architecture: native.audit_number(), number: 4000, arguments: [0; 6] };
         let action = profile.decide(native, CapabilitySet::ALL, (6, 12), native, &newest);
         assert!(!action.may_permit(), "{action:?}");

@@ -3,8 +3,9 @@
 //! Every path is resolved by the kernel below a root descriptor, so that a symlink can point to any place of the same
 //! root and to nowhere else.
 
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::path::Arg;
@@ -30,18 +31,33 @@ pub(crate) fn open<P: Arg>(root: BorrowedFd<'_>, path: P, flags: OFlags) -> rust
 /// # Errors
 /// The errno of the calls; `InvalidInput` when it is no regular file, `FileTooLarge` above the limit.
 pub(crate) fn read_regular_file(root: BorrowedFd<'_>, path: &str, limit: u64) -> io::Result<Vec<u8>> {
-    // Opening a device or FIFO can already have effects, so look first and open the very same inode then.
-    let handle = open(root, path, OFlags::PATH)?;
-    if FileType::from_raw_mode(fstat(&handle)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let file = std::fs::File::open(format!("/proc/self/fd/{}", handle.as_raw_fd()))?;
+    let file = open_found(find_regular_file(root, path)?.as_fd())?;
     let mut content = Vec::new();
     file.take(limit + 1).read_to_end(&mut content)?;
     if content.len() as u64 > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "file too large"));
     }
     Ok(content)
+}
+
+/// Finds a regular file below `root` without opening it, since opening a device or FIFO can already have effects.
+///
+/// # Errors
+/// The errno of the calls; `InvalidInput` when it is no regular file.
+pub(crate) fn find_regular_file<P: Arg>(root: BorrowedFd<'_>, path: P) -> io::Result<OwnedFd> {
+    let found = open(root, path, OFlags::PATH)?;
+    match FileType::from_raw_mode(fstat(&found)?.st_mode) {
+        FileType::RegularFile => Ok(found),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
+}
+
+/// Opens for reading the very inode that was found.
+///
+/// # Errors
+/// The errno of the call.
+pub(crate) fn open_found(found: BorrowedFd<'_>) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
 }
 
 /// Somebody who renames without pause must not keep us here for ever.

@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, OFlags, fstat};
+use rustix::fs::{OFlags, fstat};
 
 use super::report::{Access, Finding};
 use crate::policy::{Files, Policy};
@@ -35,7 +35,10 @@ fn resolve(root: BorrowedFd<'_>, path: &Path) -> Option<PathBuf> {
     if !climbs && (path.starts_with("/proc") || path.starts_with("/dev")) {
         return Some(path.to_owned());
     }
-    let found = rooted::open(root, path, OFlags::PATH).ok()?;
+    place_of(rooted::open(root, path, OFlags::PATH).ok()?.as_fd())
+}
+
+fn place_of(found: BorrowedFd<'_>) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()
 }
 
@@ -71,20 +74,14 @@ pub(super) fn interpreters(root: BorrowedFd<'_>, path: &Path) -> Vec<PathBuf> {
 }
 
 fn interpreter(root: BorrowedFd<'_>, path: &Path) -> Option<PathBuf> {
-    // Opening a device or a FIFO may have effects: looked at first.
-    let found = rooted::open(root, path, OFlags::PATH).ok()?;
-    let mode = fstat(&found).ok()?.st_mode;
-    let handle = format!("/proc/self/fd/{}", found.as_raw_fd());
-    // Files of the kernel can have effects, too, and wait. None of them is a program.
+    let found = rooted::find_regular_file(root, path).ok()?;
+    // Files of the kernel can have effects when they are opened, and wait. None of them is a program.
     let of_kernel = ["/proc", "/sys", "/dev"];
-    let place = std::fs::read_link(&handle).ok()?;
-    if FileType::from_raw_mode(mode) != FileType::RegularFile
-        || mode & 0o111 == 0
-        || of_kernel.iter().any(|folder| place.starts_with(folder))
-    {
+    let place = place_of(found.as_fd())?;
+    if fstat(&found).ok()?.st_mode & 0o111 == 0 || of_kernel.iter().any(|folder| place.starts_with(folder)) {
         return None;
     }
-    let file = File::open(handle).ok()?;
+    let file = rooted::open_found(found.as_fd()).ok()?;
     let mut head = [0; 256];
     let count = file.read_at(&mut head, 0).ok()?;
     let head = &head[..count];
@@ -107,7 +104,7 @@ fn elf_interpreter(file: &File, head: &[u8]) -> Option<PathBuf> {
     for index in 0..u64::from(count.min(128)) {
         let mut entry = [0; 56];
         file.read_exact_at(&mut entry, table.checked_add(index.checked_mul(u64::from(size))?)?).ok()?;
-        if u32::from_ne_bytes(*entry.first_chunk()?) != PT_INTERP {
+        if u32::from_ne_bytes(*entry.first_chunk()?) != libc::PT_INTERP {
             continue;
         }
         let mut name = vec![0; usize::try_from(word(&entry, 32)?).ok()?.min(4096)];
@@ -118,6 +115,5 @@ fn elf_interpreter(file: &File, head: &[u8]) -> Option<PathBuf> {
     None
 }
 
-const PT_INTERP: u32 = 3;
 /// As many as the kernel follows.
 const SCRIPTS_IN_SCRIPTS: usize = 5;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::sockopt::{socket_domain, socket_type};
@@ -108,7 +109,7 @@ pub(super) enum Observation {
     /// Something with a file.
     File {
         /// The caller's root.
-        root: OwnedFd,
+        root: Rc<OwnedFd>,
         /// The path from there.
         path: PathBuf,
         access: Access,
@@ -133,9 +134,9 @@ impl Caller<'_> {
     fn observe(&self, about: About) -> Option<Vec<Observation>> {
         match about {
             About::Open(folder, path, flags) => self.open(folder, path, flags),
-            About::Execute(folder, path) => self.file(folder, path, Access::Execute),
-            About::Change(path) => self.file(None, path, Access::Write),
-            About::Name(folder, path) => self.file(folder, path, Access::Name),
+            About::Execute(folder, path) => self.file(folder, path, &[Access::Execute]),
+            About::Change(path) => self.file(None, path, &[Access::Write]),
+            About::Name(folder, path) => self.file(folder, path, &[Access::Name]),
             About::Connect => Some(vec![Observation::Connect(self.port()?)]),
             // Port 0 is any free one, which the kernel chooses and landlock counts as port 0.
             About::Bind => Some(vec![Observation::Bind(self.port()?)]),
@@ -153,45 +154,40 @@ impl Caller<'_> {
             return None;
         }
         let mode = flags & OFlags::RWMODE;
-        let mut observed = Vec::new();
+        let mut accesses = Vec::new();
         if mode != OFlags::WRONLY {
-            observed.extend(self.file(folder, path, Access::Read)?);
+            accesses.push(Access::Read);
         }
         if mode != OFlags::RDONLY || flags.contains(OFlags::TRUNC) {
-            let access = if flags.contains(OFlags::CREATE) { Access::WriteOrMake } else { Access::Write };
-            observed.extend(self.file(folder, path, access)?);
+            accesses.push(if flags.contains(OFlags::CREATE) { Access::WriteOrMake } else { Access::Write });
         }
-        Some(observed)
+        self.file(folder, path, &accesses)
     }
 
-    fn file(&self, folder: Option<usize>, path: usize, access: Access) -> Option<Vec<Observation>> {
+    fn file(&self, folder: Option<usize>, path: usize, accesses: &[Access]) -> Option<Vec<Observation>> {
+        let executes = accesses.contains(&Access::Execute);
         let text = self.text(self.argument(path))?;
         let pid = self.notification.pid;
         let base = match folder.map(|index| self.argument(index).cast_signed()) {
             // The number of a descriptor is an int.
             #[expect(clippy::cast_possible_truncation, reason = "the kernel looks at the low half alone")]
-            Some(fd) if fd as i32 != CWD_NUMBER => format!("/proc/{pid}/fd/{}", fd as i32),
+            Some(fd) if fd as i32 != libc::AT_FDCWD => format!("/proc/{pid}/fd/{}", fd as i32),
             _ => format!("/proc/{pid}/cwd"),
         };
         let path = match (text.as_os_str().is_empty(), text.is_absolute()) {
             // `AT_EMPTY_PATH`: the descriptor itself. Everywhere else this is an error.
-            (true, _) if access == Access::Execute => std::fs::read_link(base).ok()?,
+            (true, _) if executes => std::fs::read_link(base).ok()?,
             (true, _) => return None,
             (_, true) => own_file(pid, &text).unwrap_or(text),
             (_, false) => std::fs::read_link(base).ok()?.join(text),
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = openat(CWD, format!("/proc/{pid}/root"), flags, Mode::empty()).ok()?;
-        let mut observed = Vec::new();
-        if access == Access::Execute {
-            // The kernel opens these to execute them, too.
-            for interpreter in place::interpreters(root.as_fd(), &path) {
-                let root = rustix::io::fcntl_dupfd_cloexec(&root, 3).ok()?;
-                observed.push(Observation::File { root, path: interpreter, access });
-            }
-        }
-        observed.push(Observation::File { root, path, access });
-        Some(observed)
+        let root = Rc::new(openat(CWD, format!("/proc/{pid}/root"), flags, Mode::empty()).ok()?);
+        let observed = |path: &PathBuf, access| Observation::File { root: root.clone(), path: path.clone(), access };
+        // The kernel opens these to execute them, too.
+        let interpreters = if executes { place::interpreters(root.as_fd(), &path) } else { Vec::new() };
+        let with = interpreters.iter().map(|path| observed(path, Access::Execute));
+        Some(with.chain(accesses.iter().map(|access| observed(&path, *access))).collect())
     }
 
     /// The port in an address of a TCP socket.
@@ -205,8 +201,8 @@ impl Caller<'_> {
         }
         // The caller is a thread; its descriptors are those of its process.
         let pid = i32::try_from(self.notification.pid).ok().and_then(Pid::from_raw)?;
-        let caller =
-            pidfd_open(pid, PidfdFlags::empty()).or_else(|_| pidfd_open(pid, PidfdFlags::from_bits_retain(THREAD)));
+        let caller = pidfd_open(pid, PidfdFlags::empty())
+            .or_else(|_| pidfd_open(pid, PidfdFlags::from_bits_retain(libc::PIDFD_THREAD)));
         let number = i32::try_from(self.argument(0) & 0x7fff_ffff).ok()?;
         let socket = pidfd_getfd(caller.ok()?, number, PidfdGetfdFlags::empty()).ok()?;
         let domain = socket_domain(&socket).ok()?;
@@ -261,10 +257,6 @@ fn own_file(pid: u32, path: &Path) -> Option<PathBuf> {
     std::fs::read_link(Path::new("/proc").join(pid.to_string()).join(own)).ok().filter(|path| path.is_absolute())
 }
 
-/// `AT_FDCWD`
-const CWD_NUMBER: i32 = -100;
-/// `PIDFD_THREAD`
-const THREAD: u32 = 0o200;
 const PAGE: usize = 4096;
 /// `PATH_MAX`
 const LONGEST_PATH: usize = 4096;
