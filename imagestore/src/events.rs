@@ -58,8 +58,7 @@ impl EventMessage {
 
     /// Returns when it happened.
     pub fn time(&self) -> Timestamp {
-        let nanoseconds = u32::try_from(self.nanoseconds.rem_euclid(SECOND)).expect("less than a second");
-        Timestamp { seconds: self.nanoseconds.div_euclid(SECOND), nanoseconds }
+        Timestamp::from_nanoseconds(self.nanoseconds.into()).expect("64 bits of nanoseconds are few seconds")
     }
 }
 
@@ -80,8 +79,7 @@ impl Store {
         if self.check_writable().is_err() {
             return;
         }
-        let Timestamp { seconds, nanoseconds } = Timestamp::now();
-        let nanoseconds = seconds.saturating_mul(SECOND).saturating_add(i64::from(nanoseconds));
+        let nanoseconds = i64::try_from(Timestamp::now().in_nanoseconds()).unwrap_or(i64::MAX);
         let message = EventMessage { kind: "image".to_owned(), action: action.to_owned(), actor, nanoseconds };
         // What happened has happened, whether it is told or not.
         let _ = append(&self.layout.events(), message);
@@ -302,7 +300,6 @@ pub(crate) fn decode(lines: &[u8]) -> Vec<EventMessage> {
 
 /// What is told beside labels.
 const TOLD: [&str; 4] = ["name", "layer", "error", "reclaimed"];
-const SECOND: i64 = 1_000_000_000;
 const CURRENT: &str = "current";
 const PREVIOUS: &str = "previous";
 /// How large a file becomes. Some thousand events.

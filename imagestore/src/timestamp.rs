@@ -20,6 +20,17 @@ impl Timestamp {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Timestamp { seconds: since.as_secs().cast_signed(), nanoseconds: since.subsec_nanos() }
     }
+
+    /// Returns the nanoseconds since 1970.
+    pub fn in_nanoseconds(self) -> i128 {
+        i128::from(self.seconds) * SECOND + i128::from(self.nanoseconds)
+    }
+
+    /// Returns the moment so many nanoseconds after 1970, if its seconds can be counted.
+    pub fn from_nanoseconds(total: i128) -> Option<Timestamp> {
+        let seconds = i64::try_from(total.div_euclid(SECOND)).ok()?;
+        Some(Timestamp { seconds, nanoseconds: u32::try_from(total.rem_euclid(SECOND)).ok()? })
+    }
 }
 
 impl fmt::Display for Timestamp {
@@ -104,6 +115,8 @@ fn date_of(days: i64) -> (i64, i64, i64) {
     (year + era * 400 + i64::from(month <= 2), month, day)
 }
 
+/// In nanoseconds.
+const SECOND: i128 = 1_000_000_000;
 const DAY: i64 = 86_400;
 /// From the first of March of the year 0 to 1970.
 const DAYS_TO_1970: i64 = 719_468;

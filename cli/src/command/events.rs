@@ -86,8 +86,7 @@ pub(crate) fn run(context: &Context, events: &Events, out: &mut impl Write) -> O
 
 /// How long it is until then.
 fn left(until: Timestamp, now: Timestamp) -> Duration {
-    let of = |time: Timestamp| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
-    u64::try_from(of(until) - of(now)).map_or(Duration::ZERO, Duration::from_nanos)
+    u64::try_from(until.in_nanoseconds() - now.in_nanoseconds()).map_or(Duration::ZERO, Duration::from_nanos)
 }
 
 fn show(event: &EventMessage, shape: Option<&Shape>, out: &mut impl Write) -> Result<()> {

@@ -76,9 +76,7 @@ pub(super) fn fixed(at: Timestamp) -> String {
 pub(super) fn moment(text: &str) -> Result<Timestamp> {
     let invalid = || anyhow!("failed to parse value as time or duration: {text:?}");
     if let Some(ago) = duration(text) {
-        let now = Timestamp::now();
-        let total = i128::from(now.seconds) * 1_000_000_000 + i128::from(now.nanoseconds) - ago;
-        return from_nanoseconds(total).ok_or_else(invalid);
+        return Timestamp::from_nanoseconds(Timestamp::now().in_nanoseconds() - ago).ok_or_else(invalid);
     }
     if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && !text.is_empty() {
         let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
@@ -118,11 +116,6 @@ fn duration(text: &str) -> Option<i128> {
     }
     #[expect(clippy::cast_possible_truncation, reason = "saturates, and nobody asks for centuries")]
     (!text.is_empty()).then_some(total as i128)
-}
-
-fn from_nanoseconds(total: i128) -> Option<Timestamp> {
-    let seconds = i64::try_from(total.div_euclid(1_000_000_000)).ok()?;
-    Some(Timestamp { seconds, nanoseconds: u32::try_from(total.rem_euclid(1_000_000_000)).ok()? })
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ fn follow(engine: &Engine, id: &ContainerId, mut session: Session, relay: &Relay
     let mut findings = String::new();
     let relayed = relay.run(&mut session, signals, &mut findings);
     // Nobody may read any more.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), findings.as_bytes());
+    relay::show(rustix::stdio::stderr(), findings.as_bytes());
     let relayed = relayed.context("relay the container's streams").map_err(Failure::of_engine)?;
     match relayed {
         relay::Outcome::Ended(code) => Ok(exit_code(code)),
