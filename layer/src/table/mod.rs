@@ -102,32 +102,32 @@ pub(crate) enum Table<T> {
 impl<T: Record> Table<T> {
     /// Makes an empty table: in memory, or in a file if there is somewhere to make one.
     pub(crate) fn new(scratch: Option<&Scratch>) -> Result<Table<T>, ScratchError> {
-        Ok(match scratch {
-            None => Table::Memory(Vec::new()),
-            Some(scratch) => Table::File(Paged::new((scratch.make)()?, PLACES)),
-        })
-    }
-
-    /// Makes a table of so many equal records that are reached all over the place.
-    pub(crate) fn scattered(scratch: Option<&Scratch>, count: usize, record: T) -> Result<Table<T>, ScratchError> {
-        match scratch {
-            None => Table::filled(None, count, record),
-            Some(scratch) => {
-                let mut paged = Paged::new((scratch.make)()?, SCATTERED_PLACES);
-                (0..count).try_for_each(|_| paged.push(record))?;
-                Ok(Table::File(paged))
-            }
-        }
+        Table::with_places(scratch, PLACES)
     }
 
     /// Makes a table of so many equal records.
     pub(crate) fn filled(scratch: Option<&Scratch>, count: usize, record: T) -> Result<Table<T>, ScratchError> {
-        let mut table = Table::new(scratch)?;
-        match &mut table {
+        Table::new(scratch)?.fill(count, record)
+    }
+
+    /// Makes a table of so many equal records that are reached all over the place.
+    pub(crate) fn scattered(scratch: Option<&Scratch>, count: usize, record: T) -> Result<Table<T>, ScratchError> {
+        Table::with_places(scratch, SCATTERED_PLACES)?.fill(count, record)
+    }
+
+    fn with_places(scratch: Option<&Scratch>, places: usize) -> Result<Table<T>, ScratchError> {
+        Ok(match scratch {
+            None => Table::Memory(Vec::new()),
+            Some(scratch) => Table::File(Paged::new((scratch.make)()?, places)),
+        })
+    }
+
+    fn fill(mut self, count: usize, record: T) -> Result<Table<T>, ScratchError> {
+        match &mut self {
             Table::Memory(records) => records.resize(count, record),
             Table::File(paged) => (0..count).try_for_each(|_| paged.push(record))?,
         }
-        Ok(table)
+        Ok(self)
     }
 
     pub(crate) fn len(&self) -> usize {
