@@ -222,12 +222,7 @@ impl Policy {
         let looked = self.looks >= WINDOW / LOOK_EVERY / 2;
         let beside = self.met * 8 > self.looks * 5;
         (self.seen, self.changes, self.looks, self.met) = (0, 0, 0, 0);
-        let one = match (self.one, several) {
-            (true, true) => false,
-            (true, false) => !looked || beside,
-            (false, true) => false,
-            (false, false) => looked && !beside,
-        };
+        let one = !several && if self.one { !looked || beside } else { looked && !beside };
         if !looked {
             self.rest = self.rest.saturating_sub(1);
         } else if one == self.one {
