@@ -60,14 +60,15 @@ impl Engine {
 
     /// The containers, the newest first, after what killed commands left has been dealt with.
     pub fn containers(&self) -> Result<Vec<Container>, RecordError> {
-        self.recover()?;
-        self.containers.list()
+        self.recover_and_list()
     }
 
     /// Finds a container by its identifier, its name, or the beginning of its identifier.
     pub fn container(&self, name: &str) -> Result<Container, FindError> {
-        // Looking after all containers for the sake of one is felt when there are a thousand and each is named.
-        if let Some(found) = self.containers.find_settled(name) {
+        // Looking after all containers for the sake of one is felt when there are a thousand and each is named. Nor does
+        // recovering bring any back: what is not found now is not found then.
+        let found = self.containers.find(name)?;
+        if found.is_settled_as(name) {
             return Ok(found);
         }
         self.recover()?;

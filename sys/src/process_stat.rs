@@ -1,7 +1,7 @@
 //! What tells a process from a later one that has the same number.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::sync::OnceLock;
 
 /// What `/proc/PID/stat` says of a process (proc(5)).
@@ -21,7 +21,10 @@ impl ProcessStat {
     /// # Errors
     /// `NotFound` where there is none, `InvalidData` for a text of another form, and other errors of reading `/proc`.
     pub fn of(pid: u32) -> io::Result<ProcessStat> {
-        parse(&fs::read(format!("/proc/{pid}/stat"))?).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        // One read: this is asked of every container in a list. The text has 52 numbers and a name of 64 bytes at most.
+        let mut text = [0; 2048];
+        let length = fs::File::open(format!("/proc/{pid}/stat"))?.read(&mut text)?;
+        parse(&text[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Returns whether it has not ended. A zombie has.

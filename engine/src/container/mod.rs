@@ -18,6 +18,7 @@ pub use config::{
     Bind, Config, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit,
     SeccompChoice, Security, Tmpfs,
 };
+pub(crate) use id::random_bytes;
 pub use id::{ContainerId, InvalidContainerId};
 pub use name::{ContainerName, InvalidName};
 pub use own_ids::OwnIds;

@@ -256,6 +256,12 @@ impl Containers {
         Ok(Locked { container: Container { folder, config, state, restarts: 0 }, _lock: lock })
     }
 
+    /// Makes one for a test.
+    #[cfg(test)]
+    pub(crate) fn create_for_test(&self, state: State) -> Locked {
+        self.create(tests::config(false), state, None, Durability::Relaxed).unwrap()
+    }
+
     /// Returns every container, the newest first. One that cannot be read is left out and reported in the log.
     pub fn list(&self) -> Result<Vec<Container>, RecordError> {
         let mut containers = Vec::new();
@@ -277,20 +283,15 @@ impl Containers {
         Ok(containers)
     }
 
-    /// Returns the containers whose command is gone. Looks at little more than their states, as every start does this.
-    pub(crate) fn abandoned(&self) -> Result<Vec<Container>, RecordError> {
-        let mut abandoned = Vec::new();
-        for id in self.identifiers()? {
-            let folder = self.folder.join(id.as_str());
+    /// Returns those of these containers whose command is gone. Looks at little more than their states.
+    pub(crate) fn abandoned<'a>(&self, ids: impl Iterator<Item = &'a ContainerId>) -> Vec<Container> {
+        let is_abandoned = |folder: &PathBuf| {
             // One that is being removed, or is damaged, is what `list` and `find` report.
-            let Ok(file) = read_json::<StateFile>(&folder.join(STATE)) else { continue };
-            if file.state.owner().is_some_and(|owner| !owner.is_alive())
-                && let Ok(container) = Container::read(folder)
-            {
-                abandoned.push(container);
-            }
-        }
-        Ok(abandoned)
+            let file = read_json::<StateFile>(&folder.join(STATE));
+            file.is_ok_and(|file| file.state.owner().is_some_and(|owner| !owner.is_alive()))
+        };
+        let folders = ids.map(|id| self.folder.join(id.as_str())).filter(is_abandoned);
+        folders.filter_map(|folder| Container::read(folder).ok()).collect()
     }
 
     /// Keeps others from choosing ids for a user namespace until a record with the chosen ones is there.
@@ -336,16 +337,9 @@ impl Containers {
         }
     }
 
-    /// As [`find`](Self::find), for a container that no killed command has left anything to do about; `None` for any other.
-    pub(crate) fn find_settled(&self, text: &str) -> Option<Container> {
-        let found = self.find(text).ok()?;
-        // A name may be left of a renaming that was cut off.
-        let is_called = found.config.name.as_str() == text || found.config.id.as_str().starts_with(text);
-        (is_called && !found.is_abandoned()).then_some(found)
-    }
-
-    /// Deletes what commands that were killed left half made or half deleted, and names of nothing.
-    pub(crate) fn sweep(&self) -> Result<(), RecordError> {
+    /// Deletes what commands that were killed left half made or half deleted. Returns the identifiers of all others.
+    pub(crate) fn sweep(&self) -> Result<Vec<ContainerId>, RecordError> {
+        let mut identifiers = Vec::new();
         for name in self.entries()? {
             if name.starts_with(CREATING) || name.starts_with(REMOVING) {
                 let path = self.folder.join(&name);
@@ -356,8 +350,15 @@ impl Containers {
                     // Shown as dead; no reason to refuse everything else.
                     tracing::warn!(%name, error = %crate::error_chain(&error), "a removed container's files stay");
                 }
+            } else {
+                identifiers.extend(name.parse::<ContainerId>());
             }
         }
+        Ok(identifiers)
+    }
+
+    /// Deletes names of nothing, and those that a container has lost.
+    pub(crate) fn sweep_names(&self) -> Result<(), RecordError> {
         let names = self.folder.join(NAMES);
         for entry in read_folder(&names)? {
             let link = names.join(&entry);
@@ -442,6 +443,14 @@ impl Container {
     /// Whether the command that is responsible for it is gone.
     pub fn is_abandoned(&self) -> bool {
         self.state.owner().is_some_and(|owner| !owner.is_alive())
+    }
+
+    /// Whether no killed command has left anything to do about it, and it is the one that is called `text`, which found it.
+    pub(crate) fn is_settled_as(&self, text: &str) -> bool {
+        // A name may be left of a renaming that was cut off.
+        let name = text.strip_prefix('/').unwrap_or(text);
+        let is_called = self.config.name.as_str() == name || self.config.id.as_str().starts_with(text);
+        is_called && !self.is_abandoned()
     }
 
     /// Takes the lock that whoever mounts the container's files keeps; `None` when they stay in use for `limit`.
@@ -703,7 +712,7 @@ mod tests {
     use crate::process::Process;
     use strata_imagestore::Timestamp;
 
-    fn config(auto_remove: bool) -> Config {
+    pub(super) fn config(auto_remove: bool) -> Config {
         Config {
             version: 1,
             id: ContainerId::random().unwrap(),
@@ -849,13 +858,14 @@ mod tests {
         fs::set_permissions(sealed, std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap();
         std::os::unix::fs::symlink("../gone", folder.join("names/lost")).unwrap();
         let live = lock_folder(&folder.join(".creating-live")).unwrap();
-        containers.sweep().unwrap();
+        let sweep = || containers.sweep().and_then(|_| containers.sweep_names());
+        sweep().unwrap();
         let mut expected = kept.clone();
         expected.push(".creating-live".to_owned());
         expected.sort();
         assert_eq!(names(&containers), expected);
         drop(live);
-        containers.sweep().unwrap();
+        sweep().unwrap();
         assert_eq!(names(&containers), kept);
     }
 
@@ -881,11 +891,12 @@ mod tests {
         };
         link("next");
         drop(locked);
-        assert!(containers.find("next").is_ok() && containers.find_settled("next").is_none());
+        assert!(!containers.find("next").unwrap().is_settled_as("next"));
         for text in ["shop", &id, &id[..20]] {
-            assert_eq!(containers.find_settled(text).unwrap().config.id.as_str(), id, "{text}");
+            let found = containers.find(text).unwrap();
+            assert!(found.is_settled_as(text) && found.config.id.as_str() == id, "{text}");
         }
-        containers.sweep().unwrap();
+        containers.sweep_names().unwrap();
         assert!(containers.find("next").unwrap_err().is_not_found());
         assert_eq!(containers.find("shop").unwrap().config.id.as_str(), id);
     }

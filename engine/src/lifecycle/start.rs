@@ -34,7 +34,7 @@ impl Engine {
         let container = locked.unlock();
         let started = self.hand_over(&container, &stack, options, monitor)?;
         // While the process is at work anyway.
-        if let Err(error) = self.recover() {
+        if let Err(error) = self.recover_some() {
             tracing::warn!(error = %crate::error_chain(&error), "what killed commands left stays");
         }
         Ok(started)

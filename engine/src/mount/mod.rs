@@ -234,8 +234,11 @@ impl Engine {
     }
 
     fn prepare(&self, name: &str, writable: Writable, size: Option<u64>) -> Result<Prepared, MountError> {
+        let found = self.registry().find(name);
         // A plain user outside of his user namespace may be unable to remove what a killed command left: no matter here.
-        if let Err(error) = self.recover() {
+        if found.is_ok_and(|found| !found.is_settled_as(name))
+            && let Err(error) = self.recover()
+        {
             tracing::warn!(error = %crate::error_chain(&error), "containers of killed commands not dealt with");
         }
         match self.registry().find(name) {
