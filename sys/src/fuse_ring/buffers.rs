@@ -127,14 +127,17 @@ impl Buffers {
         unsafe { libc::madvise(start.as_ptr().cast(), SLOT - from, libc::MADV_REMOVE) };
     }
 
-    /// Makes the pages of a slot that the kernel is most likely to write to present in this process, if they exist: it
-    /// would not wait for a page while the process dies, and the request would fail.
-    pub(super) fn touch(&self, queue: u16, slot: u16) {
-        if self.word(queue, slot, COMMIT_ID).load(Ordering::Relaxed) != 0 {
-            // Adds nothing, and writes all the same.
-            self.word(queue, slot, SENT_AT).fetch_add(0, Ordering::Relaxed);
-            // SAFETY: inside the slot, and nobody writes to a slot that is not armed yet.
-            unsafe { self.slot(queue, slot).byte_add(PAYLOAD).read_volatile() };
+    /// Makes the pages of a slot present in this process that the kernel is about to use: the first, and as many of the
+    /// payload as `used` bytes lie in, at least one.
+    ///
+    /// From the moment that a process is killed, the kernel does not wait for a page of its memory any more. What it is
+    /// just copying from there or to there fails with `EINTR`, which the client would see.
+    pub(super) fn touch(&self, queue: u16, slot: u16, used: usize) {
+        // Adds nothing, and writes all the same.
+        self.word(queue, slot, SENT_AT).fetch_add(0, Ordering::Relaxed);
+        for page in 0..used.clamp(1, SLOT - PAYLOAD).div_ceil(PAGE) {
+            // SAFETY: inside the slot, and nobody writes to a slot that is not armed yet, or what is read is not used.
+            unsafe { self.slot(queue, slot).byte_add(PAYLOAD + page * PAGE).read_volatile() };
         }
     }
 }

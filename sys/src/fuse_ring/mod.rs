@@ -99,7 +99,7 @@ mod tests {
 
         let mut third = queue(&buffers).unwrap();
         third.slot(0).unwrap().payload[..8].fill(0);
-        third.answer_again(0).unwrap();
+        third.pass_on(0).unwrap();
         third.wait().unwrap();
         assert!(matches!(third.event(), Some(Event::Lost(0, _))));
         assert_eq!(buffers.found(0, 0), Found::Nothing);

@@ -21,6 +21,8 @@ pub struct Queue {
     buffers: Arc<Buffers>,
     number: u16,
     armed: Vec<bool>,
+    /// Slots whose pages are present in this process. Others have never been used by any.
+    present: Vec<bool>,
     /// Answers that were put into the ring and perhaps not taken by the kernel yet: slots and commit ids.
     unsent: Vec<(u16, u64)>,
     wake: OwnedFd,
@@ -63,9 +65,10 @@ impl Queue {
         // An earlier process may have had no time to give anything back.
         let used = |slot| buffers.word(number, slot, COMMIT_ID).load(Ordering::Relaxed) != 0;
         let grown = (0..depth).any(used);
-        let armed = vec![false; depth.into()];
+        let (armed, present) = (vec![false; depth.into()], vec![false; depth.into()]);
         let unsent = Vec::with_capacity(depth.into());
-        let mut queue = Queue { ring, device, buffers, number, armed, unsent, wake, waits_for_wake: false, grown };
+        let mut queue =
+            Queue { ring, device, buffers, number, armed, present, unsent, wake, waits_for_wake: false, grown };
         queue.begin_tallies();
         queue.die_in_order()?;
         Ok(queue)
@@ -78,7 +81,12 @@ impl Queue {
 
     /// Offers a slot to the kernel for the first time.
     pub fn register(&mut self, slot: u16) -> io::Result<()> {
-        self.buffers.touch(self.number, slot);
+        // The kernel begins with the slot that was registered last.
+        if slot + 1 == self.buffers.depth()
+            || self.buffers.word(self.number, slot, COMMIT_ID).load(Ordering::Relaxed) != 0
+        {
+            self.touch(slot, 0);
+        }
         let start = self.buffers.slot(self.number, slot);
         let vectors = [
             libc::iovec { iov_base: start.as_ptr().cast(), iov_len: REQUEST_HEADER },
@@ -116,9 +124,47 @@ impl Queue {
         }
     }
 
-    /// Says that a request which an earlier process has left will be answered.
-    pub fn adopt(&mut self) {
+    /// Takes over a request that an earlier process has left in a slot; it will be answered.
+    pub fn adopt(&mut self, slot: u16) {
+        self.touch_used(slot);
         self.raise(Tally::Taken);
+    }
+
+    /// Sends the complete answer that an earlier process has left in a slot.
+    ///
+    /// # Errors
+    /// `EBUSY` if the kernel has the slot.
+    pub fn pass_on(&mut self, slot: u16) -> io::Result<()> {
+        self.touch_used(slot);
+        self.send(slot)
+    }
+
+    /// The slot is armed again without being registered by this process, so its pages have to be present for this request
+    /// and for the next.
+    fn touch_used(&mut self, slot: u16) {
+        let size = self.buffers.word(self.number, slot, PAYLOAD_SIZE_AT).load(Ordering::Acquire) & 0xffff_ffff;
+        self.touch(slot, usize::try_from(size).unwrap_or(PAYLOAD_SIZE));
+    }
+
+    /// Makes the pages of a slot present in this process, as many as `used` bytes lie in.
+    fn touch(&mut self, slot: u16, used: usize) {
+        self.buffers.touch(self.number, slot, used);
+        if let Some(present) = self.present.get_mut(usize::from(slot)) {
+            *present = true;
+        }
+    }
+
+    /// The kernel takes the slot that was given back last, and one that was never used if all others are: the next of
+    /// these is made ready for that.
+    fn touch_next(&mut self, taken: u16) {
+        if let Some(present) = self.present.get_mut(usize::from(taken)) {
+            *present = true;
+        }
+        if let Some(next) = taken.checked_sub(1)
+            && self.present.get(usize::from(next)) == Some(&false)
+        {
+            self.touch(next, 0);
+        }
     }
 
     /// Answers the request in a slot with a header, these bytes, and behind them what lies in the payload already, in
@@ -157,14 +203,11 @@ impl Queue {
         self.buffers.word(self.number, slot, LENGTHS_AT).store(lengths, Ordering::Release);
         self.buffers.word(self.number, slot, ANSWERED_AT).store(commit_id, Ordering::Release);
         self.raise(Tally::Answered);
-        self.answer_again(slot)
+        self.send(slot)
     }
 
-    /// Sends the complete answer that lies in a slot.
-    ///
-    /// # Errors
-    /// `EBUSY` if the kernel has the slot.
-    pub fn answer_again(&mut self, slot: u16) -> io::Result<()> {
+    /// Sends the complete answer that lies in a slot. `EBUSY` if the kernel has the slot.
+    fn send(&mut self, slot: u16) -> io::Result<()> {
         if self.armed.get(usize::from(slot)) != Some(&false) {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
@@ -245,6 +288,7 @@ impl Queue {
                 *armed = false;
                 if result == 0 {
                     self.raise(Tally::Taken);
+                    self.touch_next(slot);
                     return Some(Event::Request(slot));
                 }
                 return Some(Event::Lost(slot, -result));

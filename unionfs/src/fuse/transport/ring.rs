@@ -181,10 +181,10 @@ fn take_over(queue: &mut Queue, buffers: &Buffers, number: u16, forgetful: bool)
     for slot in 0..buffers.depth() {
         match buffers.found(number, slot) {
             Found::Nothing => queue.register(slot)?,
-            Found::Answer => queue.answer_again(slot)?,
+            Found::Answer => queue.pass_on(slot)?,
             Found::Request(_) if forgetful => queue.register(slot)?,
             Found::Request(_) => {
-                queue.adopt();
+                queue.adopt(slot);
                 left.push(slot);
             }
         }
