@@ -36,7 +36,7 @@ use crate::survive::{Keep, RecordId};
 use crate::table;
 use crate::tree::Usage;
 use kept::{Kept, Restored};
-use linked::Copied;
+use linked::Copies;
 use search::Found;
 
 /// A stack of read-only folders.
@@ -77,7 +77,7 @@ struct Layer {
     /// It has copies of files with several names.
     shares: bool,
     /// Those, by the number of the file, once somebody asked.
-    copies: OnceLock<HashMap<Ino, Copied>>,
+    copies: OnceLock<Copies>,
     /// Its root may hold what was copied up.
     impure: bool,
     kept_beside: Override,
@@ -523,6 +523,9 @@ impl FolderLower {
             Some(Restored::Node(node)) => {
                 let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
                 nodes.insert(node.stat.ino, Arc::from(node));
+            }
+            Some(Restored::Copies(place, copies)) => {
+                let _ = self.layers.get(usize::from(place)).map(|layer| layer.copies.set(copies));
             }
             None => {}
         }

@@ -1,9 +1,10 @@
-//! What folders as lower leave to the next server: all that is known of each node, and in which order filesystems were
-//! met.
+//! What folders as lower leave to the next server: all that is known of each node, in which order filesystems were met, and
+//! what a walk over a whole layer has found.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::linked::{Copied, Copies};
 use super::{Node, Source};
 use crate::backing::Identity;
 use crate::node::{Device, Ino, Stat, Timestamp, kind_of, permission_bits};
@@ -21,6 +22,8 @@ pub(super) enum Restored {
     /// The filesystems that were met.
     Devices(Vec<u64>),
     Node(Box<Node>),
+    /// The copies of files with several names in a layer.
+    Copies(u16, Copies),
 }
 
 impl Kept {
@@ -57,6 +60,22 @@ impl Kept {
         *record = keep.memory().put(*record, &writer.0);
     }
 
+    /// Writes the copies of files with several names in a layer. Without, the next server would have to search for them
+    /// while somebody waits.
+    pub(super) fn write_copies(&self, layer: u16, copies: &Copies) {
+        let Some(keep) = self.keep.get() else { return };
+        let mut writer = Writer(vec![COPIES]);
+        writer.numbers(&[layer.into()]);
+        for (ino, Copied { path, names, left }) in copies {
+            writer.numbers(&[ino.0, (*names).into(), (*left).into()]);
+            writer.text(path);
+        }
+        // Rather than take the room that everything else needs.
+        if writer.0.len() <= COPIES_MAX {
+            keep.memory().put(None, &writer.0);
+        }
+    }
+
     pub(super) fn remove(&self, record: Option<RecordId>) {
         if let (Some(keep), Some(record)) = (self.keep.get(), record) {
             keep.memory().remove(record);
@@ -76,6 +95,7 @@ impl Kept {
                 let _ = node.record.set(record);
                 Some(Restored::Node(Box::new(node)))
             }
+            (&COPIES, rest) => copies(&mut Reader(rest)),
             _ => None,
         }
     }
@@ -106,6 +126,16 @@ fn node(reader: &mut Reader<'_>) -> Option<Node> {
         searches: AtomicU32::new(0),
         record: OnceLock::new(),
     })
+}
+
+fn copies(reader: &mut Reader<'_>) -> Option<Restored> {
+    let layer = u16::try_from(reader.number()?).ok()?;
+    let mut copies = Copies::new();
+    while let Some(ino) = reader.number() {
+        let (names, left) = (reader.small()?, reader.small()?);
+        copies.insert(Ino(ino), Copied { path: reader.text()?.into(), names, left });
+    }
+    Some(Restored::Copies(layer, copies))
 }
 
 struct Writer(Vec<u8>);
@@ -203,6 +233,9 @@ impl Reader<'_> {
 /// Begin a record.
 const NODE: u8 = b'n';
 const DEVICES: u8 = b'd';
+const COPIES: u8 = b'c';
+/// Most bytes for the copies in one layer: those of about a million files.
+const COPIES_MAX: usize = 64 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -210,7 +243,7 @@ mod tests {
     use crate::node::Kind;
 
     #[test]
-    fn a_node_reads_back() {
+    fn what_was_written_reads_back() {
         let time = |seconds| Timestamp { seconds, nanoseconds: 5 };
         let stat = Stat {
             ino: Ino(1 << 50),
@@ -244,11 +277,16 @@ mod tests {
         };
         kept.write_node(&made, &made.places.lock().unwrap());
         kept.write_devices(&[4, u64::MAX, 0x80]);
-        let (mut nodes, mut devices) = (Vec::new(), Vec::new());
+        let copied = |left| Copied { path: b"a/b".to_vec().into(), names: 2, left };
+        let copies = || Copies::from([(Ino(300), copied(1)), (Ino(u64::MAX), copied(0))]);
+        kept.write_copies(2, &copies());
+        let (mut nodes, mut devices, mut found_copies) = (Vec::new(), Vec::new(), None);
         keep.memory().for_each_record(&mut |record, bytes| match kept.decode(record, bytes).unwrap() {
             Restored::Node(node) => nodes.push(*node),
             Restored::Devices(found) => devices = found,
+            Restored::Copies(layer, found) => found_copies = Some((layer, found)),
         });
+        assert_eq!(found_copies, Some((2, copies())));
         assert_eq!(format!("{:?}", nodes[0]), format!("{made:?}"));
         assert_eq!((nodes.len(), devices), (1, vec![4, u64::MAX, 0x80]));
     }
