@@ -80,28 +80,42 @@ impl Stack {
 }
 
 fn check(sequence: &[Operation], reopen_every: usize, layers: Layers) {
-    let links = if layers == Layers::Rotate { HardLinks::None } else { HardLinks::Some };
     let mut reference = Memory::new();
-    let mut stack = Stack::new(&mut reference, links);
+    let mut stack = Stack::new(&mut reference, HardLinks::Some);
     let mut union = stack.open();
     assert_eq!(union.listing(), reference.listing(), "at the start");
     for (number, operation) in sequence.iter().enumerate() {
         let (ours, expected) = (union.apply(operation), reference.apply(operation));
         assert_eq!(ours, expected, "{operation:?}, number {number}");
         if (number + 1) % reopen_every == 0 {
-            assert_eq!(union.listing(), reference.listing(), "after {operation:?}, number {number}");
+            let (ours, expected) = (seen(&union.listing(), layers), seen(&reference.listing(), layers));
+            assert_eq!(ours, expected, "after {operation:?}, number {number}");
             drop(union);
             if layers == Layers::Rotate && stack.lowers.len() < 12 {
                 stack.rotate();
             }
             union = stack.open();
-            assert_eq!(union.listing(), reference.listing(), "opened again after {operation:?}, number {number}");
+            let (ours, expected) = (seen(&union.listing(), layers), seen(&reference.listing(), layers));
+            assert_eq!(ours, expected, "opened again after {operation:?}, number {number}");
         }
     }
-    assert_eq!(union.listing(), reference.listing(), "at the end");
+    assert_eq!(seen(&union.listing(), layers), seen(&reference.listing(), layers), "at the end");
     drop(union);
     let mut union = stack.open();
-    assert_eq!(union.listing(), reference.listing(), "opened again at the end");
+    assert_eq!(seen(&union.listing(), layers), seen(&reference.listing(), layers), "opened again at the end");
+}
+
+/// A listing as it must be. Of a file that was never copied up the count of its links is that of its layer, whichever of
+/// its names were deleted in a layer above, as in overlayfs: it is left out where layers rotate.
+fn seen(listing: &str, layers: Layers) -> String {
+    let line = |line: &str| {
+        let mut words: Vec<&str> = line.split(' ').collect();
+        if layers == Layers::Rotate && words.get(1) == Some(&"f") {
+            words.remove(3);
+        }
+        words.join(" ") + "\n"
+    };
+    listing.lines().map(line).collect()
 }
 
 proptest! {
@@ -117,7 +131,7 @@ proptest! {
 
     #[test]
     fn the_union_behaves_like_one_filesystem_while_its_layers_rotate(
-        sequence in operations(40, HardLinks::None),
+        sequence in operations(40, HardLinks::Some),
         reopen in 1_usize..20,
     ) {
         check(&sequence, reopen, Layers::Rotate);

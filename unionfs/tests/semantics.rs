@@ -496,7 +496,60 @@ fn links_stay_together_while_uppers_become_lowers() {
         drop(tree);
         rotate(&mut layers, 2);
         check(&layers.tree(), &["b", "dir/c", "e"], "SECOND", "rotated once more");
-        assert_eq!(find(&layers.tree(), "dir/other").nlink, 1);
+        // The copy loses all names that it has in the upper, in three ways; nobody has looked at the others.
+        let tree = layers.tree();
+        write(&tree, find(&tree, "b").ino, "THIRD.");
+        tree.unlink(Ino::ROOT, b"b").unwrap();
+        drop(tree);
+        rotate(&mut layers, 3);
+        let tree = layers.tree();
+        check(&tree, &["dir/c", "e"], "THIRD.", "removed");
+        write(&tree, find(&tree, "e").ino, "FOURTH");
+        drop(tree);
+        let tree = layers.tree();
+        tree.rename(find(&tree, "dir").ino, b"other", Ino::ROOT, b"e", RenameMode::Replace).unwrap();
+        drop(tree);
+        rotate(&mut layers, 4);
+        let tree = layers.tree();
+        check(&tree, &["dir/c"], "FOURTH", "replaced");
+        assert_eq!(find(&tree, "e").nlink, 1);
+    }
+}
+
+/// What is written to an open file without a name is seen under those that it has left, there and a layer further up.
+#[test]
+fn a_copy_of_what_was_removed_has_the_other_names() {
+    let mut layers = Layers::new(&["dir/a"]);
+    fs::hard_link(layers.at("lower/dir/a"), layers.at("lower/b")).unwrap();
+    let tree = layers.tree();
+    let held = find(&tree, "b");
+    tree.unlink(Ino::ROOT, b"b").unwrap();
+    write(&tree, held.ino, "new");
+    tree.forget(held.ino, 1);
+    drop(tree);
+    fs::remove_dir_all(layers.at("work")).unwrap();
+    fs::create_dir(layers.at("work")).unwrap();
+    layers.rotate();
+    let tree = layers.tree();
+    let found = find(&tree, "dir/a");
+    assert_eq!((found.ino, found.nlink, content(&tree, found.ino)), (held.ino, 1, "new/a".to_owned()));
+}
+
+/// A file is copied to a place that is still known, though the kernel has forgotten the directory of another.
+#[test]
+fn a_forgotten_directory_of_a_file_with_several_names_does_not_matter() {
+    for forgotten in ["a", "b"] {
+        let layers = Layers::new(&["a/file", "b/other"]);
+        fs::hard_link(layers.at("lower/a/file"), layers.at("lower/b/file")).unwrap();
+        let tree = layers.tree();
+        let file = find(&tree, "a/file").ino;
+        assert_eq!(find(&tree, "b/file").ino, file);
+        tree.forget(file, 1);
+        tree.forget(tree.lookup(Ino::ROOT, forgotten.as_bytes()).unwrap().ino, 2);
+        write(&tree, file, "new...");
+        for name in ["a/file", "b/file"] {
+            assert_eq!(content(&tree, find(&tree, name).ino), "new...", "{name}, {forgotten} was forgotten");
+        }
     }
 }
 

@@ -104,6 +104,10 @@ impl Tree {
             self.outdated.add(object.ino);
             return self.complete(upper, object, wanted);
         }
+        let link = object.state().link;
+        // Other names may lead to it: the copy gets one.
+        let nameless = object.is_removed() && link.is_some_and(|link| link.covered < link.all);
+        let _way = nameless.then(|| self.search_names(object.ino));
         let wanted = if self.habits.metacopy || wanted != Wanted::Attributes { wanted } else { Wanted::Everything };
         let admission = self.admit_copy(object.ino, wanted)?;
         let staged = self.stage_copy(upper, object, wanted)?;
@@ -284,10 +288,13 @@ impl Tree {
 
     /// Makes a finished copy the node's file. The caller holds `namespace` for writing.
     fn put_copy_in_place(&self, upper: &UpperLayer, object: &Arc<Object>, staged: &Staged) -> Result<()> {
-        let (place, link) = {
+        let (places, link) = {
             let state = object.state();
-            (state.places.first().cloned(), state.link)
+            (state.places.clone(), state.link)
         };
+        // The kernel may have forgotten the directory of another name.
+        let is_known = |dir: Ino| self.lower.contains(dir) || self.objects.get(dir).is_some();
+        let place = places.iter().find(|place| is_known(place.parent)).or(places.first()).cloned();
         let Some(Place { parent, name }) = place.filter(|place| is_plain_name(&place.name)) else {
             // Deleted, but held: it has no name here either. Others that nobody has looked at yet must lead to it.
             if let Some(link) = link.filter(|link| link.covered < link.all) {

@@ -31,6 +31,7 @@ mod flags;
 mod forgotten;
 mod habits;
 mod intent;
+mod last_name;
 mod listing;
 mod metacopy;
 mod object;
@@ -77,6 +78,7 @@ use crate::upper::{self, Purpose, UpperError, UpperLayer};
 use directory::Hold;
 use forgotten::Forgotten;
 use habits::Habits;
+use last_name::Searches;
 use object::{Object, Objects, State};
 use outdated::Outdated;
 
@@ -98,6 +100,7 @@ pub struct Tree {
     forgotten: Forgotten,
     /// What the kernel has to hear of beside the answers.
     outdated: Outdated,
+    searches: Searches,
     /// The upper's root; there is one if there is an upper.
     root_file: Option<Arc<OwnedFd>>,
     /// Tells others that this is about to end, once it is. Given back after the upper.
@@ -236,6 +239,7 @@ impl Tree {
             forgotten: Forgotten::default(),
 
             outdated: Outdated::default(),
+            searches: Searches::default(),
             root_file,
             ending: OnceLock::new(),
             namespace,

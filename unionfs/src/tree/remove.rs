@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::Tree;
 use super::directory::{Found, Hold};
 use super::intent::{Intent, Removed};
+use super::last_name::Search;
 use super::object::{Object, State};
 use crate::Result;
 use crate::node::{Ino, Kind};
@@ -19,22 +20,35 @@ use crate::upper::{Replaced, UpperLayer, for_each_name};
 impl Tree {
     /// Removes the name of anything but a directory.
     pub fn unlink(&self, dir: Ino, name: &[u8]) -> Result<()> {
-        self.remove(dir, name, false)
+        if let Removal::AfterSearch(ino) = self.remove(dir, name, false, Search::Possible)? {
+            let _way = self.search_names(ino);
+            self.remove(dir, name, false, Search::Over)?;
+        }
+        Ok(())
+    }
+
+    /// The same, unless that may take long: then nothing is done, and false returned.
+    pub(crate) fn unlink_at_once(&self, dir: Ino, name: &[u8]) -> Result<bool> {
+        Ok(matches!(self.remove(dir, name, false, Search::Possible)?, Removal::Done))
     }
 
     /// Removes an empty directory.
     pub fn rmdir(&self, dir: Ino, name: &[u8]) -> Result<()> {
-        self.remove(dir, name, true)
+        self.remove(dir, name, true, Search::Over).map(drop)
     }
 
-    fn remove(&self, dir: Ino, name: &[u8], directory: bool) -> Result<()> {
+    fn remove(&self, dir: Ino, name: &[u8], directory: bool, search: Search) -> Result<Removal> {
         let upper = self.writable_upper()?;
         let past = Intent::of_the_past();
         let _names = self.write_names();
+        if let Some(Intent::Join(join)) = &past {
+            self.settle_join(join)?;
+        }
         let looked = self.name(&self.directory(dir)?, name)?;
         if let (Some(Intent::Remove(removed)), None) = (past, &looked.found) {
             survive::was_executed();
-            return self.finish_past_removal(dir, name, &removed);
+            self.finish_past_removal(dir, name, &removed)?;
+            return Ok(Removal::Done);
         }
         let found = looked.found.as_ref().ok_or(Errno::NOENT)?;
         match (directory, found.kind == Kind::Directory) {
@@ -43,6 +57,9 @@ impl Tree {
             _ => {}
         }
         let removed = self.prepare_removal(dir, name, found)?;
+        if self.keep_a_name(upper, &removed, found, (dir, name), search) {
+            return Ok(Removal::AfterSearch(removed.ino));
+        }
         let (parent, view) = self.directory_for_change(dir)?;
         let parent_fd = view.upper.as_ref().ok_or(Errno::STALE)?.as_fd();
         let replaced = match (&found.upper, directory) {
@@ -64,7 +81,7 @@ impl Tree {
         self.finish_removal(upper, dir, name, intent.only_in_lower, &removed)?;
         self.account_directory(&parent);
         parent.unlist(name);
-        Ok(())
+        Ok(Removal::Done)
     }
 
     /// Gets hold of what is about to lose a name, so that it can still be served. The caller holds `namespace` for
@@ -160,6 +177,13 @@ impl Tree {
         }
         Ok(true)
     }
+}
+
+/// What became of a removal.
+enum Removal {
+    Done,
+    /// Nothing yet: other names of this node are to be searched for first.
+    AfterSearch(Ino),
 }
 
 /// Removes a directory of the upper that shows no names but may hold whiteouts.

@@ -13,6 +13,7 @@ use super::Tree;
 use super::copy_up::Wanted;
 use super::directory::{Directory, Found, Hold, Name};
 use super::intent::{Intent, Join, Move, Removed};
+use super::last_name::Search;
 use super::object::Object;
 use crate::Result;
 use crate::lower::Place;
@@ -61,26 +62,33 @@ impl Tree {
             }
             _ => {}
         }
+        let mut search = Search::Possible;
+        let mut _way;
         loop {
-            // What is only in the lower is copied up first, without the lock on the names.
+            // What takes long is done first, without the lock on the names.
             let pending = {
                 let _names = self.write_names();
-                match self.try_rename(upper, (dir, name), (new_dir, new_name), mode)? {
-                    None => return Ok(()),
-                    Some(pending) => pending,
-                }
+                self.try_rename(upper, (dir, name), (new_dir, new_name), mode, search)?
             };
-            self.copy_up(pending.0, pending.1)?;
+            match pending {
+                None => return Ok(()),
+                Some(Pending::Copy(ino, wanted)) => drop(self.copy_up(ino, wanted)?),
+                Some(Pending::Names(ino)) => {
+                    _way = self.search_names(ino);
+                    search = Search::Over;
+                }
+            }
         }
     }
 
-    /// Renames, or returns what has to be copied up before. The caller holds `namespace` for writing.
+    /// Renames, or returns what has to be done before. The caller holds `namespace` for writing.
     fn try_rename(
         &self,
         upper: &UpperLayer,
         (dir, name): (Ino, &[u8]),
         (new_dir, new_name): (Ino, &[u8]),
         mode: RenameMode,
+        search: Search,
     ) -> Result<Option<Pending>> {
         let (parent, from) = self.directory_for_change(dir)?;
         let (new_parent, to) = self.directory_for_change(new_dir)?;
@@ -96,12 +104,12 @@ impl Tree {
         }
         let (moved_object, pending) = self.ready_to_move(upper, &from, name, &source)?;
         if let Some(wanted) = pending {
-            return Ok(Some((moved.ino, wanted)));
+            return Ok(Some(Pending::Copy(moved.ino, wanted)));
         }
         if let (RenameMode::Exchange, Some(other)) = (mode, &target.found) {
             let (other_object, pending) = self.ready_to_move(upper, &to, new_name, &target)?;
             if let Some(wanted) = pending {
-                return Ok(Some((other.ino, wanted)));
+                return Ok(Some(Pending::Copy(other.ino, wanted)));
             }
             self.mark_impure_for(upper, &new_parent, &moved_object)?;
             self.mark_impure_for(upper, &parent, &other_object)?;
@@ -110,6 +118,11 @@ impl Tree {
             return Ok(None);
         }
         let (replaced, whiteouts_inside) = self.ready_to_replace(&to, new_name, moved, &target)?;
+        if let (Some(replaced), Some(other)) = (&replaced, &target.found)
+            && self.keep_a_name(upper, replaced, other, (new_dir, new_name), search)
+        {
+            return Ok(Some(Pending::Names(replaced.ino)));
+        }
         let directory = moved.kind == Kind::Directory;
         if directory {
             self.keep_lower(upper, &moved_object, &to)?;
@@ -144,7 +157,7 @@ impl Tree {
 
     /// Returns the object of what is to be moved, which must lie in the upper under its name and say where its data is, and
     /// what has to be copied up for that.
-    fn ready_to_move(
+    pub(super) fn ready_to_move(
         &self,
         upper: &UpperLayer,
         dir: &Directory,
@@ -302,8 +315,13 @@ impl Tree {
     }
 }
 
-/// What has to be copied up first.
-type Pending = (Ino, Wanted);
+/// What has to be done first.
+enum Pending {
+    /// This is to be copied up.
+    Copy(Ino, Wanted),
+    /// Names of this are to be searched for.
+    Names(Ino),
+}
 
 /// What a move does to what has the new name.
 enum Aim<'a> {

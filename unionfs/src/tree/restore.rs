@@ -131,17 +131,20 @@ impl Tree {
         // Parents come before what is in them; a round finds at least the topmost that is there.
         loop {
             let before = missing.len();
-            missing.retain(|object| !self.find_copy(object).unwrap_or(false));
+            missing.retain(|object| !self.find_copy(object));
             if missing.is_empty() || missing.len() == before {
                 break;
             }
         }
     }
 
-    fn find_copy(&self, object: &Object) -> Result<bool> {
+    fn find_copy(&self, object: &Object) -> bool {
+        let places = object.state().places.clone();
+        places.into_iter().any(|place| self.find_copy_at(object, place).unwrap_or(false))
+    }
+
+    fn find_copy_at(&self, object: &Object, Place { parent, name }: Place) -> Result<bool> {
         let upper = self.writable_upper()?;
-        let place = object.state().places.first().cloned();
-        let Some(Place { parent, name }) = place else { return Ok(false) };
         let Some(parent) = self.upper_object(parent) else { return Ok(false) };
         let Some((file, raw)) = upper.look(self.upper_file(&parent)?.as_fd(), &name)? else { return Ok(false) };
         if backing::is_whiteout(&raw) || backing::kind(&raw)? != object.kind {

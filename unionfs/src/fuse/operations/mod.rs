@@ -271,7 +271,13 @@ impl Operations {
             Operation::MakeDirectory { name, mode, umask } => {
                 self.make(ino, name, New::Directory, mode, umask, &caller)
             }
-            Operation::Unlink { name } => done(tree.unlink(ino, name)),
+            Operation::Unlink { name } => match tree.unlink_at_once(ino, name) {
+                Ok(false) => {
+                    let (this, name) = (Arc::clone(self), name.to_vec());
+                    return Outcome::Later(Box::new(move |_| done(this.tree.unlink(ino, &name))));
+                }
+                result => done(result.map(drop)),
+            },
             Operation::RemoveDirectory { name } => done(tree.rmdir(ino, name)),
             Operation::Rename { name, new_dir, new_name, flags } => match rename_mode(flags) {
                 Some(mode) => {
