@@ -15,8 +15,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::name::{BlobDigest, Hasher, Repository, hex};
 
@@ -26,6 +26,8 @@ pub(crate) struct Storage {
     temporary: AtomicU64,
     /// Held while an upload's file is extended or taken away.
     uploads: Mutex<()>,
+    /// Held while bytes and the repositories that have them are put in place or taken away together.
+    links: Mutex<()>,
 }
 
 /// A manifest with what is known about it.
@@ -40,7 +42,12 @@ impl Storage {
         for folder in ["blobs/sha256", "blobs/sha512", "repositories", "uploads"] {
             fs::create_dir_all(root.join(folder))?;
         }
-        Ok(Storage { root: root.to_owned(), temporary: AtomicU64::new(0), uploads: Mutex::new(()) })
+        Ok(Storage {
+            root: root.to_owned(),
+            temporary: AtomicU64::new(0),
+            uploads: Mutex::new(()),
+            links: Mutex::new(()),
+        })
     }
 
     fn blob_path(&self, digest: &BlobDigest) -> PathBuf {
@@ -86,13 +93,23 @@ impl Storage {
         self.blob_path(digest).exists()
     }
 
-    /// Makes a blob that is there already one of another repository's.
-    pub(crate) fn mount(&self, name: &Repository, digest: &BlobDigest) -> io::Result<()> {
-        self.write(&self.link(name, BLOBS, digest), b"")
+    /// Makes a blob that is there already one of another repository's; returns whether it is there.
+    pub(crate) fn mount(&self, name: &Repository, digest: &BlobDigest) -> io::Result<bool> {
+        let _lock = self.lock_links();
+        let found = self.has_anywhere(digest);
+        if found {
+            self.write(&self.link(name, BLOBS, digest), b"")?;
+        }
+        Ok(found)
+    }
+
+    fn lock_links(&self) -> MutexGuard<'_, ()> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a blob from a repository; returns whether it had it.
     pub(crate) fn delete_blob(&self, name: &Repository, digest: &BlobDigest) -> io::Result<bool> {
+        let _lock = self.lock_links();
         let had = remove(&self.link(name, BLOBS, digest))?;
         if had && !self.is_linked(digest)? {
             remove(&self.blob_path(digest))?;
@@ -105,7 +122,7 @@ impl Storage {
             let folder = self.root.join("repositories").join(name);
             [BLOBS, MANIFESTS].iter().any(|kind| folder.join(kind).join(file_name(digest)).exists())
         };
-        Ok(self.repositories()?.iter().any(links))
+        Ok(self.names_of_all()?.iter().any(links))
     }
 
     // Uploads
@@ -134,7 +151,7 @@ impl Storage {
     pub(crate) fn append(&self, id: &str, at: u64, body: &mut dyn Read) -> io::Result<Option<u64>> {
         let Some(path) = self.upload_path(id) else { return Ok(None) };
         let mut file = {
-            let _lock = self.uploads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _lock = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(file) = present(OpenOptions::new().append(true).open(path))? else { return Ok(None) };
             if file.metadata()?.len() != at {
                 return Ok(None);
@@ -166,8 +183,9 @@ impl Storage {
         if hasher.finish() != *digest {
             return Ok(false);
         }
+        let _lock = self.lock_links();
         fs::rename(&path, self.blob_path(digest))?;
-        self.mount(name, digest)?;
+        self.write(&self.link(name, BLOBS, digest), b"")?;
         Ok(true)
     }
 
@@ -193,12 +211,14 @@ impl Storage {
         media_type: &str,
         bytes: &[u8],
     ) -> io::Result<()> {
+        let _lock = self.lock_links();
         self.write(&self.blob_path(digest), bytes)?;
         self.write(&self.link(name, MANIFESTS, digest), media_type.as_bytes())
     }
 
     /// Takes a manifest with its tags from a repository; returns whether it had it.
     pub(crate) fn delete_manifest(&self, name: &Repository, digest: &BlobDigest) -> io::Result<bool> {
+        let _lock = self.lock_links();
         if !remove(&self.link(name, MANIFESTS, digest))? {
             return Ok(false);
         }
@@ -261,17 +281,21 @@ impl Storage {
     /// Returns the names of all repositories that have manifests, in order.
     pub(crate) fn repositories(&self) -> io::Result<Vec<String>> {
         let top = self.root.join("repositories");
+        Ok(self.names_of_all()?.into_iter().filter(|name| top.join(name).join(MANIFESTS).exists()).collect())
+    }
+
+    /// Returns the names of all repositories, also of those that have only blobs so far, in order.
+    pub(crate) fn names_of_all(&self) -> io::Result<Vec<String>> {
+        let top = self.root.join("repositories");
         let mut found = Vec::new();
         let mut pending = vec![String::new()];
         while let Some(name) = pending.pop() {
-            for child in names_in(&top.join(&name))? {
-                match child.as_str() {
-                    MANIFESTS => found.push(name.clone()),
-                    child if child.starts_with('_') => {}
-                    child if name.is_empty() => pending.push(child.to_owned()),
-                    child => pending.push(format!("{name}/{child}")),
-                }
+            let children = names_in(&top.join(&name))?;
+            if children.iter().any(|child| child.starts_with('_')) {
+                found.push(name.clone());
             }
+            let children = children.into_iter().filter(|child| !child.starts_with('_'));
+            pending.extend(children.map(|child| if name.is_empty() { child } else { format!("{name}/{child}") }));
         }
         found.sort_unstable();
         Ok(found)

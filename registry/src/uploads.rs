@@ -31,26 +31,28 @@ pub(crate) fn start(call: &Call<'_>, body: &mut Body<'_>) -> Response {
     progress(call, 202, &id, 0)
 }
 
-/// Mounts a blob of another repository, which the client must be allowed to read.
+/// Mounts a blob of another repository, which the client must be allowed to read: of the one that it names, else of any.
 fn mount_blob(call: &Call<'_>, digest: &BlobDigest) -> io::Result<bool> {
     if call.faults.contains(&Misbehaviour::RefuseMount) {
         return Ok(false);
     }
     let storage = &call.shared.storage;
-    let readable = match call.head.parameter("from").map(Repository::parse) {
-        Some(Some(from)) => {
-            let origin = call.shared.origin(call.head);
-            let allowed = call.shared.access.check(call.head, &origin, from.as_str(), Action::Pull).is_ok();
-            allowed && storage.blob(&from, digest)?.is_some()
-        }
-        Some(None) => false,
-        None => storage.blob(&call.name, digest)?.is_some(),
+    let origin = call.shared.origin(call.head);
+    let is_readable = |from: &Repository| -> io::Result<bool> {
+        let allowed = call.shared.access.check(call.head, &origin, from.as_str(), Action::Pull).is_ok();
+        Ok(allowed && storage.blob(from, digest)?.is_some())
     };
-    if readable && storage.has_anywhere(digest) {
-        storage.mount(&call.name, digest)?;
-        return Ok(true);
-    }
-    Ok(false)
+    let readable = match call.head.parameter("from").map(Repository::parse) {
+        Some(Some(from)) => is_readable(&from)?,
+        Some(None) => false,
+        None if !storage.has_anywhere(digest) => false,
+        None => {
+            let names = storage.names_of_all()?;
+            let mut repositories = names.iter().filter_map(|name| Repository::parse(name));
+            repositories.try_fold(false, |found, from| if found { Ok(true) } else { is_readable(&from) })?
+        }
+    };
+    Ok(readable && storage.mount(&call.name, digest)?)
 }
 
 /// Tells how much has arrived.

@@ -1,5 +1,9 @@
-//! What OCI distribution 1.1 asks of a registry, as one client conversation after the other. The cases follow the
-//! specification's list of endpoints (`end-1` to `end-13`) and its conformance suite's four workflows.
+//! What OCI distribution 1.1 asks of a registry, as one client conversation after the other. The cases here follow the
+//! specification's list of endpoints (`end-1` to `end-13`) and its four workflows; those of the modules follow the
+//! specification's conformance suite. `docs/design/registry-client.md` lists which case is where.
+
+mod documents;
+mod uploads;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,6 +24,12 @@ impl Answer {
     fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map_or("", |(_, value)| value.as_str())
+    }
+
+    /// All values of a header that may come more than once.
+    fn all(&self, name: &str) -> Vec<&str> {
+        let found = self.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str()).collect()
     }
 
     fn json(&self) -> Value {
@@ -105,11 +115,16 @@ fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
+fn sha512(bytes: &[u8]) -> String {
+    format!("sha512:{}", hex(&Sha512::digest(bytes)))
+}
+
 fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": media_type, "digest": sha256(bytes), "size": bytes.len()})
 }
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 #[test]
@@ -209,7 +224,7 @@ fn push() {
     assert_eq!(client.ask("DELETE", &location, &[], b"").status, 204);
     assert_eq!(client.get(&location).status, 404);
     // Another algorithm.
-    let long = format!("sha512:{}", hex(&Sha512::digest(b"long")));
+    let long = sha512(b"long");
     let answer = client.ask("POST", &format!("/v2/push/blobs/uploads/?digest={long}"), &[], b"long");
     assert_eq!((answer.status, is_there(&long)), (201, true));
     // end-11: from another repository, from anywhere, and from one that does not have it.
