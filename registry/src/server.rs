@@ -334,12 +334,13 @@ fn server_config(tls: &Tls) -> Result<ServerConfig, ServeError> {
 }
 
 impl Tls {
-    /// Reads certificate and key from files.
-    pub fn from_files(certificate: &Path, key: &Path) -> Result<Tls, ServeError> {
+    /// Reads certificate, key and, if clients must have a certificate, the authority of those from files.
+    pub fn from_files(certificate: &Path, key: &Path, client_authority: Option<&Path>) -> Result<Tls, ServeError> {
         let read = |path: &Path| {
             fs::read(path).map_err(|error| ServeError::Tls { reason: format!("{}: {error}", path.display()) })
         };
-        Ok(Tls { certificate: read(certificate)?, key: read(key)?, client_authority: None })
+        let client_authority = client_authority.map(read).transpose()?;
+        Ok(Tls { certificate: read(certificate)?, key: read(key)?, client_authority })
     }
 }
 

@@ -44,6 +44,9 @@ pub(crate) struct Serve {
     /// The key of the certificate
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Let only clients in that have a certificate of this authority (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
     /// Accept no push and no deletion
     #[arg(long)]
     read_only: bool,
@@ -83,7 +86,7 @@ pub(crate) fn serve(serve: &Serve) -> Outcome {
         }
     };
     let tls = match (&serve.tls_cert, &serve.tls_key) {
-        (Some(certificate), Some(key)) => Some(Tls::from_files(certificate, key)?),
+        (Some(certificate), Some(key)) => Some(Tls::from_files(certificate, key, serve.tls_client_ca.as_deref())?),
         _ => None,
     };
     let scheme = if tls.is_some() { "https" } else { "http" };
