@@ -36,6 +36,13 @@ pub enum RemoveImageError {
     Image(#[from] strata_imagestore::RemoveError),
 }
 
+impl RemoveImageError {
+    /// Whether there is no such image.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, RemoveImageError::Image(strata_imagestore::RemoveError::Image(error)) if error.is_not_found())
+    }
+}
+
 impl Engine {
     /// Opens the engine of a root folder, which is made if it does not exist.
     pub fn open(root: &Path) -> Result<Engine, EngineError> {

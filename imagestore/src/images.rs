@@ -182,6 +182,9 @@ impl Store {
         if target.digest().is_some() {
             return Err(ImageError::TagWithDigest);
         }
+        if target.familiar_repository() == "sha256" {
+            return Err(ImageError::AmbiguousTag);
+        }
         let guard = crate::catalog::CatalogGuard::lock(&self.layout).map_err(StoreError::from)?;
         let mut catalog = guard.read().map_err(StoreError::from)?;
         let image = find(&catalog, source)?;
@@ -313,6 +316,9 @@ pub enum ImageError {
     /// A name with a digest cannot be given.
     #[error("refusing to create a tag with a digest reference")]
     TagWithDigest,
+    /// A name that reads as the beginning of an ID.
+    #[error("refusing to create an ambiguous tag using digest algorithm as name")]
+    AmbiguousTag,
     /// A document of an image is not there.
     #[error("blob {digest} is missing from the store")]
     Missing {

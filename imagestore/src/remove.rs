@@ -72,8 +72,17 @@ impl Store {
     /// Notes the steps of removing an image, which has its labels until it is deleted.
     pub(crate) fn note_removed(&self, image: ImageId, labels: &BTreeMap<String, String>, removed: &[Removed]) {
         let id = image.to_string();
+        // The digests of a repository go with its last tag, which is told once.
+        let goes_along = |name: &ImageRef| {
+            let tag = |step: &Removed| match step {
+                Removed::Untagged(other) => other.tag().is_some() && other.same_repository(name),
+                _ => false,
+            };
+            name.tag().is_none() && removed.iter().any(tag)
+        };
         for step in removed {
             match step {
+                Removed::Untagged(name) if goes_along(name) => {}
                 Removed::Untagged(_) => self.note("untag", &id, &id, labels.clone()),
                 Removed::Deleted(_) => self.note("delete", &id, &id, BTreeMap::new()),
                 Removed::DeletedLayer(_) => {}

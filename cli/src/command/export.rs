@@ -60,6 +60,9 @@ impl Aside {
         if path.is_dir() {
             return Err(anyhow!("failed to save to {}: it is a directory", path.display()));
         }
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            return Err(anyhow!("invalid output path: directory {:?} does not exist", folder));
+        }
         let mut name = path.file_name().context("the output has no file name")?.to_owned();
         name.push(format!(".{}.part", std::process::id()));
         let aside = path.with_file_name(name);

@@ -31,6 +31,15 @@ pub(crate) fn check(filters: &[Filter], known: &[&str]) -> Result<()> {
     }
 }
 
+/// Reads the value of a filter that is true or false.
+pub(crate) fn truth(filter: &Filter) -> Result<bool> {
+    match filter.value.as_str() {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        other => bail!("invalid filter '{}=[{other}]'", filter.key),
+    }
+}
+
 /// Whether filters fit: those with the same key are alternatives, except labels, which must all be there.
 pub(crate) fn all_keys_fit(filters: &[Filter], fits: impl Fn(&Filter) -> bool) -> bool {
     filters.iter().all(|filter| {

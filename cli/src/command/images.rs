@@ -56,6 +56,11 @@ const COLUMNS: [Column; 12] = [
 pub(crate) fn run(context: &Context, images: &Images, out: &mut impl Write) -> Outcome {
     let engine = context.engine()?;
     filter::check(&images.filter, &["reference", "dangling", "label", "before", "since"])?;
+    images
+        .filter
+        .iter()
+        .filter(|filter| filter.key == "dangling")
+        .try_for_each(|filter| filter::truth(filter).map(drop))?;
     let all = engine.images().images()?;
     let created_of = |name: &str| -> Result<_, strata_engine::ImageError> {
         let id = engine.images().resolve(name)?;
@@ -132,7 +137,7 @@ fn chosen(image: &ImageSummary, name: Option<&ImageRef>, images: &Images) -> boo
     filter::all_keys_fit(&images.filter, |filter| match filter.key.as_str() {
         "dangling" => {
             let has_tag = image.names.iter().any(|name| name.tag().is_some());
-            matches!(filter.value.as_str(), "true" | "1") != has_tag
+            filter::truth(filter).is_ok_and(|dangling| dangling != has_tag)
         }
         "reference" => name.is_some_and(|name| fits_reference(name, &filter.value)),
         "label" => filter.fits_label(&image.labels),

@@ -67,10 +67,10 @@ pub(crate) fn run(context: &Context, push: &Push, out: &mut impl Write) -> Outco
         true => tags_of(&engine, &reference)?,
     };
     if !push.quiet {
-        writeln!(out, "The push refers to repository [{}]", reference.repository())?;
         if !push.all_tags && !has_tag {
             writeln!(out, "Using default tag: latest")?;
         }
+        writeln!(out, "The push refers to repository [{}]", reference.repository())?;
         out.flush()?;
     }
     let format = push.compression_format.map(|format| match format {
@@ -79,7 +79,10 @@ pub(crate) fn run(context: &Context, push: &Push, out: &mut impl Write) -> Outco
         Format::None => CompressionFormat::None,
     });
     for reference in &references {
-        let image = engine.images().resolve(&reference.to_string())?;
+        let image = engine.images().resolve(&reference.to_string()).map_err(|error| match error.is_not_found() {
+            true => not_local(reference),
+            false => error.into(),
+        })?;
         pull::complete(&engine, &image)?;
         let progress = Lines::new(push.quiet);
         let pushed = engine.images().push(
@@ -106,9 +109,13 @@ fn tags_of(engine: &strata_engine::Engine, reference: &ImageRef) -> anyhow::Resu
     let found: Vec<ImageRef> =
         names.filter(|name| name.tag().is_some() && name.same_repository(reference)).cloned().collect();
     if found.is_empty() {
-        return Err(anyhow!("An image does not exist locally with the tag: {}", reference.familiar_repository()));
+        return Err(not_local(reference));
     }
     Ok(found)
+}
+
+fn not_local(reference: &ImageRef) -> anyhow::Error {
+    anyhow!("An image does not exist locally with the tag: {}", reference.familiar_repository())
 }
 
 /// A line for each layer, as docker prints them without a terminal; bars on one.

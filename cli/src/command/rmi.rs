@@ -25,7 +25,15 @@ pub(crate) struct Rmi {
 pub(crate) fn run(context: &Context, rmi: &Rmi, out: &mut impl Write) -> Outcome {
     let engine = context.engine()?;
     for_each(&rmi.images, |image| {
-        for step in engine.remove_image(image, rmi.force)? {
+        let steps = match engine.remove_image(image, rmi.force) {
+            // Nobody who insists minds that it is gone already; it is said all the same.
+            Err(error) if rmi.force && error.is_not_found() => {
+                eprintln!("strata: {error}");
+                return Ok(());
+            }
+            steps => steps?,
+        };
+        for step in steps {
             match step {
                 Removed::Untagged(name) => writeln!(out, "Untagged: {}", name.familiar())?,
                 Removed::Deleted(id) => writeln!(out, "Deleted: {id}")?,

@@ -27,8 +27,9 @@ pub(crate) struct PruneImages {
 /// Removes images, prints the steps and what was won.
 pub(crate) fn run(context: &Context, prune: &PruneImages, out: &mut impl Write) -> Outcome {
     let conditions = Conditions::of(&prune.filter, &["label", "label!", "until", "dangling"])?;
-    let not_only_dangling =
-        prune.filter.iter().any(|filter| filter.key == "dangling" && matches!(filter.value.as_str(), "false" | "0"));
+    let dangling: Vec<bool> =
+        prune.filter.iter().filter(|filter| filter.key == "dangling").map(filter::truth).collect::<Result<_, _>>()?;
+    let not_only_dangling = dangling.contains(&false);
     let unused = if prune.all || not_only_dangling { Unused::All } else { Unused::Untagged };
     let warning = match unused {
         Unused::All => "This will remove all images without at least one container associated to them.",

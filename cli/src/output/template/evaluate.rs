@@ -29,7 +29,10 @@ fn render_in(nodes: &[Node], scope: Scope<'_>, out: &mut String) -> Result<(), S
     for node in nodes {
         match node {
             Node::Text(text) => out.push_str(text),
-            Node::Show(expression) => out.push_str(&show(&evaluate(expression, scope)?)),
+            Node::Show(expression) => match evaluate(expression, scope)? {
+                Value::Null => out.push_str(show_nothing(expression)),
+                value => out.push_str(&show(&value)),
+            },
             Node::If { condition, then, otherwise } => {
                 let chosen = if is_true(&evaluate(condition, scope)?) { then } else { otherwise };
                 render_in(chosen, scope, out)?;
@@ -92,7 +95,9 @@ fn field(value: &Value, path: &[String]) -> Result<Value, String> {
         value = match value {
             Value::Object(fields) => match fields.get(name) {
                 Some(inner) => inner,
-                None if MAPS.contains(&within) => &Value::Null,
+                None if MAPS.contains(&within) || OPTIONAL.contains(&name.as_str()) => &Value::Null,
+                // As the field is called in Docker's own programs, whose templates both names suit.
+                None if name == "ID" && fields.contains_key("Id") => &fields["Id"],
                 None => {
                     let mut names: Vec<&str> = fields.keys().map(String::as_str).collect();
                     names.sort_unstable();
@@ -108,6 +113,28 @@ fn field(value: &Value, path: &[String]) -> Result<Value, String> {
 
 /// What has keys of its author's own, of which any may be absent. Other fields are known, so a wrong name is a mistake.
 const MAPS: [&str; 2] = ["Attributes", "Labels"];
+
+/// What need not be there.
+const OPTIONAL: [&str; 7] =
+    ["ExposedPorts", "Healthcheck", "OsVersion", "Shell", "StopSignal", "StopTimeout", "Variant"];
+
+/// What Go prints where an expression leads to nothing: that goes by the type that something there would have.
+fn show_nothing(expression: &Expression) -> &'static str {
+    let last = match expression {
+        Expression::Field { path, .. } | Expression::Inside { path, .. } | Expression::Variable { path, .. } => {
+            path.last()
+        }
+        Expression::Call { function, .. } if function == "index" => return "",
+        _ => None,
+    };
+    match last.map_or("", String::as_str) {
+        "Cmd" | "Entrypoint" | "Env" | "OnBuild" | "Shell" => "[]",
+        "Data" | "ExposedPorts" | "Labels" | "Volumes" => "map[]",
+        "Healthcheck" | "StopTimeout" => "<nil>",
+        "OsVersion" | "StopSignal" | "Variant" => "",
+        _ => "<no value>",
+    }
+}
 
 fn call(function: &str, arguments: &[Value]) -> Result<Value, String> {
     let wrong = || format!("template: {function:?} cannot take these arguments");
