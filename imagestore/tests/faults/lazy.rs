@@ -42,7 +42,7 @@ fn read_all(store: &Store, scene: &Scene, image: &ImageId) -> Result<(), String>
     // The other thread of this process fetches.
     let source = LazyLayer::open(store.root(), layer, |_| Ok(())).map_err(|error| told(&error))?;
     let Some(source) = source else { return Ok(()) };
-    let source = source.with_deadline(Duration::from_secs(120));
+    let source = source.with_deadline(scene.patience);
     let index = File::open(&stack.index).map_err(|error| told(&error))?;
     let index = Index::open(&index).map_err(|error| told(&error))?;
     for (path, expected) in expected_files(scene).map_err(|error| told(&error))? {

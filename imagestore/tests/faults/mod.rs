@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use strata_imagestore::{
     CommitOptions, Depth, FsckOptions, ImageId, Input, Mend, PullOptions, PushOptions, RegistryClient,
@@ -30,6 +31,8 @@ struct Scene {
     folder: PathBuf,
     /// The address of a registry that has `app:1`.
     registry: String,
+    /// How long somebody who reads waits for what is fetched.
+    patience: Duration,
 }
 
 type Operation = (&'static str, fn(&Store, &Scene) -> Result<(), String>);
@@ -113,7 +116,7 @@ const OPERATIONS: [Operation; 19] = [
 
 impl Scene {
     fn client(&self) -> RegistryClient {
-        let timeouts = Timeouts { retry_delay: std::time::Duration::from_millis(1), ..Timeouts::default() };
+        let timeouts = Timeouts { retry_delay: Duration::from_millis(1), ..Timeouts::default() };
         RegistryClient::new(RegistrySettings { timeouts, ..RegistrySettings::default() })
     }
 }
@@ -130,7 +133,7 @@ impl Stage {
         let folder = fast_folder();
         let server = Server::start(Options::local(&folder.path().join("registry"))).unwrap();
         let registry = format!("127.0.0.1:{}", server.address().port());
-        let scene = Scene { folder: folder.path().to_owned(), registry: registry.clone() };
+        let scene = Scene { folder: folder.path().to_owned(), registry: registry.clone(), patience: PATIENCE };
         let template = Store::open(&folder.path().join("template")).unwrap();
         let layers = sample_layers();
         load_stream(&template, &docker_new(&layers, "base:1").tar()).unwrap();
@@ -266,6 +269,9 @@ fn least(number: usize) -> usize {
     if std::env::var_os("STRATA_FAULTS_OF").is_some() { 0 } else { number }
 }
 
+/// More than a loaded machine needs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
@@ -280,6 +286,8 @@ fn privileged_every_call_may_fail() {
     let mut tried = 0;
     for (number, operation) in operations() {
         let (expected, stride) = (expected(&stage, operation), stride(operation.0));
+        // Whoever fetches may have ended by the failure, and then nothing comes.
+        let hurried = Scene { patience: Duration::from_secs(2), ..stage.scene.clone() };
         for failure in [Failure::Io, Failure::NoSpace, Failure::NoDescriptor] {
             let mut nth = 1 + number % stride;
             loop {
@@ -287,7 +295,7 @@ fn privileged_every_call_may_fail() {
                 let before = descriptors();
                 let outcome = inject::run(Injection::Fail(failure), nth, || {
                     let store = Store::open(&root).map_err(|error| told(&error))?;
-                    (operation.1)(&store, &stage.scene)
+                    (operation.1)(&store, &hurried)
                 });
                 let context = format!("{} with {failure:?} at call {nth}, {:?}", operation.0, outcome.hit);
                 let Some(result) = outcome.result else { panic!("{context}: panicked") };
@@ -316,7 +324,8 @@ fn privileged_every_call_may_fail() {
 fn child_that_is_killed_at_a_call() {
     let value = |name| std::env::var(name).unwrap();
     let root = PathBuf::from(value("STRATA_TEST_STORE"));
-    let scene = Scene { folder: value("STRATA_TEST_FOLDER").into(), registry: value("STRATA_TEST_REGISTRY") };
+    let (folder, registry) = (value("STRATA_TEST_FOLDER").into(), value("STRATA_TEST_REGISTRY"));
+    let scene = Scene { folder, registry, patience: PATIENCE };
     let name = value("STRATA_TEST_OPERATION");
     let operation = OPERATIONS.into_iter().find(|(other, _)| *other == name).unwrap().1;
     let outcome = inject::run(Injection::Kill, value("STRATA_TEST_NTH").parse().unwrap(), || {
