@@ -83,7 +83,7 @@ pub use reference::{ImageRef, InvalidReference};
 pub use registry::fuzzing;
 pub use registry::{
     FoundRepository, InvalidUrl, Login, Proxies, PullOptions, Pulled, PushOptions, Pushed, RegistryClient,
-    RegistryError, Secret, Settings as RegistrySettings, Start, Stored, Timeouts,
+    RegistryError, Secret, Settings as RegistrySettings, SettingsError, Start, Stored, Timeouts,
 };
 pub use remove::{ContainerUse, Reason, RemoveError, RemoveOptions, Removed};
 pub use save::SaveError;

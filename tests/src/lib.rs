@@ -4,6 +4,7 @@
 //! * [`strata`] runs the command under test with a state folder of its own;
 //! * [`image`] makes images: a real Debian one, a small busybox one, synthetic ones of any number of layers,
 //!   and writes them in every archive form that is read;
+//! * [`network`] gives a test addresses and names of its own;
 //! * [`union`] mounts stacks of folders, by strata and by its peers; [`tools`] finds programs that cargo installed;
 //! * [`oracle`] extracts layers with GNU tar, [`tree`] lists a folder so that two trees compare as text.
 //!
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod image;
+pub mod network;
 pub mod oracle;
 pub mod plain_user;
 pub mod processes;

@@ -45,8 +45,18 @@ pub(super) struct Endpoint {
     pub(super) registry: String,
     /// Whether this is the unencrypted form of the endpoint before it.
     pub(super) is_fallback: bool,
+    /// Whether the registry itself stands behind this one, so that nobody need be patient with it.
+    pub(super) is_mirror: bool,
     /// Whether unencrypted addresses may be followed from here.
     pub(super) insecure: bool,
+}
+
+impl Endpoint {
+    /// Returns whether it is worth trying after what came before it failed so. The unencrypted form is only for servers that do
+    /// not encrypt, not for other failures.
+    pub(super) fn may_help(&self, error: &RegistryError) -> bool {
+        !self.is_fallback || matches!(error, RegistryError::Tls { .. } | RegistryError::Connect { .. })
+    }
 }
 
 /// A repository at an endpoint, and what is to be done there.
@@ -111,6 +121,7 @@ impl RegistryClient {
             };
             self.add_endpoints(authority.trim_end_matches('/'), scheme, authority.trim_end_matches('/'), &mut found);
         }
+        found.iter_mut().for_each(|endpoint| endpoint.is_mirror = true);
         let authority = if registry == DOCKER_HUB { DOCKER_HUB_HOST } else { registry };
         self.add_endpoints(authority, None, registry, &mut found);
         found
@@ -118,11 +129,12 @@ impl RegistryClient {
 
     fn add_endpoints(&self, authority: &str, scheme: Option<Scheme>, registry: &str, found: &mut Vec<Endpoint>) {
         let Some(origin) = Origin::parse(scheme.unwrap_or(Scheme::Https), authority) else { return };
-        let insecure = scheme == Some(Scheme::Http) || self.settings().is_insecure(&origin.host, authority);
+        let insecure = scheme == Some(Scheme::Http) || (registry != DOCKER_HUB && self.http.is_insecure(&origin));
         let known_plain = self.plain.lock().unwrap_or_else(PoisonError::into_inner).contains(authority);
         let mut add = |origin: Origin, is_fallback| {
             let proof = if insecure { Proof::Waived } else { Proof::Required };
-            found.push(Endpoint { origin, proof, registry: registry.to_owned(), is_fallback, insecure });
+            let registry = registry.to_owned();
+            found.push(Endpoint { origin, proof, registry, is_fallback, is_mirror: false, insecure });
         };
         if origin.scheme == Scheme::Http {
             add(origin, false);
@@ -146,10 +158,7 @@ impl RegistryClient {
     ) -> Result<T, RegistryError> {
         let mut last: Option<RegistryError> = None;
         for endpoint in endpoints {
-            // The unencrypted form is only for servers that do not encrypt, not for other failures.
-            let no_tls =
-                |error: &RegistryError| matches!(error, RegistryError::Tls { .. } | RegistryError::Connect { .. });
-            if endpoint.is_fallback && last.as_ref().is_some_and(|error| !no_tls(error)) {
+            if last.as_ref().is_some_and(|error| !endpoint.may_help(error)) {
                 continue;
             }
             match ask(endpoint) {
@@ -168,6 +177,19 @@ impl RegistryClient {
             url: endpoints.first().map(|endpoint| endpoint.origin.to_string()).unwrap_or_default(),
             source: super::url::InvalidUrl { text: String::new() },
         }))
+    }
+
+    /// As [`RegistryClient::first_of`]; what may succeed later is repeated, but not at a mirror.
+    pub(super) fn patiently_first_of<T>(
+        &self,
+        endpoints: &[Endpoint],
+        (progress, what): (&dyn Progress, &str),
+        mut ask: impl FnMut(&Endpoint) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        self.first_of(endpoints, |endpoint| match endpoint.is_mirror {
+            true => ask(endpoint),
+            false => self.patiently(progress, what, || ask(endpoint)),
+        })
     }
 
     /// Repeats what may succeed later, with growing pauses, or as the server asks.
@@ -325,7 +347,7 @@ impl Remote<'_> {
         if *origin == self.endpoint.origin {
             return self.endpoint.proof;
         }
-        let waived = self.client.settings().is_insecure(&origin.host, &origin.authority());
+        let waived = self.client.http.is_insecure(origin);
         if waived { Proof::Waived } else { Proof::Required }
     }
 

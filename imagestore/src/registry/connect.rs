@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use super::dns::resolve;
+use super::dns::Resolver;
 use super::error::RegistryError;
 use super::settings::{Proxies, Timeouts};
 use super::url::{Origin, Scheme, Url};
@@ -38,14 +38,15 @@ pub(super) fn connect(
     tls: Option<Arc<ClientConfig>>,
     proxies: &Proxies,
     proxy_tls: impl Fn(&Origin) -> Result<Arc<ClientConfig>, RegistryError>,
+    resolver: &Resolver,
     timeouts: &Timeouts,
 ) -> Result<Connection, RegistryError> {
-    let Some(proxy) = proxies.of(origin) else {
-        let stream: Box<dyn Transport> = Box::new(dial(origin, timeouts)?);
+    let Some(proxy) = proxies.of(origin)? else {
+        let stream: Box<dyn Transport> = Box::new(dial(origin, resolver, timeouts)?);
         return finish(origin, stream, tls, None);
     };
     let authorization = proxy.user.as_deref().map(|user| format!("Basic {}", STANDARD.encode(user)));
-    let mut stream: Box<dyn Transport> = Box::new(dial(&proxy.origin, timeouts)?);
+    let mut stream: Box<dyn Transport> = Box::new(dial(&proxy.origin, resolver, timeouts)?);
     if proxy.origin.scheme == Scheme::Https {
         stream = encrypt(&proxy.origin, stream, proxy_tls(&proxy.origin)?)?;
     }
@@ -70,9 +71,9 @@ fn finish(
 }
 
 /// Connects to the first of the host's addresses that answers.
-fn dial(origin: &Origin, timeouts: &Timeouts) -> Result<TcpStream, RegistryError> {
-    let addresses =
-        resolve(&origin.host).map_err(|source| RegistryError::Resolve { host: origin.host.clone(), source })?;
+fn dial(origin: &Origin, resolver: &Resolver, timeouts: &Timeouts) -> Result<TcpStream, RegistryError> {
+    let addresses = resolver.resolve(&origin.host);
+    let addresses = addresses.map_err(|source| RegistryError::Resolve { host: origin.host.clone(), source })?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "no such host");
     for address in addresses {
         let address = SocketAddr::new(address, origin.port);
@@ -137,8 +138,7 @@ fn open_tunnel(
 ) -> Result<(), RegistryError> {
     let shown = proxy.origin.to_string();
     let broken = |source| RegistryError::Broken { url: shown.clone(), source };
-    let host = if origin.host.contains(':') { format!("[{}]", origin.host) } else { origin.host.clone() };
-    let address = format!("{host}:{}", origin.port);
+    let address = origin.authority_with_port();
     let mut request = format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: {USER_AGENT}\r\n");
     if let Some(authorization) = authorization {
         request.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));

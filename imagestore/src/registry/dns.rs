@@ -3,14 +3,56 @@
 //! A static executable cannot use glibc's `getaddrinfo`, which loads libraries at run time. What registries need is a
 //! stub resolver: one question for each family of addresses, over UDP, and over TCP where the answer is too long.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Returns the addresses of a host, IPv4 first.
-pub(super) fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
+/// Asks for the addresses of hosts, and remembers them for a while.
+#[derive(Debug, Default)]
+pub(super) struct Resolver {
+    known: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    addresses: Vec<IpAddr>,
+    /// When that is asked again; never, if something was decided by where the host is.
+    until: Option<Instant>,
+}
+
+impl Resolver {
+    /// Returns the addresses of a host, IPv4 first.
+    pub(super) fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let usable = known.get(host).filter(|known| known.until.is_none_or(|until| until > Instant::now()));
+            if let Some(known) = usable {
+                return Ok(known.addresses.clone());
+            }
+        }
+        let known = Known { addresses: resolve(host)?, until: Some(Instant::now() + REMEMBERED) };
+        let addresses = known.addresses.clone();
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), known);
+        Ok(addresses)
+    }
+
+    /// Returns whether all addresses of a host satisfy a condition. If so they stay its addresses from now on, so that nobody
+    /// who answers such questions leads us elsewhere with what was granted to this place.
+    pub(super) fn is_at(&self, host: &str, condition: impl Fn(IpAddr) -> bool) -> bool {
+        let Ok(addresses) = self.resolve(host) else { return false };
+        if addresses.is_empty() || !addresses.iter().all(|address| condition(*address)) {
+            return false;
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(host.to_owned(), Known { addresses, until: None });
+        true
+    }
+}
+
+fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![address]);
     }
@@ -303,6 +345,8 @@ fn invalid(text: &'static str) -> io::Error {
 const PORT: u16 = 53;
 const HEADER: usize = 12;
 const MAX_SERVERS: usize = 3;
+/// How long an answer is used.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

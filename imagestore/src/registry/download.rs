@@ -222,10 +222,13 @@ impl Downloader<'_> {
             let progressed = download.received() > before;
             let slow = matches!(error, RegistryError::Stalled { .. } | RegistryError::TooSlow { .. });
             failures = if progressed && !slow { 1 } else { failures + 1 };
-            let patience = remote.client.settings().timeouts.retries;
+            let patience = match remote.endpoint.is_mirror {
+                true => 1,
+                false => remote.client.settings().timeouts.retries,
+            };
             if (!error.is_transient() || failures > patience) && error.is_of_this_server() {
                 // What was received from one place is as good as from the next.
-                if let Some(next) = remotes.next() {
+                if let Some(next) = remotes.find(|next| next.endpoint.may_help(&error)) {
                     (remote, failures) = (next, 0);
                     continue;
                 }
@@ -428,8 +431,8 @@ pub(crate) fn remove_abandoned(
 /// Makes the remotes that have a repository's blobs, from the endpoint that had its manifest on.
 pub(super) fn remotes<'c>(remote: &Remote<'c>, endpoints: &[Endpoint]) -> Vec<Remote<'c>> {
     let position = endpoints.iter().position(|endpoint| *endpoint == remote.endpoint).unwrap_or(0);
-    let further = endpoints[position + 1..].iter().filter(|endpoint| !endpoint.is_fallback);
-    let further = further.map(|endpoint| Remote { endpoint: endpoint.clone(), ..remote.clone() });
+    let further =
+        endpoints[position + 1..].iter().map(|endpoint| Remote { endpoint: endpoint.clone(), ..remote.clone() });
     std::iter::once(remote.clone()).chain(further).collect()
 }
 

@@ -75,6 +75,12 @@ pub enum RegistryError {
         /// The status.
         status: u16,
     },
+    /// What is set as a proxy is none that can be used.
+    #[error("{proxy:?} is not the address of an HTTP proxy")]
+    InvalidProxy {
+        /// What is set.
+        proxy: String,
+    },
     /// The connection ended or failed.
     #[error("{url}: connection broken")]
     Broken {

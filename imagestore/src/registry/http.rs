@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 
 use super::connect::{Connection, USER_AGENT, connect};
+use super::dns::Resolver;
 use super::error::RegistryError;
 use super::settings::{Settings, Timeouts};
 use super::tls::{Proof, client_config};
@@ -22,6 +23,7 @@ pub(super) struct Http {
     pub(super) settings: Settings,
     pool: Arc<Pool>,
     configs: Mutex<HashMap<(Origin, Proof), Arc<ClientConfig>>>,
+    resolver: Resolver,
 }
 
 type Pool = Mutex<HashMap<(Origin, Proof), Vec<(Connection, Instant)>>>;
@@ -93,7 +95,18 @@ struct Patience {
 
 impl Http {
     pub(super) fn new(settings: Settings) -> Http {
-        Http { settings, pool: Arc::default(), configs: Mutex::default() }
+        Http { settings, pool: Arc::default(), configs: Mutex::default(), resolver: Resolver::default() }
+    }
+
+    /// Returns whether an origin may be used without proof of who it is: by its name or its addresses.
+    pub(super) fn is_insecure(&self, origin: &Origin) -> bool {
+        let Origin { host, .. } = origin;
+        if self.settings.is_insecure(host, origin.port) {
+            return true;
+        }
+        // What is behind a proxy need not have an address here.
+        let direct = matches!(self.settings.proxies.of(origin), Ok(None));
+        direct && self.resolver.is_at(host, |address| self.settings.is_insecure_address(address))
     }
 
     /// Sends one request and reads the head of the answer.
@@ -113,6 +126,7 @@ impl Http {
             (url.origin.scheme == Scheme::Https).then(|| self.tls(&key)).transpose()?,
             &self.settings.proxies,
             |proxy| self.tls(&(proxy.clone(), Proof::Required)),
+            &self.resolver,
             &self.settings.timeouts,
         )?;
         self.exchange(url, &key, connection, &mut request)
@@ -123,7 +137,7 @@ impl Http {
         if let Some(config) = configs.get(key) {
             return Ok(Arc::clone(config));
         }
-        let config = client_config(&self.settings.certificate_folders, &key.0.authority(), key.1)?;
+        let config = client_config(&self.settings.certificate_folders, &key.0, key.1)?;
         Ok(Arc::clone(configs.entry(key.clone()).or_insert(Arc::new(config))))
     }
 

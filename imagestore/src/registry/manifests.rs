@@ -121,6 +121,9 @@ impl Remote<'_> {
             match self.rest_of_blob(&url, descriptor, &mut bytes) {
                 Ok(()) => break,
                 Err(error) => {
+                    if self.endpoint.is_mirror {
+                        return Err(error);
+                    }
                     failures = if bytes.len() > before { 1 } else { failures + 1 };
                     self.client.pause(progress, &descriptor.digest.to_string(), failures, error)?;
                 }
@@ -173,11 +176,12 @@ impl RegistryClient {
     /// Lists the tags of a repository.
     pub fn tags(&self, reference: &ImageRef, progress: &dyn Progress) -> Result<Vec<String>, RegistryError> {
         let repository = reference.path();
-        let tags = self.first_of(&self.endpoints(reference.host(), true), |endpoint| {
+        let endpoints = self.endpoints(reference.host(), true);
+        let tags = self.patiently_first_of(&endpoints, (progress, repository), |endpoint| {
             let scopes = vec![format!("repository:{repository}:pull")];
             let remote = Remote { client: self, endpoint: endpoint.clone(), scopes, login: None };
             let first = remote.url(format!("/v2/{repository}/tags/list"));
-            self.patiently(progress, repository, || remote.pages(&first, "tags"))
+            remote.pages(&first, "tags")
         });
         tags.map_err(|error| explain(error, reference))
     }
@@ -189,10 +193,11 @@ impl RegistryClient {
         progress: &dyn Progress,
     ) -> Result<(String, Digest, Vec<u8>), RegistryError> {
         let repository = reference.path();
-        let fetched = self.first_of(&self.endpoints(reference.host(), true), |endpoint| {
+        let endpoints = self.endpoints(reference.host(), true);
+        let fetched = self.patiently_first_of(&endpoints, (progress, repository), |endpoint| {
             let scopes = vec![format!("repository:{repository}:pull")];
             let remote = Remote { client: self, endpoint: endpoint.clone(), scopes, login: None };
-            self.patiently(progress, repository, || remote.manifest(repository, reference))
+            remote.manifest(repository, reference)
         });
         let fetched = fetched.map_err(|error| explain(error, reference))?;
         fetched.parse()?;

@@ -46,5 +46,5 @@ pub use pull::{PullOptions, Pulled, Start};
 pub use push::{PushOptions, Pushed};
 pub(crate) use ranges::BlobPlace;
 pub use search::FoundRepository;
-pub use settings::{Proxies, Settings, Timeouts};
+pub use settings::{Proxies, Settings, SettingsError, Timeouts};
 pub use url::InvalidUrl;

@@ -15,7 +15,8 @@ impl RegistryClient {
         let insecure = parsed.origin.scheme == Scheme::Http;
         let proof = if insecure { Proof::Waived } else { Proof::Required };
         let registry = parsed.origin.authority();
-        let endpoint = Endpoint { origin: parsed.origin.clone(), proof, registry, is_fallback: false, insecure };
+        let origin = parsed.origin.clone();
+        let endpoint = Endpoint { origin, proof, registry, is_fallback: false, is_mirror: false, insecure };
         let remote = Remote { client: self, endpoint, scopes: Vec::new(), login: None };
         let response = accepted(remote.follow(&parsed, "GET", &[], None, None)?)?;
         Ok(Box::new(BodyReader { response }))

@@ -97,10 +97,10 @@ impl Store {
         let repository = reference.path();
         let tag = reference.digest().map_or_else(|| reference.tag().unwrap_or("").to_owned(), |d| d.to_string());
         let endpoints = client.endpoints(reference.host(), true);
-        let found = client.first_of(&endpoints, |endpoint| {
+        let found = client.patiently_first_of(&endpoints, (progress, &tag), |endpoint| {
             let scopes = vec![format!("repository:{repository}:pull")];
             let remote = Remote { client, endpoint: endpoint.clone(), scopes, login: None };
-            client.patiently(progress, &tag, || self.find(&remote, reference, options, progress))
+            self.find(&remote, reference, options, progress)
         });
         let found = found.map_err(|error| explain(error, reference))?;
         progress.report(Event::Pulling { tag: &tag, repository });
@@ -128,10 +128,10 @@ impl Store {
     ) -> Result<FetchedAgain, RegistryError> {
         let options = PullOptions { platform, ..PullOptions::default() };
         let endpoints = client.endpoints(reference.host(), true);
-        let found = client.first_of(&endpoints, |endpoint| {
+        let found = client.patiently_first_of(&endpoints, (progress, "manifest"), |endpoint| {
             let scopes = vec![format!("repository:{}:pull", reference.path())];
             let remote = Remote { client, endpoint: endpoint.clone(), scopes, login: None };
-            client.patiently(progress, "manifest", || self.find(&remote, reference, &options, progress))
+            self.find(&remote, reference, &options, progress)
         });
         let found = found.map_err(|error| explain(error, reference))?;
         if Digest::of(&found.config) != image.0 {

@@ -22,16 +22,15 @@ impl RegistryClient {
         progress: &dyn Progress,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let repository = reference.path();
-        let found = self.first_of(&self.endpoints(reference.host(), true), |endpoint| {
+        let endpoints = self.endpoints(reference.host(), true);
+        let found = self.patiently_first_of(&endpoints, (progress, repository), |endpoint| {
             let scopes = vec![format!("repository:{repository}:pull")];
             let remote = Remote { client: self, endpoint: endpoint.clone(), scopes, login: None };
-            self.patiently(progress, repository, || {
-                let subject = match reference.digest() {
-                    Some(digest) => digest,
-                    None => remote.manifest(repository, reference)?.digest,
-                };
-                remote.referrers(repository, subject, artifact_type)
-            })
+            let subject = match reference.digest() {
+                Some(digest) => digest,
+                None => remote.manifest(repository, reference)?.digest,
+            };
+            remote.referrers(repository, subject, artifact_type)
         });
         found.map_err(|error| explain(error, reference))
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::error::RegistryError;
 use super::url::{Origin, Scheme, Url};
 use crate::model::DocumentError;
 use crate::model::parse_json;
@@ -85,8 +86,11 @@ impl Default for Settings {
 
 impl Settings {
     /// Takes over the keys of a `daemon.json` that are about registries. Its other keys are somebody else's.
-    pub fn read_daemon_json(&mut self, bytes: &[u8]) -> Result<(), DocumentError> {
+    pub fn read_daemon_json(&mut self, bytes: &[u8]) -> Result<(), SettingsError> {
         let keys: DaemonKeys = parse_json(bytes, MAX_FILE)?;
+        for mirror in keys.registry_mirrors.iter().chain(keys.mirrors.values().flatten()) {
+            check_mirror(mirror)?;
+        }
         if !keys.registry_mirrors.is_empty() {
             self.mirrors.insert(DOCKER_HUB.to_owned(), keys.registry_mirrors);
         }
@@ -113,22 +117,50 @@ impl Settings {
         Ok(())
     }
 
-    /// Returns whether a registry may be used without proof of who it is. This machine itself always may, as in Docker.
-    pub(super) fn is_insecure(&self, host: &str, authority: &str) -> bool {
+    /// Returns whether a registry may be used without proof of who it is, by what it is called. This machine itself always
+    /// may, as in Docker.
+    pub(super) fn is_insecure(&self, host: &str, port: u16) -> bool {
         if host == "localhost" {
             return true;
         }
-        let address = host.parse::<IpAddr>().ok();
-        if address.is_some_and(|address| address.is_loopback()) {
-            return true;
-        }
-        self.insecure.iter().any(|entry| {
-            let entry = entry.split_once("://").map_or(entry.as_str(), |(_, rest)| rest).trim_end_matches('/');
-            entry.eq_ignore_ascii_case(host)
-                || entry.eq_ignore_ascii_case(authority)
-                || address.is_some_and(|address| is_in_network(address, entry))
-        })
+        let name = |entry: &str| {
+            let entry = entry.split_once("://").map_or(entry, |(_, rest)| rest).trim_end_matches('/');
+            let Some(listed) = Origin::parse(Scheme::Https, entry) else { return false };
+            let any_port = !entry.rsplit(']').next().is_some_and(|end| end.contains(':'));
+            listed.host == host && (any_port || listed.port == port)
+        };
+        self.insecure.iter().any(|entry| name(entry))
+            || host.parse().is_ok_and(|address| self.is_insecure_address(address))
     }
+
+    /// Returns whether whoever is at an address may be used without proof: this machine, and the networks that are listed.
+    pub(super) fn is_insecure_address(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.insecure.iter().any(|entry| is_in_network(address, entry))
+    }
+}
+
+/// Why a `daemon.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// It is not the JSON that it should be.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A mirror is none.
+    #[error("invalid mirror {mirror:?}: expected http:// or https:// with a host and no path, user or query")]
+    Mirror {
+        /// What is in the file.
+        mirror: String,
+    },
+}
+
+fn check_mirror(mirror: &str) -> Result<(), SettingsError> {
+    let authority = match mirror.split_once("://") {
+        Some(("http" | "https", rest)) => Some(rest),
+        Some(_) => None,
+        None => Some(mirror),
+    };
+    let valid = authority.is_some_and(|rest| Origin::parse(Scheme::Https, rest.trim_end_matches('/')).is_some());
+    if valid { Ok(()) } else { Err(SettingsError::Mirror { mirror: mirror.to_owned() }) }
 }
 
 /// Which proxy leads where.
@@ -155,14 +187,26 @@ impl Proxies {
     }
 
     /// Returns the proxy for an origin. This machine itself is never reached through one.
-    pub(super) fn of(&self, origin: &Origin) -> Option<Url> {
+    ///
+    /// # Errors
+    /// What is set is not the address of a proxy; going past it would not be what was asked for.
+    pub(super) fn of(&self, origin: &Origin) -> Result<Option<Url>, RegistryError> {
         let proxy = match origin.scheme {
-            Scheme::Http => self.http.as_deref()?,
-            Scheme::Https => self.https.as_deref()?,
+            Scheme::Http => self.http.as_deref(),
+            Scheme::Https => self.https.as_deref(),
         };
+        let Some(proxy) = proxy.filter(|_| !self.is_excluded(origin)) else { return Ok(None) };
+        // Without a scheme, as Go's programs take it.
+        let text = if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") };
+        // It may hold a password, which is not shown.
+        let shown = || text.rsplit_once('@').map_or(text.as_str(), |(_, rest)| rest).to_owned();
+        text.parse().map(Some).map_err(|_| RegistryError::InvalidProxy { proxy: shown() })
+    }
+
+    fn is_excluded(&self, origin: &Origin) -> bool {
         let address = origin.host.parse::<IpAddr>().ok();
         if origin.host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
-            return None;
+            return true;
         }
         let excluded = |entry: &str| {
             let entry = entry.trim();
@@ -183,12 +227,7 @@ impl Proxies {
                 None => origin.host == name || origin.host.ends_with(&format!(".{name}")),
             }
         };
-        if self.no_proxy.as_deref().unwrap_or("").split(',').any(excluded) {
-            return None;
-        }
-        // Without a scheme, as Go's programs take it.
-        let text = if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") };
-        text.parse().ok()
+        self.no_proxy.as_deref().unwrap_or("").split(',').any(excluded)
     }
 }
 
@@ -270,26 +309,44 @@ mod tests {
         assert_eq!(settings.proxies.https.as_deref(), Some("http://p:1"));
         assert_eq!(settings.fetch_deadline, Some(Duration::from_secs(7)));
         assert!(settings.read_daemon_json(b"{").is_err());
+        for mirror in ["https://m/path", "ftp://m", "https://u:p@m", "", "https://"] {
+            let text = serde_json::json!({"registry-mirrors": [mirror]}).to_string();
+            assert!(settings.read_daemon_json(text.as_bytes()).is_err(), "{mirror}");
+        }
     }
 
     #[test]
     fn insecure_registries_are_names_addresses_and_networks() {
-        let insecure = ["reg.example", "other:5000", "10.1.0.0/16", "http://old/", "fd00::/8"];
+        let insecure = [
+            "reg.example",
+            "Other:5000",
+            "10.1.0.0/16",
+            "http://old/",
+            "fd00::/8",
+            "fe80::2",
+            "[fe80::3]:5000",
+            "default:443",
+        ];
         let settings = Settings { insecure: insecure.map(str::to_owned).to_vec(), ..Settings::default() };
-        for (host, authority, expected) in [
-            ("reg.example", "reg.example:1", true),
-            ("other", "other:5000", true),
-            ("other", "other:5001", false),
-            ("10.1.2.3", "10.1.2.3", true),
-            ("10.2.2.3", "10.2.2.3", false),
-            ("old", "old", true),
-            ("fd12::1", "[fd12::1]", true),
-            ("fe80::1", "[fe80::1]", false),
-            ("127.1.2.3", "127.1.2.3:5000", true),
-            ("localhost", "localhost:5000", true),
-            ("quay.io", "quay.io", false),
+        for (host, port, expected) in [
+            ("reg.example", 1, true),
+            ("other", 5000, true),
+            ("other", 5001, false),
+            ("10.1.2.3", 443, true),
+            ("10.2.2.3", 443, false),
+            ("old", 443, true),
+            ("fd12::1", 443, true),
+            ("fe80::1", 443, false),
+            ("fe80::2", 443, true),
+            ("fe80::3", 5000, true),
+            ("fe80::3", 5001, false),
+            ("127.1.2.3", 5000, true),
+            ("localhost", 5000, true),
+            ("default", 443, true),
+            ("default", 80, false),
+            ("quay.io", 443, false),
         ] {
-            assert_eq!(settings.is_insecure(host, authority), expected, "{authority}");
+            assert_eq!(settings.is_insecure(host, port), expected, "{host} {port}");
         }
     }
 
@@ -314,9 +371,14 @@ mod tests {
             ("http://localhost:5000/", None),
             ("http://127.0.0.2:5000/", None),
         ] {
-            assert_eq!(proxies.of(&origin(url)).map(|proxy| proxy.shown()).as_deref(), expected, "{url}");
+            let proxy = proxies.of(&origin(url)).unwrap();
+            assert_eq!(proxy.map(|proxy| proxy.shown()).as_deref(), expected, "{url}");
         }
         let all = Proxies { no_proxy: Some("*".to_owned()), ..proxies };
-        assert_eq!(all.of(&origin("http://far/")), None);
+        assert_eq!(all.of(&origin("http://far/")).unwrap(), None);
+        let unknown = Proxies { http: Some("socks5://u:p@proxy:1".to_owned()), ..Proxies::default() };
+        let refused = unknown.of(&origin("http://far/")).unwrap_err().to_string();
+        assert!(refused.contains("proxy:1") && !refused.contains("u:p"), "{refused}");
+        assert_eq!(unknown.of(&origin("http://127.0.0.1/")).unwrap(), None);
     }
 }

@@ -15,6 +15,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use super::connect::read_certificate_file;
 use super::error::RegistryError;
+use super::url::Origin;
 
 /// Whether the other side must prove who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,12 +26,12 @@ pub(super) enum Proof {
 }
 
 /// Works out how to encrypt connections to a host.
-pub(super) fn client_config(folders: &[PathBuf], authority: &str, proof: Proof) -> Result<ClientConfig, RegistryError> {
+pub(super) fn client_config(folders: &[PathBuf], origin: &Origin, proof: Proof) -> Result<ClientConfig, RegistryError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| RegistryError::Tls { address: authority.to_owned(), reason: error.to_string() })?;
-    let own = HostFiles::find(folders, authority)?;
+        .map_err(|error| RegistryError::Tls { address: origin.authority(), reason: error.to_string() })?;
+    let own = HostFiles::find(folders, origin)?;
     let builder = match proof {
         Proof::Required => {
             let mut roots = system_roots().clone();
@@ -66,10 +67,12 @@ struct HostFiles {
 }
 
 impl HostFiles {
-    fn find(folders: &[PathBuf], authority: &str) -> Result<HostFiles, RegistryError> {
+    fn find(folders: &[PathBuf], origin: &Origin) -> Result<HostFiles, RegistryError> {
         let mut found = HostFiles::default();
-        for folder in folders {
-            let folder = folder.join(authority);
+        // The port may be said where it is the usual one.
+        let mut names = vec![origin.authority(), origin.authority_with_port()];
+        names.dedup();
+        for folder in folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name))) {
             // A folder that is not there says nothing.
             let Ok(entries) = fs::read_dir(&folder) else { continue };
             let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();

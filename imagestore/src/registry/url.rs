@@ -82,8 +82,19 @@ impl Origin {
 
     /// Returns host and port as a `Host` header has them.
     pub(super) fn authority(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
+        match self.port == self.scheme.default_port() {
+            true => self.bracketed(),
+            false => self.authority_with_port(),
+        }
+    }
+
+    /// Returns host and port, also where that is the usual one.
+    pub(super) fn authority_with_port(&self) -> String {
+        format!("{}:{}", self.bracketed(), self.port)
+    }
+
+    fn bracketed(&self) -> String {
+        if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() }
     }
 }
 

@@ -20,6 +20,7 @@ mod oracles;
 mod podman;
 mod power_cut;
 mod reaper;
+mod registries;
 mod registry;
 mod runtime;
 mod user_namespaces;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     oracles::register(&mut suite);
     podman::register(&mut suite);
     power_cut::register(&mut suite);
+    registries::register(&mut suite);
     registry::register(&mut suite);
     runtime::register(&mut suite);
     user_namespaces::register(&mut suite);

@@ -28,12 +28,18 @@ pub(crate) struct Serving {
 
 impl Serving {
     pub(crate) fn start(strata: &Strata, faults: &[&str]) -> Result<Serving> {
-        let mut arguments = vec!["registry", "serve", "--folder", "registry", "--address", "127.0.0.1:0"];
-        arguments.extend(faults.iter().flat_map(|fault| ["--fault", *fault]));
-        let mut child = strata.command(arguments).stderr(Stdio::piped()).spawn()?;
+        let arguments: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", *fault]).collect();
+        Serving::with(strata, "registry", "127.0.0.1:0", &arguments)
+    }
+
+    /// Serves a folder at an address, with further options.
+    pub(crate) fn with(strata: &Strata, folder: &str, address: &str, arguments: &[&str]) -> Result<Serving> {
+        let mut all = vec!["registry", "serve", "--folder", folder, "--address", address];
+        all.extend(arguments);
+        let mut child = strata.command(all).stderr(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stderr.take().context("no standard error")?).read_line(&mut line)?;
-        let address = line.trim().rsplit_once("http://").with_context(|| format!("not serving: {line}"))?.1.to_owned();
+        let address = line.trim().rsplit_once("://").with_context(|| format!("not serving: {line}"))?.1.to_owned();
         Ok(Serving { child, address })
     }
 }
