@@ -36,7 +36,8 @@ pub(super) fn logins() -> Result<()> {
         let config = scene.path("docker/config.json");
         // As a version of docker left it, with what is not ours.
         let before = json!({"HttpHeaders": {"User-Agent": "x"}, "auths": {"https://quay.example": {"auth": "YTpi"}}});
-        fs::write(&config, before.to_string())?;
+        let original = before.to_string();
+        fs::write(&config, &original)?;
         let refused = scene.refused(&["pull", &name])?;
         ensure!(
             refused.contains("pull access denied for") && refused.contains("may require 'strata login'"),
@@ -48,7 +49,7 @@ pub(super) fn logins() -> Result<()> {
         ensure!(refused.contains("Must provide --username with --password-stdin"), "{refused}");
         let wrong = log_in(&scene, registry, "wrong")?;
         ensure!(wrong.code() == 1 && wrong.stderr.contains("unauthorized"), "{wrong}");
-        ensure!(fs::read_to_string(&config)? == before.to_string(), "a login that failed changed the file");
+        ensure!(fs::read_to_string(&config)? == original, "a login that failed changed the file");
         let finished = log_in(&scene, registry, "secret\n")?;
         ensure!(finished.code() == 0 && finished.stdout == "Login Succeeded\n", "{finished}");
         let text = fs::read_to_string(&config)?;
