@@ -6,10 +6,11 @@ use strata_imagestore::{
     Change, CommitLayerError, CommitOptions, ContainerConfig, ImageError, ImageId, ImageRef, Stack, StackError,
 };
 use strata_layer::tar_writer::{TarWriteError, TarWriter};
-use strata_unionfs::{Change as FileChange, Difference, MountSpec, Options, Upper, WalkError};
+use strata_unionfs::{Change as FileChange, Difference, MountPoints, MountSpec, Options, Upper, WalkError};
 
 use crate::container::{Config, Container, FindError};
 use crate::engine::{Engine, image_id, lower_of};
+use crate::{launch, network_files};
 
 /// How to make an image of a container.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +67,7 @@ impl Engine {
     pub fn changes(&self, name: &str) -> Result<Vec<FileChange>, ChangesError> {
         let container = self.container(name)?;
         let stack = self.stack_of(&container)?;
-        Ok(strata_unionfs::changes(&observed(&container, &stack))?)
+        Ok(strata_unionfs::changes(&observed(&container, &stack), &mount_points())?)
     }
 
     /// Compares two images or containers, the first with the second; without a second, a container with its image.
@@ -79,10 +80,11 @@ impl Engine {
         let Some(after) = after else {
             let container = self.container(before)?;
             let stack = self.stack_of(&container)?;
-            return Ok(strata_unionfs::compare(&shown(&stack), &observed(&container, &stack), tell)?);
+            let (before, after) = (shown(&stack), observed(&container, &stack));
+            return Ok(strata_unionfs::compare(&before, &after, &mount_points(), tell)?);
         };
         let ((before, _before), (after, _after)) = (self.tree_of(before)?, self.tree_of(after)?);
-        Ok(strata_unionfs::compare(&before, &after, tell)?)
+        Ok(strata_unionfs::compare(&before, &after, &mount_points(), tell)?)
     }
 
     /// Finds a container or an image and what its tree is made of, which stays as long as the stack is held.
@@ -124,7 +126,7 @@ impl Engine {
         };
         let write = |out: &mut dyn Write| -> Result<(), ChangesError> {
             let mut tar = TarWriter::new(out);
-            strata_unionfs::write_changes(&spec, &mut tar)?;
+            strata_unionfs::write_changes(&spec, &mount_points(), &mut tar)?;
             end(tar)
         };
         Ok(self.images().commit_layer(Some(&base), write, &options)?)
@@ -152,6 +154,12 @@ fn observed(container: &Container, stack: &Stack) -> MountSpec {
         upper: Some(Upper { dir: container.upper(), work: container.work() }),
         options: Options { read_only: true, ..Options::default() },
     }
+}
+
+/// Where every container has something mounted, or made for it, whether its image has anything there or not. Docker keeps this in
+/// a layer of its own.
+fn mount_points() -> MountPoints {
+    MountPoints::new(["dev", "proc", "sys", launch::CONTAINER_MARK].into_iter().chain(network_files::PATHS))
 }
 
 fn end<W: Write>(tar: TarWriter<W>) -> Result<(), ChangesError> {

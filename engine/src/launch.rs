@@ -230,37 +230,6 @@ fn open_index(index: &Path) -> io::Result<Index> {
     Index::open(&std::fs::File::open(index)?).map_err(io::Error::other)
 }
 
-/// Takes away the mount points that every container needs, where the image has none: they are no change of the
-/// container's. Docker keeps them in a layer of their own. Nobody may serve the layer any more.
-pub(crate) fn tidy_upper(container: &Container, index: &Path) {
-    let Ok(index) = open_index(index) else { return };
-    let absent = |name: &&str| index.lookup(NodeId::ROOT, name.as_bytes()).is_none();
-    remove_empty(&container.upper(), &container.work(), ["dev", "proc", "sys"].into_iter().filter(absent));
-}
-
-/// Takes away those of an upper's folders that are empty.
-fn remove_empty<'a>(upper: &Path, work: &Path, names: impl Iterator<Item = &'a str>) {
-    // A folder with something in it is the container's own, and so it stays.
-    let is_empty = |path: &PathBuf| {
-        path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
-            && path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
-    };
-    let paths: Vec<PathBuf> = names.map(|name| upper.join(name)).filter(is_empty).collect();
-    if paths.is_empty() {
-        return;
-    }
-    // What the layer was counted to hold is wrong afterwards; without that, the next mount counts anew. Taken away first,
-    // so that nothing that ends us between leaves it.
-    match std::fs::remove_file(work.join(strata_unionfs::USAGE_FILE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return,
-        _ => {}
-    }
-    for path in paths {
-        // Fails only for one that somebody has put something in.
-        let _ = std::fs::remove_dir(path);
-    }
-}
-
 /// Gives the upper's top folder what the image says of its root: that is what the container's root will show.
 pub(crate) fn prepare_upper(container: &Container, index: &Path) -> io::Result<()> {
     let upper = container.upper();
@@ -275,24 +244,15 @@ pub(crate) fn prepare_upper(container: &Container, index: &Path) -> io::Result<(
     std::fs::set_permissions(&upper, mode)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sums_do_not_outlive_a_change_behind_the_filesystem() {
-        let base = tempfile::tempdir().unwrap();
-        let (upper, work) = (base.path().join("upper"), base.path().join("work"));
-        for folder in ["upper/dev", "upper/proc/kept", "upper/other", "work"] {
-            std::fs::create_dir_all(base.path().join(folder)).unwrap();
-        }
-        let sums = work.join("strata-usage");
-        std::fs::write(&sums, "sums").unwrap();
-        std::os::unix::fs::symlink("other", upper.join("sys")).unwrap();
-        remove_empty(&upper, &work, ["proc", "sys"].into_iter());
-        assert!(sums.exists() && upper.join("other").exists(), "nothing was to be removed");
-        remove_empty(&upper, &work, ["dev", "proc", "sys"].into_iter());
-        assert!(!upper.join("dev").exists() && upper.join("proc/kept").exists() && upper.join("sys").is_symlink());
-        assert!(!sums.exists());
+/// Puts the empty file into a new container by which programs tell that they are in one.
+pub(crate) fn mark(container: &Container, index: &Path) -> io::Result<()> {
+    if open_index(index)?.lookup(NodeId::ROOT, CONTAINER_MARK.as_bytes()).is_some() {
+        return Ok(());
     }
+    let mut options = std::fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o755);
+    options.open(container.upper().join(CONTAINER_MARK)).map(drop)
 }
+
+/// Docker's name for it.
+pub(crate) const CONTAINER_MARK: &str = ".dockerenv";

@@ -53,7 +53,7 @@ pub use tree::{
 };
 pub use upper::UpperError;
 pub use walk::{
-    Aspect, Change, ChangeKind, Difference, Side, WalkError, changes, compare, write_changes, write_merged,
+    Aspect, Change, ChangeKind, Difference, MountPoints, Side, WalkError, changes, compare, write_changes, write_merged,
 };
 
 /// The answer of a filesystem operation: a value, or the errno that the caller sees.

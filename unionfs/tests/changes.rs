@@ -12,8 +12,8 @@ use strata_layer::ingest::LayerIngest;
 use strata_layer::tar::Limits;
 use strata_layer::tar_writer::TarWriter;
 use strata_unionfs::{
-    Access, Caller, ChangeKind, Ino, Lower, Metacopy, MountSpec, New, Options, RenameMode, SetAttributes, Tree, Upper,
-    UpperError, changes, write_changes, write_merged,
+    Access, Caller, ChangeKind, Ino, Lower, Metacopy, MountPoints, MountSpec, New, Options, RenameMode, SetAttributes,
+    Tree, Upper, UpperError, changes, write_changes, write_merged,
 };
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
@@ -51,7 +51,7 @@ impl Fixture {
             ChangeKind::Added => 'A',
             ChangeKind::Deleted => 'D',
         };
-        let found = changes(&self.spec).unwrap();
+        let found = changes(&self.spec, &mount_points()).unwrap();
         found
             .iter()
             .map(|change| format!("{} {}", letter(change.kind), String::from_utf8_lossy(&change.path)))
@@ -61,9 +61,13 @@ impl Fixture {
     /// The names in the layer, with the type flag of each.
     fn layer(&self) -> Vec<String> {
         let mut out = TarWriter::new(Vec::new());
-        write_changes(&self.spec, &mut out).unwrap();
+        write_changes(&self.spec, &mount_points(), &mut out).unwrap();
         entries(&out.finish().unwrap().0)
     }
+}
+
+fn mount_points() -> MountPoints {
+    MountPoints::new(["/dev", "/etc/hosts", "/made/for/it"])
 }
 
 fn entries(tar: &[u8]) -> Vec<String> {
@@ -112,6 +116,36 @@ fn nothing_done_is_nothing_changed() {
     tree.read(find(&tree, "etc/passwd"), &mut [0; 10], 0).unwrap();
     assert_eq!(fixture.changes(), [""; 0]);
     assert_eq!(fixture.layer(), [""; 0]);
+}
+
+#[test]
+fn unused_mount_points_that_were_made_for_a_container_are_no_changes() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree();
+    for path in ["dev", "made", "made/for"] {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        tree.create(find(&tree, parent), name.as_bytes(), New::Directory, 0o755, 0, &ROOT_USER).unwrap();
+    }
+    write(&tree, "etc/hosts", "");
+    write(&tree, "made/for/it", "");
+    drop(tree);
+    assert_eq!((fixture.changes(), fixture.layer()), (Vec::new(), Vec::new()));
+    let untouched = MountSpec { upper: None, ..fixture.spec.clone() };
+    let mut told = Vec::new();
+    let mut tell = |difference: strata_unionfs::Difference| Ok(told.push(difference.path));
+    strata_unionfs::compare(&untouched, &fixture.spec, &mount_points(), &mut tell).unwrap();
+    assert_eq!(told, [b"/etc".to_vec(); 0]);
+    // What somebody has put something in is a change, with all above it.
+    let tree = fixture.tree();
+    write(&tree, "dev/used", "");
+    write(&tree, "etc/hosts", "127.0.0.1 here");
+    write(&tree, "made/for/other", "");
+    drop(tree);
+    assert_eq!(
+        fixture.changes(),
+        ["A /dev", "A /dev/used", "C /etc", "A /etc/hosts", "A /made", "A /made/for", "A /made/for/other"]
+    );
+    assert_eq!(fixture.layer(), ["dev/", "dev/used", "etc/", "etc/hosts", "made/", "made/for/", "made/for/other"]);
 }
 
 #[test]
@@ -252,7 +286,7 @@ fn the_layer_on_top_of_the_lowers_is_the_merged_tree() {
     let mut base = TarWriter::new(Vec::new());
     write_merged(&lower, &mut base).unwrap();
     let mut layer = TarWriter::new(Vec::new());
-    write_changes(&fixture.spec, &mut layer).unwrap();
+    write_changes(&fixture.spec, &MountPoints::default(), &mut layer).unwrap();
     let indexes: Vec<Index> = [base, layer].map(|out| index(&out.finish().unwrap().0)).into_iter().collect();
     let references: Vec<&Index> = indexes.iter().collect();
     let stacked = Index::from_bytes(strata_layer::merge::merge(&references).unwrap()).unwrap();
@@ -310,7 +344,7 @@ fn files_of_which_only_attributes_changed_are_written_with_their_data() {
     assert!(fs::symlink_metadata(fixture.temp.path().join("upper/usr/moved")).unwrap().blocks() <= 8);
     assert_eq!(fixture.changes(), ["C /etc", "D /etc/data", "C /old", "C /old/x", "C /usr", "A /usr/moved"]);
     let mut layer = TarWriter::new(Vec::new());
-    write_changes(&fixture.spec, &mut layer).unwrap();
+    write_changes(&fixture.spec, &MountPoints::default(), &mut layer).unwrap();
     let mut merged = TarWriter::new(Vec::new());
     write_merged(&fixture.spec, &mut merged).unwrap();
     for tar in [layer, merged].map(|writer| writer.finish().unwrap().0) {

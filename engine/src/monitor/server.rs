@@ -534,9 +534,7 @@ impl Server {
             lock(&container)?.delete_after(Event::Ended(ended), &self.containers)?;
         } else {
             // The mount has gone with the container's namespace; what it still held back is written by now or never.
-            if filesystem.wait(Duration::from_secs(30)) {
-                launch::tidy_upper(&container, &self.layers.index);
-            }
+            filesystem.wait(Duration::from_secs(30));
             let mut locked = lock(&container)?;
             let again = at_once || !by_user && locked.config.restart.wants_restart(code, locked.restarts);
             if again {

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::WalkError;
 use super::differ::ChangeKind;
+use super::mount_points::MountPoints;
 use crate::Result;
 use crate::node::{Ino, Kind, Stat};
 use crate::spec::MountSpec;
@@ -66,19 +67,21 @@ impl Difference {
 }
 
 /// Tells every path in which two trees differ: sorted, directories before what is in them. Of what is in one tree only,
-/// everything is told.
+/// everything is told, but unused mount points that were made for a container.
 pub fn compare(
     before: &MountSpec,
     after: &MountSpec,
+    mount_points: &MountPoints,
     tell: &mut dyn FnMut(Difference) -> std::io::Result<()>,
 ) -> Result<(), WalkError> {
     let open = |spec| Tree::observe(spec).map_err(Box::new).map_err(|error: Box<OpenError>| WalkError::Open(error));
-    Comparison { before: &open(before)?, after: &open(after)? }.run(tell)
+    Comparison { before: &open(before)?, after: &open(after)?, mount_points }.run(tell)
 }
 
 struct Comparison<'a> {
     before: &'a Tree,
     after: &'a Tree,
+    mount_points: &'a MountPoints,
 }
 
 /// A directory on the way. They are kept in a list, so that depth costs no stack.
@@ -122,6 +125,17 @@ impl Comparison<'_> {
             path.extend_from_slice(&name);
             let before = look(self.before, frame.before.filter(|_| sides.before), &name)?;
             let after = look(self.after, frame.after.filter(|_| sides.after), &name)?;
+            let only = match (&before, &after) {
+                (Some(only), None) => Some((self.before, only)),
+                (None, Some(only)) => Some((self.after, only)),
+                _ => None,
+            };
+            if let Some((tree, stat)) = only
+                && self.mount_points.has(tree, &path[1..], stat)?
+            {
+                tree.forget(stat.ino, 1);
+                continue;
+            }
             let aspects = match (&before, &after) {
                 (Some(before), Some(after)) => self.aspects(before, after)?,
                 _ => Vec::new(),

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use rustix::io::Errno;
 
+use super::mount_points::MountPoints;
 use crate::Result;
 use crate::node::{Ino, Kind, Stat, Timestamp};
 use crate::spec::MountSpec;
@@ -33,11 +34,12 @@ pub enum ChangeKind {
     Deleted,
 }
 
-/// Lists what a container changed, as `docker diff` does: sorted, directories before what is in them.
-pub fn changes(spec: &MountSpec) -> Result<Vec<Change>, super::WalkError> {
+/// Lists what a container changed, as `docker diff` does: sorted, directories before what is in them. Unused mount points
+/// that were made for it are no changes.
+pub fn changes(spec: &MountSpec, mount_points: &MountPoints) -> Result<Vec<Change>, super::WalkError> {
     let tree = Tree::observe(spec).map_err(Box::new).map_err(|error: Box<OpenError>| super::WalkError::Open(error))?;
     let mut found = Vec::new();
-    Differ { tree: &tree, layered: false }
+    Differ { tree: &tree, layered: false, mount_points }
         .run(&mut |difference| {
             let kind = match difference {
                 Difference::Added { .. } => ChangeKind::Added,
@@ -92,6 +94,8 @@ pub(super) struct Differ<'a> {
     /// Tell it in terms of layers: a directory that took another one's place hides that whole, rather than being
     /// compared with it.
     pub(super) layered: bool,
+    /// What was made for the container.
+    pub(super) mount_points: &'a MountPoints,
 }
 
 /// A directory on the way. They are kept in a list, so that depth costs no stack.
@@ -119,7 +123,7 @@ impl Differ<'_> {
         let Some(before) = tree.lower_root() else { return Ok(()) };
         let stat = tree.stat(Ino::ROOT)?;
         let mut path = Vec::new();
-        if self.differs(Ino::ROOT, &tree.lower_stat(before)?, &stat)? {
+        if self.differs(&path, &tree.lower_stat(before)?, &stat)? {
             tell(&Difference::Modified { path: &path, stat: &stat })?;
         }
         // The root is told only if it was changed itself.
@@ -175,6 +179,7 @@ impl Differ<'_> {
         let mut told = true;
         let mut below = before;
         match before {
+            None if self.mount_points.has(tree, path, stat)? => return Ok(None),
             None => {
                 tell_parents(frames, path, tell)?;
                 tell(&Difference::Added { path, stat })?;
@@ -183,7 +188,7 @@ impl Differ<'_> {
                 let old = tree.lower_stat(before)?;
                 let hides =
                     directory && old.kind == Kind::Directory && !(stat.ino == before && tree.shows_lower(before));
-                if self.differs(stat.ino, &old, stat)? || self.layered && hides {
+                if self.differs(path, &old, stat)? || self.layered && hides {
                     tell_parents(frames, path, tell)?;
                     tell(&Difference::Modified { path, stat })?;
                 } else {
@@ -214,8 +219,8 @@ impl Differ<'_> {
     /// Without layers this is what Docker says: directories that only got other contents were not, and it looks at file
     /// capabilities alone among the attributes and trusts size and time. A layer must not miss anything, so there a
     /// directory counts whose time moved, be it that an entry came and went. The root does not: its time is that of the
-    /// upper folder, whoever made that.
-    fn differs(&self, ino: Ino, before: &Stat, now: &Stat) -> Result<bool> {
+    /// upper folder, whoever made that. Nor does one in which a mount point may have been made.
+    fn differs(&self, path: &[u8], before: &Stat, now: &Stat) -> Result<bool> {
         if before.kind != now.kind
             || before.permissions != now.permissions
             || (before.uid, before.gid) != (now.uid, now.gid)
@@ -224,17 +229,19 @@ impl Differ<'_> {
             return Ok(true);
         }
         let directory = now.kind == Kind::Directory;
+        let time_counts = !directory || self.layered && !path.is_empty() && !self.mount_points.lie_in(path);
         if !directory && before.size != now.size {
             return Ok(true);
         }
-        if (!directory || self.layered && ino != Ino::ROOT) && !same_time(before.mtime, now.mtime) {
+        if time_counts && !same_time(before.mtime, now.mtime) {
             return Ok(true);
         }
-        if !self.tree.is_in_upper(ino) {
+        if !self.tree.is_in_upper(now.ino) {
             return Ok(false);
         }
         let counts = |name: &[u8]| self.layered || name == b"security.capability";
-        Ok(!self.tree.same_xattrs(before.ino, ino, &counts)? || self.layered && !self.tree.same_data(before, now)?)
+        Ok(!self.tree.same_xattrs(before.ino, now.ino, &counts)?
+            || self.layered && !self.tree.same_data(before, now)?)
     }
 
     /// Returns all names of a directory, now and before.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use strata_layer::tar_writer::{TarEntry, TarKind, TarWriteError, TarWriter};
 
 use super::differ::{Differ, Difference};
+use super::mount_points::MountPoints;
 use crate::Result;
 use crate::node::{Ino, Kind, Stat};
 use crate::spec::MountSpec;
@@ -69,11 +70,16 @@ pub fn write_merged<W: Write>(spec: &MountSpec, out: &mut TarWriter<W>) -> Resul
 
 /// Writes a layer that holds exactly the changes of the upper, with whiteouts and opaque markers.
 ///
-/// Files that were copied up and are as before are left out, unless links join them to something changed.
-pub fn write_changes<W: Write>(spec: &MountSpec, out: &mut TarWriter<W>) -> Result<(), WalkError> {
+/// Files that were copied up and are as before are left out, unless links join them to something changed, and so are unused
+/// mount points that were made for the container.
+pub fn write_changes<W: Write>(
+    spec: &MountSpec,
+    mount_points: &MountPoints,
+    out: &mut TarWriter<W>,
+) -> Result<(), WalkError> {
     let tree = observe(spec)?;
     let mut writer = Writer { tree: &tree, out, first_names: HashMap::new() };
-    Differ { tree: &tree, layered: true }.run(&mut |difference| match difference {
+    Differ { tree: &tree, layered: true, mount_points }.run(&mut |difference| match difference {
         Difference::Added { path, stat }
         | Difference::Modified { path, stat }
         | Difference::Containing { path, stat }
