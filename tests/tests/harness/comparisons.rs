@@ -90,6 +90,16 @@ fn of_images() -> Result<()> {
 fn of_container() -> Result<()> {
     let strata = Strata::new()?;
     strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    // The image has neither of these files, nor a place to mount on.
+    let script = "set -e; grep -q localhost /etc/hosts; grep -qx here /etc/hostname; test -e /etc/resolv.conf; \
+                  test -e /.dockerenv; echo more >> /etc/hosts";
+    strata.ok(["run", "--name", "untouched", "--hostname", "here", busybox::REFERENCE, "sh", "-c", script])?;
+    strata.ok(["run", "-d", "--name", "running", busybox::REFERENCE, "sleep", "1000"])?;
+    for name in ["untouched", "running"] {
+        let found = strata.ok(["diff", name])? + &strata.ok(["diff", busybox::REFERENCE, name])?;
+        ensure!(found.is_empty(), "{name}: {found}");
+    }
+    strata.ok(["rm", "-f", "running"])?;
     let script = "echo new > /new; echo more >> /etc/motd; rm /etc/passwd";
     strata.ok(["run", "--name", "changed", busybox::REFERENCE, "sh", "-c", script])?;
     let found = strata.ok(["diff", busybox::REFERENCE, "changed", "--format", "{{.Change}} {{.Path}} {{.What}}"])?;
