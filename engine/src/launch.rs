@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use strata_layer::index::{Index, NodeId};
 use strata_sandbox::audit::Audit;
 use strata_sandbox::capabilities::{CHOWN, has_effective};
@@ -244,14 +245,21 @@ pub(crate) fn prepare_upper(container: &Container, index: &Path) -> io::Result<(
     std::fs::set_permissions(&upper, mode)
 }
 
-/// Puts the empty file into a new container by which programs tell that they are in one.
+/// Puts the empty file into a prepared upper by which programs tell that they are in a container. The root keeps the time
+/// that the image says.
 pub(crate) fn mark(container: &Container, index: &Path) -> io::Result<()> {
-    if open_index(index)?.lookup(NodeId::ROOT, CONTAINER_MARK.as_bytes()).is_some() {
+    let index = open_index(index)?;
+    let Some(root) = index.attributes(NodeId::ROOT) else { return Ok(()) };
+    if index.lookup(NodeId::ROOT, CONTAINER_MARK.as_bytes()).is_some() {
         return Ok(());
     }
+    let upper = container.upper();
     let mut options = std::fs::OpenOptions::new();
     std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o755);
-    options.open(container.upper().join(CONTAINER_MARK)).map(drop)
+    options.open(upper.join(CONTAINER_MARK))?;
+    let time = Timespec { tv_sec: root.mtime.seconds, tv_nsec: root.mtime.nanoseconds.into() };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(rustix::fs::utimensat(CWD, &upper, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Docker's name for it.
