@@ -131,10 +131,8 @@ fn unused_mount_points_that_were_made_for_a_container_are_no_changes() {
     drop(tree);
     assert_eq!((fixture.changes(), fixture.layer()), (Vec::new(), Vec::new()));
     let untouched = MountSpec { upper: None, ..fixture.spec.clone() };
-    let mut told = Vec::new();
-    let mut tell = |difference: strata_unionfs::Difference| Ok(told.push(difference.path));
+    let mut tell = |difference: strata_unionfs::Difference| panic!("{difference:?} is told");
     strata_unionfs::compare(&untouched, &fixture.spec, &mount_points(), &mut tell).unwrap();
-    assert_eq!(told, [b"/etc".to_vec(); 0]);
     // What somebody has put something in is a change, with all above it.
     let tree = fixture.tree();
     write(&tree, "dev/used", "");
