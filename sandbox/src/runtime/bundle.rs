@@ -43,11 +43,9 @@ impl Bundle {
         if spec.process().is_none() {
             return Err(RuntimeError::InvalidSpec("process property must be set".into()));
         }
-        let mut mounts = spec.mounts().clone();
-        for mount in mounts.iter_mut().flatten() {
+        for mount in spec.mounts_mut().iter_mut().flatten() {
             count_from(mount, &folder);
         }
-        spec.set_mounts(mounts);
         restrict_devices(&mut spec);
         Ok(Self { folder, spec, text, rootfs })
     }
@@ -91,10 +89,14 @@ fn parse_spec(text: &[u8], path: &Path) -> Result<Spec, RuntimeError> {
 /// As in runc, everything is forbidden but what the list allows, and the devices of every container are allowed after all:
 /// a list, if there is one, is taken to be about the others.
 fn restrict_devices(spec: &mut Spec) {
-    let linux = spec.linux().clone().or_else(|| LinuxBuilder::default().build().ok());
-    let Some(mut linux) = linux else { return };
-    let resources = linux.resources().clone().or_else(|| LinuxResourcesBuilder::default().build().ok());
-    let Some(mut resources) = resources else { return };
+    if spec.linux().is_none() {
+        spec.set_linux(LinuxBuilder::default().build().ok());
+    }
+    let Some(linux) = spec.linux_mut() else { return };
+    if linux.resources().is_none() {
+        linux.set_resources(LinuxResourcesBuilder::default().build().ok());
+    }
+    let Some(resources) = linux.resources_mut() else { return };
     let listed = resources.devices().clone().unwrap_or_default();
     let (mut rules, ordinary): (Vec<_>, Vec<_>) = docker_device_rules().into_iter().partition(|rule| !rule.allow());
     if listed.first().is_some_and(is_for_all) {
@@ -102,8 +104,6 @@ fn restrict_devices(spec: &mut Spec) {
     }
     rules.extend(listed.into_iter().chain(ordinary));
     resources.set_devices(Some(rules));
-    linux.set_resources(Some(resources));
-    spec.set_linux(Some(linux));
 }
 
 /// Tells whether a rule leaves nothing of those before it.
