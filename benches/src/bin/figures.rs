@@ -1,6 +1,6 @@
 //! Takes every published figure in one run and writes the text to `benches/results/`.
 //!
-//! `figures [load] [walk] [images] [idle] [sandbox] [--rounds N] [--idle N] [--no-file]`; the binary under test is
+//! `figures [load] [walk] [images] [idle] [neighbours] [sandbox] [--rounds N] [--idle N] [--no-file]`; the binary under test is
 //! `$STRATA_BIN`, else what `cargo dist` made. For `images` also `--quick`, `--laps A,B`, `--engines A,B` and
 //! `--scene FOLDER`, which keeps what is measured on for the next time.
 
@@ -49,8 +49,10 @@ fn figures() -> Result<ExitCode> {
                 if name == "--laps" { of_images.laps = names } else { of_images.engines = names }
             }
             "--scene" => of_images.scene = Some(arguments.next().context("a folder")?.into()),
-            name @ ("load" | "walk" | "images" | "idle" | "sandbox") => wanted.push(name.to_owned()),
-            other => bail!("{other}: not one of load, walk, images, idle, sandbox or an option of the README"),
+            name @ ("load" | "walk" | "images" | "idle" | "neighbours" | "sandbox") => wanted.push(name.to_owned()),
+            other => {
+                bail!("{other}: not one of load, walk, images, idle, neighbours, sandbox or an option of the README")
+            }
         }
     }
     if !rustix::process::geteuid().is_root() {
@@ -75,6 +77,9 @@ fn figures() -> Result<ExitCode> {
     }
     if is_wanted("idle") {
         sandbox::idle::figures(&strata, work.path(), count, &mut report)?;
+    }
+    if is_wanted("neighbours") {
+        sandbox::neighbours::figures(&strata, work.path(), 2, &mut report)?;
     }
     // Last: it puts this program into a mount namespace of its own.
     if is_wanted("sandbox") {

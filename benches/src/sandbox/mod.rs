@@ -3,6 +3,7 @@
 mod bundle;
 mod engine;
 pub mod idle;
+pub mod neighbours;
 mod runtimes;
 
 use std::path::Path;
