@@ -17,7 +17,7 @@ use crate::container::{Container, Containers, OwnIds, RecordError, Use};
 use crate::filesystem::{FilesystemError, FilesystemProcess, SpareProcess};
 use crate::monitor::Refusal;
 use crate::user_namespace::{self, JoinError};
-use crate::{network_files, spec};
+use crate::{network_files, own_accounts, spec};
 
 /// What a container's root stands on, kept in the store.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(crate) enum StartError {
     #[error("mount the container's root")]
     Filesystem(#[from] FilesystemError),
     /// The files that say where the container is in the network.
-    #[error("write the container's /etc/hosts and its like")]
+    #[error("write the container's own files in /etc")]
     OwnFiles(#[source] io::Error),
     /// The user namespace it is to be in.
     #[error(transparent)]
@@ -174,7 +174,10 @@ fn spawn(
 ) -> Result<(Running, Option<strata_sandbox::Pipes>, Option<Audit>), StartError> {
     let config = &container.config;
     let failed = |source| StartError::Spawn { id: config.id.short().to_owned(), source };
-    let own_files = open_index(&layers.index).and_then(|index| network_files::prepare(container, &index));
+    let own_files = open_index(&layers.index).and_then(|index| {
+        let accounts = own_accounts::prepare(container, &index, root.as_fd())?;
+        Ok([network_files::prepare(container, &index)?, accounts].concat())
+    });
     let user_namespace = user_namespace::for_start(containers, config)?;
     let spec = spec::build(config, &own_files.map_err(StartError::OwnFiles)?, user_namespace.in_spec())?;
     let (stdio, pipes) = streams(config.tty, size, config.own_ids.as_ref()).map_err(StartError::Pipes)?;

@@ -40,6 +40,8 @@ mod log;
 mod monitor;
 mod mount;
 mod network_files;
+mod own_accounts;
+mod own_file;
 mod process;
 mod recover;
 pub mod signal;

@@ -51,8 +51,7 @@ pub enum UserError {
 /// # Errors
 /// [`UserError`] when the text is malformed, out of range or unknown, or a file cannot be read.
 pub fn look_up(root: BorrowedFd<'_>, user: &str, extra_groups: &[String]) -> Result<ContainerUser, UserError> {
-    let passwd = read_account_file(root, "etc/passwd")?;
-    let group = read_account_file(root, "etc/group")?;
+    let AccountFiles { passwd, group } = AccountFiles::read(root)?;
     look_up_in(&passwd, &group, user, extra_groups)
 }
 
@@ -107,6 +106,49 @@ pub fn look_up_in(
     let mut seen = std::collections::HashSet::new();
     found.groups.retain(|gid| seen.insert(*gid));
     Ok(found)
+}
+
+/// The account files of a root; a file that is not there is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccountFiles {
+    /// `/etc/passwd`
+    pub passwd: Vec<u8>,
+    /// `/etc/group`
+    pub group: Vec<u8>,
+}
+
+impl AccountFiles {
+    /// Reads those below `root`.
+    ///
+    /// # Errors
+    /// [`UserError::Read`].
+    pub fn read(root: BorrowedFd<'_>) -> Result<Self, UserError> {
+        Ok(Self { passwd: read_account_file(root, "etc/passwd")?, group: read_account_file(root, "etc/group")? })
+    }
+
+    /// Returns the name of a user.
+    #[must_use]
+    pub fn user_name(&self, uid: u32) -> Option<&[u8]> {
+        accounts(&self.passwd).find(|account| account.uid == uid).map(|account| account.name)
+    }
+
+    /// Returns the name of a group.
+    #[must_use]
+    pub fn group_name(&self, gid: u32) -> Option<&[u8]> {
+        groups(&self.group).find(|group| group.gid == gid).map(|group| group.name)
+    }
+
+    /// Tells whether there is a user of that name.
+    #[must_use]
+    pub fn has_user(&self, name: &[u8]) -> bool {
+        accounts(&self.passwd).any(|account| account.name == name)
+    }
+
+    /// Tells whether there is a group of that name.
+    #[must_use]
+    pub fn has_group(&self, name: &[u8]) -> bool {
+        groups(&self.group).any(|group| group.name == name)
+    }
 }
 
 fn look_up_group(group: &[u8], name: &str) -> Result<u32, UserError> {

@@ -132,11 +132,21 @@ pub fn nomap() -> Result<IdMaps, UserNamespaceError> {
 }
 
 /// Who this process is outside of the namespace that [`enter_rootless`](super::enter_rootless) made.
-pub(crate) fn uid_outside() -> u32 {
-    let own = rustix::process::geteuid().as_raw();
+#[must_use]
+pub fn uid_outside() -> u32 {
+    outside(rustix::process::geteuid().as_raw(), own_map("/proc/self/uid_map", &UID_MAP))
+}
+
+/// The same of its group.
+#[must_use]
+pub fn gid_outside() -> u32 {
+    outside(rustix::process::getegid().as_raw(), own_map("/proc/self/gid_map", &GID_MAP))
+}
+
+fn outside(own: u32, map: &[IdRange]) -> u32 {
     let outside = |range: &IdRange| range.host + (own - range.container);
     let has = |range: &&IdRange| own.checked_sub(range.container).is_some_and(|offset| offset < range.size);
-    own_map("/proc/self/uid_map", &UID_MAP).iter().find(has).map_or(own, outside)
+    map.iter().find(has).map_or(own, outside)
 }
 
 /// What user ids outside are in this process's namespace, in pieces; `None` if it does not have all of them.

@@ -14,8 +14,8 @@ use crate::capabilities;
 
 mod maps;
 
-pub use maps::{AUTO_SIZE, IdMaps, IdRange, Kept, auto, keep_id, nomap};
-pub(crate) use maps::{gid_inside, uid_inside, uid_outside};
+pub use maps::{AUTO_SIZE, IdMaps, IdRange, Kept, auto, gid_outside, keep_id, nomap, uid_outside};
+pub(crate) use maps::{gid_inside, uid_inside};
 
 /// Tells whether this process lives in the machine's initial user namespace, where all ids exist.
 #[must_use]

@@ -31,6 +31,14 @@ fn own_id() -> u32 {
     if own.is_root() { plain_user::ID } else { own.as_raw() }
 }
 
+/// The name of that user.
+fn own_name() -> Result<String> {
+    let passwd = fs::read_to_string("/etc/passwd")?;
+    let id = own_id().to_string();
+    let entry = passwd.lines().find(|line| line.split(':').nth(2) == Some(&id));
+    Ok(entry.and_then(|entry| entry.split(':').next()).map_or_else(|| format!("user{id}"), str::to_owned))
+}
+
 fn shell<'a>(options: &[&'a str], script: &'a str) -> Vec<&'a str> {
     [&["run", "--rm"], options, &[REFERENCE, "sh", "-c", script]].concat()
 }
@@ -49,6 +57,17 @@ fn keep_id() -> Result<()> {
     let text = strata.ok(shell(&["--userns=keep-id:uid=1000,gid=1001", "-v", &volume], ids))?;
     ensure!(text == "1000\n1001\n1000:1001\n0:0\nout\n", "{text}");
 
+    // Who has no name in the image has the one he has outside, and the changes of the container do not show it.
+    let name = own_name()?;
+    let names = "whoami; id -gn; grep -c . /etc/passwd";
+    let plain = strata.ok(shell(&[], "grep -c . /etc/passwd"))?;
+    let text = strata.ok(shell(&["--userns", "keep-id"], names))?;
+    let lines: Vec<&str> = text.lines().collect();
+    ensure!(lines.first() == Some(&name.as_str()) && lines.len() == 3, "{text}");
+    ensure!(lines[2].parse::<u32>()? == plain.trim().parse::<u32>()? + 1, "{text}{plain}");
+    let text = strata.ok(shell(&["--userns", "keep-id:uid=0"], "whoami"))?;
+    ensure!(text == "root\n", "{text}");
+
     // The container has a root all the same, whose files are root's in the image that is made of it.
     let root =
         format!("id -u; echo x > /file; stat -c %u /file; chown {id} /file; stat -c %u /file; echo x >> /etc/hosts");
@@ -57,6 +76,8 @@ fn keep_id() -> Result<()> {
     ensure!(logs == format!("0\n0\n{id}\n"), "{logs}");
     let mode = strata.ok(["inspect", "--format", "{{.HostConfig.UsernsMode}}", "kept"])?;
     ensure!(mode == "keep-id\n", "{mode}");
+    let changes = strata.ok(["diff", "kept"])?;
+    ensure!(!changes.contains("passwd") && !changes.contains("group"), "{changes}");
     strata.ok(["commit", "kept", "kept:made"])?;
     let owner = strata.ok(["run", "--rm", "kept:made", "stat", "-c", "%u", "/file"])?;
     ensure!(owner == format!("{id}\n"), "{owner}");
