@@ -237,6 +237,7 @@ mod tests {
         assert_eq!(CapabilitySet::ALL.to_oci().len(), NAMES.len());
         assert_eq!(CapabilitySet::from_oci(Some(&CapabilitySet::ALL.to_oci())), CapabilitySet::ALL);
         assert_eq!(NAMES[usize::try_from(SYS_ADMIN).unwrap()], "SYS_ADMIN");
+        assert_eq!(NAMES[usize::try_from(SYS_PTRACE).unwrap()], "SYS_PTRACE");
         assert_eq!(NAMES[usize::try_from(SETFCAP).unwrap()], "SETFCAP");
     }
 

@@ -82,6 +82,16 @@ pub enum SpawnError {
         /// Why.
         source: io::Error,
     },
+    /// A network device of the host that the container is to get.
+    #[error("network device {device:?}: {what}{}", device_hint(source))]
+    NetworkDevice {
+        /// Its name on the host.
+        device: String,
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// Something else the parent does for the child, such as its OOM score.
     #[error("{what}")]
     Parent {
@@ -231,6 +241,14 @@ fn exec_text(source: &io::Error) -> String {
         Some(libc::E2BIG) => "argument list too long".into(),
         Some(libc::EPERM) => "operation not permitted".into(),
         _ => source.to_string().to_lowercase(),
+    }
+}
+
+fn device_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => " (needs CAP_NET_ADMIN in the host's network namespace)",
+        Some(libc::EINVAL) => " (some kinds of devices stay in their namespace)",
+        _ => "",
     }
 }
 

@@ -21,6 +21,7 @@ mod exec;
 mod hook_state;
 mod landlock;
 mod launch;
+mod network_devices;
 mod notify;
 mod plan;
 pub mod policy;

@@ -1,5 +1,6 @@
 //! The parent's side of a start: plan, clone, map ids, wait for the word that the program runs.
 
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,6 +19,7 @@ use crate::cgroup::{Cgroup, Door, Place};
 use crate::child;
 use crate::child::report::{Failure, Report, Step, receive, send_child, send_failure, send_go};
 use crate::landlock::LandlockPlan;
+use crate::network_devices::{self, Moved};
 use crate::notify::Destination;
 use crate::plan::process::ProcessPlan;
 use crate::plan::{GatePlan, MountPlan, MountSource, Namespaces, Plan, RootfsPlan, SeccompPlan, StdioPlan, mounts};
@@ -45,6 +47,7 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
     strata_sys::process::keep_exit_codes_of_children();
     let mut warnings = Vec::new();
     let namespaces = Namespaces::from_spec(spec)?;
+    let devices = network_devices::plan(spec)?;
     let (root, root_is_folder) = mounts::open_root(launch.root)?;
     let may_set_groups = userns::may_set_groups();
     let mut process = ProcessPlan::new(spec, root.as_fd(), launch.user, launch.groups, may_set_groups)?;
@@ -120,14 +123,20 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
         .map_err(|source| SpawnError::Clone { source })?;
     // The child has its own copies; ours would hide its death, and that it does not wait any more.
     drop((plan.parent, plan.gate));
-    let starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
+    let mut starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
     let told =
         Told { rootfs: Some(&plan.rootfs), process: &plan.process, cgroups: &plan.cgroups, notify: notify.as_ref() };
     if let Some(stages) = stages.as_deref_mut() {
         stages.cloned(pid)?;
     }
-    let helped = starting.help(told, &plan.namespaces, spec, root_is_folder, &mut warnings);
+    // Goes back before the child goes, and its network namespace with it.
+    let mut moved = Moved::default();
+    let helped = starting.prepare(told, &plan.namespaces, spec, root_is_folder, &mut warnings).and_then(|()| {
+        moved = Moved::into_process(&devices, pid)?;
+        starting.score_and_release(&plan.process)
+    });
     let console = starting.after_help(told, helped, stages)?;
+    moved.keep();
     // The container's first process is in it by now.
     if let Some(scope) = scope {
         scope.keep();
@@ -182,7 +191,7 @@ impl Starting {
     /// Listens until the program runs or waits at its gate, once the parent has done its part or failed to. Returns the
     /// terminal.
     pub(crate) fn after_help(
-        &self,
+        &mut self,
         plan: Told<'_>,
         helped: Result<(), SpawnError>,
         stages: Option<&mut dyn Stages>,
@@ -199,7 +208,8 @@ impl Starting {
         self.listen(plan, stages)
     }
 
-    fn help(
+    /// Does what the child waits for first: the maps of its user namespace.
+    fn prepare(
         &self,
         plan: Told<'_>,
         namespaces: &Namespaces,
@@ -214,7 +224,7 @@ impl Starting {
             }
             self.release()?;
         }
-        self.score_and_release(plan.process)
+        Ok(())
     }
 
     fn release(&self) -> Result<(), SpawnError> {
@@ -231,7 +241,7 @@ impl Starting {
         self.release()
     }
 
-    fn listen(&self, plan: Told<'_>, mut stages: Option<&mut dyn Stages>) -> Result<Option<OwnedFd>, SpawnError> {
+    fn listen(&mut self, plan: Told<'_>, mut stages: Option<&mut dyn Stages>) -> Result<Option<OwnedFd>, SpawnError> {
         let mut console = None;
         let mut executing = false;
         let mut hook_output = String::new();
@@ -260,12 +270,21 @@ impl Starting {
                         destination.deliver(listener, self.pid)?;
                     }
                 }
-                // Only said by a process between, and by one that is started: this is neither.
-                Some(Report::Child { .. } | Report::HookText(_)) => {}
+                Some(Report::Child { pid, pidfd }) => self.succeed(pid, pidfd),
+                // Only said by one that is started, which this is not.
+                Some(Report::HookText(_)) => {}
                 Some(Report::Failed(failure)) => return Err(describe::failure(plan, failure, hook_output)),
                 None if executing => return Ok(console),
                 None => return Err(SpawnError::Died { status: self.reap()? }),
             }
+        }
+    }
+
+    /// Goes on with the process that the one listened to has made in its place. That one ends.
+    fn succeed(&mut self, pid: u32, pidfd: OwnedFd) {
+        self.pid = pid;
+        if let Some(first) = self.pidfd.replace(pidfd) {
+            while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(first.as_fd()), WaitIdOptions::EXITED) {}
         }
     }
 
@@ -494,24 +513,25 @@ fn link_kind(kind: LinuxNamespaceType) -> LinkNameSpaceType {
     }
 }
 
+/// The profile of the filter, if there is to be one.
+pub(crate) fn profile_of<'a>(spec: &Spec, wanted: &'a Seccomp) -> Result<Option<Cow<'a, Profile>>, SpawnError> {
+    Ok(match wanted {
+        Seccomp::Unconfined => None,
+        Seccomp::Default => Some(Cow::Borrowed(Profile::docker_default())),
+        Seccomp::Profile(profile) => Some(Cow::Borrowed(profile)),
+        Seccomp::FromSpec => match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
+            Some(seccomp) => Some(Cow::Owned(Profile::from_oci(seccomp)?)),
+            None => None,
+        },
+    })
+}
+
 pub(crate) fn compile_filter(
     spec: &Spec,
     wanted: &Seccomp,
     bounding: CapabilitySet,
 ) -> Result<Option<SeccompPlan>, SpawnError> {
-    let from_spec;
-    let profile = match wanted {
-        Seccomp::Unconfined => return Ok(None),
-        Seccomp::Default => Profile::docker_default(),
-        Seccomp::Profile(profile) => profile,
-        Seccomp::FromSpec => {
-            let Some(seccomp) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
-                return Ok(None);
-            };
-            from_spec = Profile::from_oci(seccomp)?;
-            &from_spec
-        }
-    };
+    let Some(profile) = profile_of(spec, wanted)? else { return Ok(None) };
     let program = match wanted {
         Seccomp::Default => Profile::docker_default_program(bounding)?,
         _ => profile.compile_cached(bounding)?,
@@ -543,16 +563,8 @@ fn time_offsets(spec: &Spec) -> Option<String> {
 
 /// What is left out is said, not ignored.
 fn refuse_what_is_not_done(spec: &Spec) -> Result<(), SpawnError> {
-    let linux = spec.linux().as_ref();
-    let checks = [
-        (linux.is_some_and(|linux| linux.intel_rdt().is_some()), "linux.intelRdt"),
-        (
-            linux.is_some_and(|linux| linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-            "linux.netDevices",
-        ),
-    ];
-    match checks.into_iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(SpawnError::Unsupported(what.into())),
-        None => Ok(()),
+    match spec.linux().as_ref().is_some_and(|linux| linux.intel_rdt().is_some()) {
+        true => Err(SpawnError::Unsupported("linux.intelRdt".into())),
+        false => Ok(()),
     }
 }

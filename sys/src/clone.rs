@@ -49,8 +49,8 @@ pub unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     // given so that the child goes on with a copy of this one (no CLONE_VM). The caller keeps to the rules above.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) };
     let hidden = pid < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS);
-    let pid = if hidden && namespaces == 0 && cgroup.is_none() {
-        let flags = CLONE_PIDFD | u64::from(libc::SIGCHLD.unsigned_abs());
+    let pid = if hidden && namespaces & !CLONE_PARENT == 0 && cgroup.is_none() {
+        let flags = namespaces | CLONE_WITHOUT_NAMESPACES;
         // SAFETY: as above; the descriptor's place is the third argument on every architecture.
         unsafe { libc::syscall(libc::SYS_clone, flags, std::ptr::null::<u8>(), &raw mut pidfd, 0, 0) }
     } else {
@@ -66,6 +66,9 @@ pub unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// The flags with which `clone` makes a child below a filter that hides `clone3`.
+pub const CLONE_WITHOUT_NAMESPACES: u64 = CLONE_PIDFD | libc::SIGCHLD.unsigned_abs() as u64;
 
 /// Makes a child one of the caller's parent.
 pub const CLONE_PARENT: u64 = 0x8000;

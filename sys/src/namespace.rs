@@ -17,5 +17,17 @@ pub fn parent(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Returns the kind of the namespace that `namespace` is a file of, as its `CLONE_NEW*` bit.
+///
+/// # Errors
+/// `ENOTTY` for a file of another sort.
+pub fn kind(namespace: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: the ioctl takes no argument and returns a number or -1.
+    let kind = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_NSTYPE) };
+    u64::try_from(kind).map_err(|_| io::Error::last_os_error())
+}
+
 /// `linux/nsfs.h`; the descriptor closes on exec.
 const NS_GET_PARENT: libc::Ioctl = libc::_IO(0xb7, 2);
+/// `linux/nsfs.h`
+const NS_GET_NSTYPE: libc::Ioctl = libc::_IO(0xb7, 3);

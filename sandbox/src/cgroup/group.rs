@@ -10,7 +10,7 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 
 use super::devices::DeviceRule;
-use super::settings::{Setting, settings, wanted};
+use super::settings::{Setting, Wanted, owner_of_unified, settings, wanted};
 use super::{CgroupError, CgroupName, Hierarchies, Hierarchy, Version, device_program};
 
 /// A container's directory in each hierarchy.
@@ -261,6 +261,11 @@ impl Cgroup {
     /// # Errors
     /// As [`create`](Self::create).
     pub fn update(&self, resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
+        let wanted = wanted(resources, self.with_controller("io").map_or("blkio", |_| "io"));
+        let found = |limit: &Wanted| self.with_controller(&limit.controller).map(|group| group.version);
+        if let Some(missing) = wanted.iter().find(|limit| !limit.is_met_by(found(limit))) {
+            return Err(missing.without_controller());
+        }
         let mut warnings = Vec::new();
         for group in &self.groups {
             apply(group, resources, Shortage::Refused, &mut warnings)?;
@@ -297,14 +302,15 @@ impl Cgroup {
         shortage: Shortage,
         warnings: &mut Vec<String>,
     ) -> Result<(), CgroupError> {
-        let mut wanted = resources.map(wanted).unwrap_or_default();
-        for missing in wanted.extract_if(.., |limit| hierarchies.with_controller(limit.controller).is_none()) {
-            let (controller, setting) = (missing.controller, missing.name.to_owned());
-            shortage.meet(CgroupError::NoController { controller, setting }, warnings)?;
+        let block = hierarchies.with_controller("io").map_or("blkio", |_| "io");
+        let mut wanted = resources.map(|resources| wanted(resources, block)).unwrap_or_default();
+        let found = |limit: &Wanted| hierarchies.with_controller(&limit.controller).map(|hierarchy| hierarchy.version);
+        for missing in wanted.extract_if(.., |limit| !limit.is_met_by(found(limit))) {
+            shortage.meet(missing.without_controller(), warnings)?;
         }
         // What cannot be handed on shows when it is set.
         let controllers: Vec<_> = match shortage {
-            Shortage::Refused => wanted.iter().map(|limit| limit.controller).collect(),
+            Shortage::Refused => wanted.iter().map(|limit| limit.controller.as_str()).collect(),
             Shortage::Told => Vec::new(),
         };
         for hierarchy in hierarchies.iter() {
@@ -312,10 +318,9 @@ impl Cgroup {
                 Ok(group) => self.groups.push(group),
                 Err(CgroupError::Create { source, path }) if is_denied(&source) => {
                     let has = |controller: &str| hierarchy.controllers.iter().any(|name| name == controller);
-                    for limit in wanted.iter().filter(|limit| has(limit.controller)) {
+                    for limit in wanted.iter().filter(|limit| has(&limit.controller)) {
                         let source = io::Error::from_raw_os_error(source.raw_os_error().unwrap_or(libc::EACCES));
-                        shortage
-                            .meet(CgroupError::NotDelegated { setting: limit.name.to_owned(), source }, warnings)?;
+                        shortage.meet(CgroupError::NotDelegated { setting: limit.name.clone(), source }, warnings)?;
                     }
                     tracing::debug!(?path, "no cgroup in this hierarchy: not delegated");
                 }
@@ -591,23 +596,29 @@ fn apply(
     shortage: Shortage,
     warnings: &mut Vec<String>,
 ) -> Result<(), CgroupError> {
+    refuse_below_usage(group, resources)?;
     let mut all = settings(resources, group.version);
     raise_both_first(group, &mut all);
     for setting in all {
         if !group.controllers.iter().any(|name| name == setting.controller) {
             continue;
         }
-        let Setting { file, value, name, .. } = setting;
+        let Setting { files, name, optional, .. } = setting;
+        let lacks = || CgroupError::NoFile { setting: name.to_owned() };
+        let Some((file, value)) = files.into_iter().find(|(file, _)| group.path.join(file).exists()) else {
+            match name {
+                _ if optional => {}
+                "a swap limit" => warnings.push(
+                    "Your kernel does not support swap limit capabilities or the cgroup is not mounted. \
+                     Memory limited without swap."
+                        .to_owned(),
+                ),
+                _ => shortage.meet(lacks(), warnings)?,
+            }
+            continue;
+        };
         match write_control(&group.path.join(&file), &value) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound && name == "a swap limit" => warnings.push(
-                "Your kernel does not support swap limit capabilities or the cgroup is not mounted. \
-                 Memory limited without swap."
-                    .to_owned(),
-            ),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                shortage.meet(CgroupError::NoFile { setting: name.to_owned() }, warnings)?;
-            }
             Err(source) if is_denied(&source) && !crate::userns::is_initial() => {
                 shortage.meet(CgroupError::NotDelegated { setting: name.to_owned(), source }, warnings)?;
             }
@@ -619,8 +630,7 @@ fn apply(
             if file.contains('/') {
                 return Err(CgroupError::Name(file.clone()));
             }
-            let owner = file.split('.').next().unwrap_or_default();
-            if owner == "cgroup" || group.controllers.iter().any(|name| name == owner) {
+            if owner_of_unified(file).is_none_or(|owner| group.controllers.iter().any(|name| name == owner)) {
                 write_control(&group.path.join(file), value).map_err(|source| CgroupError::Set {
                     file: file.clone(),
                     value: value.clone(),
@@ -630,6 +640,31 @@ fn apply(
         }
     }
     Ok(())
+}
+
+impl Wanted {
+    /// Tells whether a controller of this version will do.
+    fn is_met_by(&self, found: Option<Version>) -> bool {
+        found.is_some_and(|version| !self.only_v2 || version == Version::V2)
+    }
+
+    fn without_controller(&self) -> CgroupError {
+        let controller = if self.only_v2 { format!("v2 {}", self.controller) } else { self.controller.clone() };
+        CgroupError::NoController { controller, setting: self.name.clone() }
+    }
+}
+
+/// Version 1 refuses a limit below what is in use; version 2 kills for it, unless it is asked to look first.
+fn refuse_below_usage(group: &Group, resources: &LinuxResources) -> Result<(), CgroupError> {
+    let asked = resources.memory().filter(|memory| memory.check_before_update() == Some(true));
+    let limit = asked.and_then(|memory| memory.limit()).and_then(|limit| u64::try_from(limit).ok());
+    let Some(limit) = limit.filter(|limit| *limit > 0 && group.version == Version::V2) else { return Ok(()) };
+    let usage = fs::read_to_string(group.path.join("memory.current")).unwrap_or_default();
+    match usage.trim().parse() {
+        Ok(usage) if usage > limit => Err(CgroupError::BelowUsage { limit, usage }),
+        // A hierarchy without the controller has no usage.
+        _ => Ok(()),
+    }
 }
 
 /// Writes a control file that has to be there: asked to make it, the kernel would say that this is forbidden.
@@ -650,10 +685,13 @@ fn write_again(opened: &mut Option<fs::File>, path: &Path, value: &str) -> io::R
 /// way of the other is written first.
 fn raise_both_first(group: &Group, all: &mut [Setting]) {
     const BOTH: &str = "memory.memsw.limit_in_bytes";
-    let position = |file: &str| all.iter().position(|setting| setting.file == file);
+    let position =
+        |wanted: &str| all.iter().position(|setting| setting.files.first().is_some_and(|(file, _)| file == wanted));
     let (Some(memory), Some(both)) = (position("memory.limit_in_bytes"), position(BOTH)) else { return };
     let present = fs::read_to_string(group.path.join(BOTH)).unwrap_or_default();
-    let (Ok(present), Ok(wanted)) = (present.trim().parse::<i64>(), all[both].value.parse::<i64>()) else { return };
+    let (Ok(present), Ok(wanted)) = (present.trim().parse::<i64>(), all[both].files[0].1.parse::<i64>()) else {
+        return;
+    };
     if memory < both && (wanted < 0 || wanted > present) {
         all.swap(memory, both);
     }

@@ -88,7 +88,7 @@ pub enum CgroupError {
     #[error("cannot apply {setting}: this host has no {controller} cgroup controller")]
     NoController {
         /// The controller.
-        controller: &'static str,
+        controller: String,
         /// The limit.
         setting: String,
     },
@@ -105,6 +105,14 @@ pub enum CgroupError {
         setting: String,
         /// Why.
         source: io::Error,
+    },
+    /// A memory limit below what is in use, where the spec asks to look (`memory.checkBeforeUpdate`).
+    #[error("the memory limit of {limit} bytes is below the {usage} bytes in use")]
+    BelowUsage {
+        /// In bytes.
+        limit: u64,
+        /// In bytes.
+        usage: u64,
     },
     /// The directory cannot be made.
     #[error("create cgroup {path:?}")]

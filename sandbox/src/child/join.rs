@@ -2,20 +2,25 @@
 //!
 //! As in its parent module, nothing here allocates, locks or logs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, ThreadNameSpaceType};
+use strata_sys::clone::CLONE_PARENT;
 use strata_sys::process;
 
-use super::report::{At, Failure, Step, receive_go};
-use super::{Never, Walls, attach_stdio, become_program, console, give_up, identity, rootfs, tuning};
+use super::report::{At, Failure, Step, receive_go, send_child};
+use super::{
+    Never, Walls, attach_stdio, become_program, become_user, console, execute, give_up, identity, put_up, rootfs,
+    say_executing, take_limits, take_terminal, tuning,
+};
 use crate::cgroup::Door;
 use crate::landlock::LandlockPlan;
 use crate::plan::process::ProcessPlan;
 use crate::plan::tuning::Affinity;
 use crate::plan::{ConsolePlan, SeccompPlan, StdioPlan};
+use crate::spawn::clone_process;
 
 /// Everything the child does, worked out before it exists.
 #[derive(Debug)]
@@ -33,6 +38,8 @@ pub(crate) struct JoinPlan {
     pub(crate) console: Option<ConsolePlan>,
     pub(crate) landlock: Option<LandlockPlan>,
     pub(crate) seccomp: Option<SeccompPlan>,
+    /// Whether the program's process is made last, by one that the container does not see.
+    pub(crate) born_confined: bool,
 }
 
 /// Walks through the plan and becomes the program; never returns.
@@ -57,7 +64,9 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     tuning::set_labels(&plan.process.labels)?;
     set_affinity(plan.affinity.initial.as_ref())?;
     rustix::process::umask(Mode::empty());
-    rustix::process::setsid().at(Step::Session, 0)?;
+    if !plan.born_confined {
+        rustix::process::setsid().at(Step::Session, 0)?;
+    }
     if let Some(name) = &plan.process.session_keyring {
         // The caller's keys must not be reachable. No key support, or no quota left, is no reason not to start.
         let _ = process::new_session_keyring(name);
@@ -67,7 +76,8 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     }
     set_affinity(plan.affinity.last.as_ref())?;
     // Root and working directory become the root of the container's mount namespace.
-    rustix::thread::move_into_thread_name_spaces(plan.init.as_fd(), plan.namespaces).at(Step::Join, 0)?;
+    let of_children = if plan.born_confined { ThreadNameSpaceType::PROCESS_ID } else { ThreadNameSpaceType::empty() };
+    rustix::thread::move_into_thread_name_spaces(plan.init.as_fd(), plan.namespaces | of_children).at(Step::Join, 0)?;
     if plan.namespaces.contains(ThreadNameSpaceType::USER) {
         identity::become_root().at(Step::RootIds, 0)?;
     }
@@ -82,9 +92,47 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     attach_stdio(&plan.stdio, &plan.process, terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
     let walls = Walls { landlock: plan.landlock.as_ref(), seccomp: plan.seccomp.as_ref() };
+    if plan.born_confined {
+        return make_confined(plan, walls);
+    }
+    take_terminal(&plan.stdio)?;
     // Where the container has a pid namespace, the kernel ends it with the container's first process; the thread that made
     // it is gone by now in any case.
     become_program(parent, &plan.process, walls, false)
+}
+
+/// Gives up everything and only then makes the process that the container sees, which becomes the program: whoever may trace
+/// in there gets hold of nothing that the program would not have had. The parent gets that process for its own.
+fn make_confined(plan: &JoinPlan, walls: Walls<'_>) -> Result<Never, Failure> {
+    let parent = plan.parent.as_fd();
+    let ruleset = take_limits(&plan.process, walls)?;
+    let ruleset = ruleset.as_ref().map(AsFd::as_fd);
+    if !plan.process.no_new_privileges {
+        // Needs privileges that this process must not have any more when it makes the other.
+        put_up(parent, walls, ruleset, || say_executing(parent, false))?;
+    }
+    become_user(&plan.process)?;
+    let (pid, pidfd) =
+        clone_process(CLONE_PARENT, None, &(plan, walls, ruleset), |(plan, walls, ruleset)| {
+            match finish(plan, *walls, *ruleset) {
+                Ok(never) => match never {},
+                Err(failure) => give_up(plan.parent.as_fd(), failure),
+            }
+        })
+        .at(Step::Join, 1)?;
+    send_child(parent, pid, pidfd.as_fd()).at(Step::Parent, 9)?;
+    process::exit_now(0)
+}
+
+/// What is left to the process that the container sees.
+fn finish(plan: &JoinPlan, walls: Walls<'_>, ruleset: Option<BorrowedFd<'_>>) -> Result<Never, Failure> {
+    let parent = plan.parent.as_fd();
+    rustix::process::setsid().at(Step::Session, 0)?;
+    take_terminal(&plan.stdio)?;
+    if plan.process.no_new_privileges {
+        put_up(parent, walls, ruleset, || say_executing(parent, false))?;
+    }
+    execute(&plan.process.program)
 }
 
 /// Opens the container's devpts, and looks at what was opened: it could have put something else in its place.

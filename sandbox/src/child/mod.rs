@@ -92,6 +92,7 @@ fn prepare(plan: &Plan) -> Result<(), Failure> {
     rootfs::enter_working_directory(&plan.process.cwd)?;
     attach_stdio(&plan.stdio, &plan.process, terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
+    take_terminal(&plan.stdio)?;
     if plan.namespaces.has_new(LinuxNamespaceType::Network) {
         // Any socket will do; a kernel without this kind has nothing to switch on either.
         if let Ok(socket) = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)
@@ -123,11 +124,7 @@ fn become_program(
     walls: Walls<'_>,
     dies_with_parent: bool,
 ) -> Result<Never, Failure> {
-    let questions = confine(parent, process_plan, walls, || match send_executing(parent) {
-        // Who has told us to go on is gone. That is no reason not to, unless we are to end with them.
-        Err(rustix::io::Errno::PIPE) if !dies_with_parent => Ok(()),
-        result => result.at(Step::Parent, 1),
-    })?;
+    let questions = confine(parent, process_plan, walls, || say_executing(parent, dies_with_parent))?;
     // Left to the exec: a call more could be one that somebody is asked about.
     std::mem::forget(questions);
     if dies_with_parent {
@@ -140,6 +137,14 @@ fn become_program(
     execute(&process_plan.program)
 }
 
+fn say_executing(parent: BorrowedFd<'_>, dies_with_parent: bool) -> Result<(), Failure> {
+    match send_executing(parent) {
+        // Who has told us to go on is gone. That is no reason not to, unless we are to end with them.
+        Err(rustix::io::Errno::PIPE) if !dies_with_parent => Ok(()),
+        result => result.at(Step::Parent, 1),
+    }
+}
+
 /// Takes on limits, ids and walls: from here the process is no more than its program will be. Returns the listener of its
 /// filter, which the parent has been sent. `before_filter` is called when the filter is all that may be in the way.
 fn confine(
@@ -148,6 +153,21 @@ fn confine(
     walls: Walls<'_>,
     before_filter: impl Fn() -> Result<(), Failure>,
 ) -> Result<Option<OwnedFd>, Failure> {
+    let ruleset = take_limits(process_plan, walls)?;
+    let ruleset = ruleset.as_ref().map(AsFd::as_fd);
+    // Without no_new_privs, filters need CAP_SYS_ADMIN, which goes with the ids. With it they come last, and tighter.
+    if process_plan.no_new_privileges {
+        become_user(process_plan)?;
+        put_up(parent, walls, ruleset, before_filter)
+    } else {
+        let questions = put_up(parent, walls, ruleset, before_filter)?;
+        become_user(process_plan)?;
+        Ok(questions)
+    }
+}
+
+/// Takes on what needs privileges: limits, schedulers, the bounding set. Returns the rules of landlock, not yet in force.
+fn take_limits(process_plan: &ProcessPlan, walls: Walls<'_>) -> Result<Option<OwnedFd>, Failure> {
     for (index, (resource, limit)) in process_plan.rlimits.iter().enumerate() {
         rustix::process::setrlimit(*resource, *limit).at(Step::Rlimit, index)?;
     }
@@ -157,36 +177,40 @@ fn confine(
     }
     rustix::process::umask(Mode::from_bits_truncate(process_plan.umask));
     let ruleset = walls.landlock.map(landlock::prepare).transpose().at(Step::Landlock, 0)?.flatten();
-    let wall = || -> Result<Option<OwnedFd>, Failure> {
-        if let Some(ruleset) = &ruleset {
-            landlock::enforce(ruleset.as_fd()).at(Step::Landlock, 1)?;
-        }
-        before_filter()?;
-        let Some(seccomp) = walls.seccomp else { return Ok(None) };
-        let questions = strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
-        if let Some(questions) = &questions {
-            send_listener(parent, questions.as_fd()).at(Step::Seccomp, 1)?;
-        }
-        Ok(questions)
-    };
     process::reset_signals();
     process::keep_on_exec(process_plan.preserved.clone());
     identity::limit_bounding_set(&process_plan.capabilities)?;
-    let become_user = || -> Result<(), Failure> {
-        identity::change(process_plan)?;
-        // That can have made us visible again, with `fs.suid_dumpable`.
-        process::set_not_dumpable().at(Step::Parent, 4)
-    };
-    // Without no_new_privs, filters need CAP_SYS_ADMIN, which goes with the ids. With it they come last, and tighter.
-    if process_plan.no_new_privileges {
-        become_user()?;
-        rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges, 0)?;
-        wall()
-    } else {
-        let questions = wall()?;
-        become_user()?;
-        Ok(questions)
+    Ok(ruleset)
+}
+
+/// Puts up landlock and the filter. Returns the listener of the filter, which the parent has been sent.
+fn put_up(
+    parent: BorrowedFd<'_>,
+    walls: Walls<'_>,
+    ruleset: Option<BorrowedFd<'_>>,
+    before_filter: impl Fn() -> Result<(), Failure>,
+) -> Result<Option<OwnedFd>, Failure> {
+    if let Some(ruleset) = ruleset {
+        landlock::enforce(ruleset).at(Step::Landlock, 1)?;
     }
+    before_filter()?;
+    let Some(seccomp) = walls.seccomp else { return Ok(None) };
+    let questions = strata_sys::seccomp::load(&seccomp.filter, seccomp.flags).at(Step::Seccomp, 0)?;
+    if let Some(questions) = &questions {
+        send_listener(parent, questions.as_fd()).at(Step::Seccomp, 1)?;
+    }
+    Ok(questions)
+}
+
+/// Takes on the ids and capabilities, for good where the spec says so.
+fn become_user(process_plan: &ProcessPlan) -> Result<(), Failure> {
+    identity::change(process_plan)?;
+    // That can have made us visible again, with `fs.suid_dumpable`.
+    process::set_not_dumpable().at(Step::Parent, 4)?;
+    if process_plan.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges, 0)?;
+    }
+    Ok(())
 }
 
 /// Tells whether the parent has ended: it keeps its end of the socket until the program runs.
@@ -274,13 +298,22 @@ fn attach_stdio(
         }
         StdioPlan::Terminal => {
             let terminal = terminal.ok_or(Failure::new(Step::NoDevpts, 0, libc::ENODEV))?;
-            rustix::process::ioctl_tiocsctty(terminal).at(Step::ControllingTerminal, 0)?;
             for number in 0..3 {
                 process::place_fd(terminal, number).at(Step::Stdio, 0)?;
             }
         }
     }
     Ok(())
+}
+
+/// Makes the terminal that of the session, which the calling process leads.
+fn take_terminal(stdio: &StdioPlan) -> Result<(), Failure> {
+    match stdio {
+        StdioPlan::Terminal => {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).at(Step::ControllingTerminal, 0)
+        }
+        StdioPlan::Inherit | StdioPlan::Fds(_) => Ok(()),
+    }
 }
 
 /// Lets the user of the container open `/dev/stdout` and its kin again. Files of the host keep their owner.

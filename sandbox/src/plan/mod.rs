@@ -8,6 +8,7 @@ pub(crate) mod hooks;
 mod idmap;
 pub(crate) mod labels;
 pub(crate) mod mounts;
+pub(crate) mod namespaces;
 pub(crate) mod options;
 pub(crate) mod process;
 pub(crate) mod tuning;
@@ -15,7 +16,6 @@ pub(crate) mod tuning;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use strata_sys::mount_attributes::MountAttributes;
 use strata_sys::seccomp::Instruction;
 
@@ -23,6 +23,7 @@ use crate::SpawnError;
 use crate::cgroup::Door;
 use crate::landlock::LandlockPlan;
 use crate::plan::hooks::HooksPlan;
+pub(crate) use crate::plan::namespaces::Namespaces;
 use crate::plan::process::ProcessPlan;
 
 /// The whole plan.
@@ -58,57 +59,6 @@ pub(crate) struct GatePlan {
     /// Whether the parent has something to do once all is mounted.
     pub(crate) pauses_when_mounted: bool,
     pub(crate) hooks: HooksPlan,
-}
-
-/// Which namespaces are made anew, and which are joined.
-#[derive(Debug, Default)]
-pub(crate) struct Namespaces {
-    /// `CLONE_NEW*` bits of those made anew.
-    pub(crate) new: u64,
-    /// Those joined, by the thread or process that makes the child.
-    pub(crate) joined: Vec<(LinuxNamespaceType, OwnedFd)>,
-}
-
-impl Namespaces {
-    /// Reads the spec's list and opens what is to be joined.
-    pub(crate) fn from_spec(spec: &Spec) -> Result<Self, SpawnError> {
-        let mut namespaces = Self::default();
-        let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-        for namespace in listed.into_iter().flatten() {
-            let kind = namespace.typ();
-            let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else {
-                namespaces.new |= kind as u64;
-                continue;
-            };
-            // Everything below is built in the mount namespace, which nobody else must see.
-            if kind == LinuxNamespaceType::Mount {
-                return Err(SpawnError::Unsupported(format!("joining a {kind} namespace at container creation")));
-            }
-            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-            let fd = rustix::fs::open(path, flags, rustix::fs::Mode::empty())
-                .map_err(|source| SpawnError::Namespace { path: path.clone(), source: source.into() })?;
-            namespaces.joined.push((kind, fd));
-        }
-        if !namespaces.has_new(LinuxNamespaceType::Mount) {
-            return Err(SpawnError::Unsupported("a container without a mount namespace of its own".into()));
-        }
-        Ok(namespaces)
-    }
-
-    /// Tells whether a namespace of this kind is made anew.
-    pub(crate) fn has_new(&self, kind: LinuxNamespaceType) -> bool {
-        self.new & kind as u64 != 0
-    }
-
-    /// The user namespace that is joined.
-    pub(crate) fn joined_user(&self) -> Option<&OwnedFd> {
-        self.joined.iter().find_map(|(kind, fd)| (*kind == LinuxNamespaceType::User).then_some(fd))
-    }
-
-    /// Tells whether a namespace of this kind is not the caller's.
-    pub(crate) fn is_private(&self, kind: LinuxNamespaceType) -> bool {
-        self.has_new(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
-    }
 }
 
 /// The file system the container will see.

@@ -198,6 +198,9 @@ fn rlimits(limits: &[oci_spec::runtime::PosixRlimit]) -> Result<Vec<(Resource, R
             )));
         }
         let value = |value: u64| (value != u64::MAX).then_some(value);
+        if planned.iter().any(|(other, _)| *other == resource) {
+            return Err(SpawnError::Invalid(format!("process.rlimits: {} is listed twice", limit.typ())));
+        }
         planned.push((resource, Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) }));
     }
     Ok(planned)
@@ -207,14 +210,34 @@ fn personality(spec: &Spec) -> Result<Option<u32>, SpawnError> {
     let Some(personality) = spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()) else {
         return Ok(None);
     };
-    if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
-        return Err(SpawnError::Unsupported("personality flags".into()));
-    }
-    Ok(Some(match personality.domain() {
+    let mut value = match personality.domain() {
         LinuxPersonalityDomain::PerLinux => 0,
         LinuxPersonalityDomain::PerLinux32 => 8,
-    }))
+    };
+    for flag in personality.flags().iter().flatten() {
+        let known = PERSONALITY_FLAGS.iter().find(|(name, _)| name == flag);
+        let (_, bit) = known.ok_or_else(|| {
+            SpawnError::Unsupported(format!("linux.personality.flags: {flag:?} is none of personality(2)"))
+        })?;
+        value |= bit;
+    }
+    Ok(Some(value.cast_unsigned()))
 }
+
+/// The flags of personality(2), by the names they have there. The specification has none so far.
+const PERSONALITY_FLAGS: [(&str, libc::c_int); 11] = [
+    ("ADDR_COMPAT_LAYOUT", libc::ADDR_COMPAT_LAYOUT),
+    ("ADDR_LIMIT_32BIT", libc::ADDR_LIMIT_32BIT),
+    ("ADDR_LIMIT_3GB", libc::ADDR_LIMIT_3GB),
+    ("ADDR_NO_RANDOMIZE", libc::ADDR_NO_RANDOMIZE),
+    ("FDPIC_FUNCPTRS", libc::FDPIC_FUNCPTRS),
+    ("MMAP_PAGE_ZERO", libc::MMAP_PAGE_ZERO),
+    ("READ_IMPLIES_EXEC", libc::READ_IMPLIES_EXEC),
+    ("SHORT_INODE", libc::SHORT_INODE),
+    ("STICKY_TIMEOUTS", libc::STICKY_TIMEOUTS),
+    ("UNAME26", libc::UNAME26),
+    ("WHOLE_SECONDS", libc::WHOLE_SECONDS),
+];
 
 impl ProcessPlan {
     /// Tells whether supplementary groups were asked for.

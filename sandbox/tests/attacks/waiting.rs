@@ -20,6 +20,11 @@ pub(super) fn cases() -> Vec<Case> {
     let machine = (!cfg!(target_arch = "x86_64")).then(|| "the attack is written in x86_64's machine code".to_owned());
     vec![
         ("a_sidecar_that_may_trace_gains_nothing", a_sidecar_that_may_trace_gains_nothing, machine),
+        (
+            "a_process_that_is_added_is_born_with_its_own_powers",
+            a_process_that_is_added_is_born_with_its_own_powers,
+            None,
+        ),
         ("what_waits_is_what_its_program_will_be", what_waits_is_what_its_program_will_be, None),
         ("a_process_added_before_the_start_gets_at_nothing", a_process_added_before_the_start_gets_at_nothing, None),
         ("who_holds_its_answers_holds_up_no_start", who_holds_its_answers_holds_up_no_start, None),
@@ -132,6 +137,37 @@ fn a_sidecar_that_may_trace_gains_nothing() {
         let (_, status) = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap();
         assert_eq!(status.exit_status(), Some(7), "it could do what its container may not; filtered: {filtered}");
         super::end(&sidecar);
+    }
+}
+
+/// Stops at whatever else is in its pid namespace, says what that may do, and looks for the next.
+const WATCH: &str = "while :; do for p in /proc/[0-9]*; do \
+    case $p in /proc/1|/proc/$$) continue;; esac; \
+    c=$(grep -s CapPrm $p/status) && [ -n \"$c\" ] && echo \"$c\" >> /seen; done; done";
+
+/// A container that may trace sees no process of an `exec` that can do more than the program will. Without that, it could have it do
+/// what it likes as root of the machine.
+fn a_process_that_is_added_is_born_with_its_own_powers() {
+    for no_new_privileges in [true, false] {
+        let root = rootfs();
+        let mut watching = Container::new(root.path(), &["/bin/sh", "-c", WATCH]);
+        watching.patch = json!({ "process": { "capabilities": {
+            "bounding": ["CAP_SYS_PTRACE"], "effective": ["CAP_SYS_PTRACE"], "permitted": ["CAP_SYS_PTRACE"] } } });
+        let watching = watching.start(Stdio::Inherit).unwrap();
+        let mut spec = super::added(&["/bin/sh", "-c", "exit 3"], "/");
+        may_trace(&mut spec);
+        if let Some(process) = spec.process_mut() {
+            process.set_no_new_privileges(Some(no_new_privileges));
+        }
+        for _ in 0..40 {
+            assert_eq!(super::add_behind(Landlock::Off, &watching, &spec, None).unwrap().0, 3);
+        }
+        super::end(&watching);
+        let seen = fs::read_to_string(root.path().join("seen")).unwrap_or_default();
+        let own = format!("{:016x}", 1_u64 << 19);
+        let more: Vec<&str> = seen.lines().filter(|line| !line.ends_with(&own)).collect();
+        assert!(more.is_empty(), "no_new_privs {no_new_privileges}: {more:?}");
+        assert!(!seen.is_empty(), "nothing was seen at all");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Fields of the specification that are about the process and its mounts, one by one.
 
+mod network_devices;
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::chown;
@@ -19,7 +21,7 @@ pub(super) fn cases() -> Vec<Case> {
     let no_numa = (!Path::new("/proc/self/numa_maps").exists()).then(|| "needs a kernel with NUMA".to_owned());
     let labels = Path::new("/sys/module/apparmor").exists() || Path::new("/sys/fs/selinux/enforce").exists();
     let labels = labels.then(|| "needs a kernel without security modules".to_owned());
-    vec![
+    let own: Vec<Case> = vec![
         ("fields_scheduler_and_io_priority", scheduler_and_io_priority, None),
         ("fields_memory_policy", memory_policy, no_numa),
         ("fields_affinity_of_an_exec", affinity_of_an_exec, None),
@@ -29,17 +31,23 @@ pub(super) fn cases() -> Vec<Case> {
         ("fields_mapped_owners_of_a_mount", mapped_owners_of_a_mount, None),
         ("fields_tmpcopyup", tmpcopyup, None),
         ("fields_a_joined_user_namespace", a_joined_user_namespace, None),
+        ("fields_a_joined_mount_namespace", a_joined_mount_namespace, None),
         ("fields_names_and_personality", names_and_personality, None),
         ("fields_devices_of_all_types", devices_of_all_types, None),
         ("fields_root_propagation", root_propagation, None),
         ("fields_user", user, None),
+        ("fields_that_need_a_namespace_are_refused_without", fields_that_need_a_namespace, None),
         ("fields_that_cannot_be_are_named", fields_that_cannot_be_are_named, None),
-    ]
+    ];
+    [own, network_devices::cases()].concat()
 }
 
 fn patched(script: &str, patch: Value) -> String {
-    let root = rootfs();
-    Container { patch, ..Container::shell(root.path(), script) }.text()
+    patched_at(rootfs().path(), script, patch)
+}
+
+fn patched_at(root: &Path, script: &str, patch: Value) -> String {
+    Container { patch, ..Container::shell(root, script) }.text()
 }
 
 fn refused(patch: Value) -> String {
@@ -249,11 +257,72 @@ fn a_joined_user_namespace() {
     first.wait().unwrap();
 }
 
+fn a_joined_mount_namespace() {
+    let root = rootfs();
+    fs::write(root.path().join("of-the-container"), "").unwrap();
+    let mut other = std::process::Command::new("busybox")
+        .args(["unshare", "-m", "--propagation", "private", "busybox", "sleep", "100"])
+        .spawn()
+        .unwrap();
+    let path = PathBuf::from(format!("/proc/{}/ns/mnt", other.id()));
+    let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+    while fs::read_link(&path).unwrap() == own {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let joined = fs::read_link(&path).unwrap();
+    let namespaces = |path: &Path| {
+        let mut spec = serde_json::to_value(spec_default(Defaults::default()).unwrap()).unwrap();
+        let mut namespaces = spec["linux"]["namespaces"].take();
+        let list = namespaces.as_array_mut().unwrap();
+        list.iter_mut().filter(|it| it["type"] == "mount").for_each(|it| it["path"] = json!(path));
+        json!({"linux": {"namespaces": namespaces}})
+    };
+    let text = patched_at(root.path(), "readlink /proc/self/ns/mnt; ls /of-the-container", namespaces(&path));
+    assert_eq!(text, format!("{}\n/of-the-container", joined.display()));
+    // As with runc and crun, who was there before sees the container's root now.
+    assert!(Path::new(&format!("/proc/{}/root/of-the-container", other.id())).exists());
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let error = refused(namespaces(Path::new("/proc/self/ns/mnt")));
+    assert!(error.contains("is the mount namespace of the host"), "{error}");
+    assert!(Path::new("/proc/self").exists(), "our own root is still there");
+}
+
 fn names_and_personality() {
     let patch = json!({"domainname": "home.example", "linux": {"personality": {"domain": "LINUX32"}}});
     let text = patched("hostname; cat /proc/sys/kernel/domainname; uname -m", patch);
     let machine = if cfg!(target_arch = "x86_64") { "i686" } else { text.lines().last().unwrap() };
     assert_eq!(text, format!("box\nhome.example\n{machine}"));
+    let flags = json!({"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE", "STICKY_TIMEOUTS"]});
+    assert_eq!(patched("cat /proc/self/personality", json!({"linux": {"personality": flags}})), "04040000");
+}
+
+fn fields_that_need_a_namespace() {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let id = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+    for (field, mut patch) in [
+        ("hostname needs a uts namespace", json!({})),
+        ("domainname needs a uts namespace", json!({"hostname": "", "domainname": "x"})),
+        ("uidMappings needs a user namespace", json!({"hostname": "", "linux": {"uidMappings": id}})),
+        ("timeOffsets needs", json!({"hostname": "", "linux": {"timeOffsets": {"boottime": {"secs": 5}}}})),
+    ] {
+        patch["linux"]["namespaces"] = json!([{"type": "mount"}]);
+        let error = refused(patch);
+        assert!(error.contains(field), "{field}: {error}");
+    }
+    assert_eq!(fs::read_to_string("/proc/sys/kernel/hostname").unwrap(), host);
+    for (error, more) in [
+        ("pid is listed twice", json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}])),
+        ("is not an absolute path", json!([{"type": "mount"}, {"type": "ipc", "path": "proc/self/ns/ipc"}])),
+        (
+            "\"/proc/self/ns/net\" is no ipc namespace",
+            json!([{"type": "mount"}, {"type": "ipc", "path": "/proc/self/ns/net"}]),
+        ),
+        ("\"/dev/null\" is no ipc namespace", json!([{"type": "mount"}, {"type": "ipc", "path": "/dev/null"}])),
+    ] {
+        let found = refused(json!({"hostname": "", "linux": {"namespaces": more}}));
+        assert!(found.contains(error), "{error}: {found}");
+    }
 }
 
 fn devices_of_all_types() {
@@ -293,10 +362,22 @@ fn user() {
 fn fields_that_cannot_be_are_named() {
     for (patch, field) in [
         (json!({"linux": {"intelRdt": {"closID": "x"}}}), "linux.intelRdt"),
+        (json!({"linux": {"personality": {"domain": "LINUX", "flags": ["x"]}}}), "linux.personality.flags: \"x\""),
+        (json!({"linux": {"resources": {"unified": {"memory.nothing": "1"}}}}), "memory.nothing"),
+        (json!({"linux": {"resources": {"unified": {"none.max": "1"}}}}), "none.max of resources.unified"),
+        (json!({"linux": {"resources": {"blockIO": {"leafWeight": 20}}}}), "an I/O leaf weight"),
+        (json!({"linux": {"resources": {"memory": {"useHierarchy": false}}}}), "without those of groups below"),
         (json!({"process": {"scheduler": {"policy": "SCHED_FIFO"}}}), "process.scheduler.priority"),
         (json!({"process": {"ioPriority": {"class": "IOPRIO_CLASS_RT", "priority": 9}}}), "process.ioPriority"),
         (json!({"linux": {"sysctl": {"kernel.core_pattern": "|/x"}}}), "kernel.core_pattern"),
         (json!({"process": {"rlimits": [{"type": "RLIMIT_CORE", "soft": 2, "hard": 1}]}}), "above hard limit"),
+        (
+            json!({"process": {"rlimits": [
+                {"type": "RLIMIT_CORE", "soft": 1, "hard": 1},
+                {"type": "RLIMIT_CORE", "soft": 2, "hard": 2},
+            ]}}),
+            "RLIMIT_CORE is listed twice",
+        ),
         (json!({"process": {"cwd": "relative"}}), "cwd"),
     ] {
         let error = refused(patch);

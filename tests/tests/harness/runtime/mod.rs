@@ -6,6 +6,7 @@
 mod bundle;
 mod containerd;
 mod dockerd;
+mod fields;
 mod hooks;
 mod interrupted;
 mod lifecycle;
@@ -21,6 +22,7 @@ pub(crate) fn register(suite: &mut Suite) {
     let needs = [Need::Busybox];
     lifecycle::register(suite, &needs);
     hooks::register(suite, &needs);
+    fields::register(suite, &needs);
     processes::register(suite, &needs);
     resources::register(suite, &needs);
     systemd::register(suite, &needs);
