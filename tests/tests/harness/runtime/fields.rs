@@ -36,8 +36,8 @@ const SEEN: &[Field] = &[
     ("process.capabilities.bounding", "grep CapBnd /proc/self/status | tr -d '\\t'", "CapBnd:00000000000000e3", &[]),
     ("process.capabilities.inheritable", "grep CapInh /proc/self/status | tr -d '\\t'", "CapInh:0000000000000020", &[]),
     ("process.capabilities.ambient", "grep CapAmb /proc/self/status | tr -d '\\t'", "CapAmb:0000000000000020", &[]),
-    ("process.scheduler", "cut -d' ' -f19,41 /proc/self/stat", "7 3", &[(Runc, "0 0"), (Crun, "0 0")]),
-    ("process.ioPriority", "ionice -p $$", "best-effort: prio 6", &[(Runc, "none: prio 0"), (Crun, "none: prio 0")]),
+    ("process.scheduler", "cut -d' ' -f41 /proc/self/stat", "3", &[(Runc, "0"), (Crun, "0")]),
+    ("process.ioPriority", "ionice -p $$ | cut -d: -f1", "best-effort", &[(Runc, "none"), (Crun, "none")]),
     (
         "mounts of tmpfs",
         "stat -c %a /root; df -k /root | awk 'NR > 1 { print $2 }'",
