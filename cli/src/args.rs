@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use strata_engine::CgroupManager;
 
 use crate::command;
 
@@ -29,6 +30,9 @@ pub(crate) struct Global {
     /// Keep all state in DIR; two roots never share anything [env: STRATA_ROOT]
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
+    /// Have the cgroups of new containers made by 'cgroupfs' or 'systemd' [env: STRATA_CGROUP_MANAGER]
+    #[arg(long, value_name = "MANAGER")]
+    pub(crate) cgroup_manager: Option<CgroupManager>,
     /// Reserved for the daemon's address
     #[arg(short = 'H', long, value_name = "ADDRESS")]
     pub(crate) host: Option<String>,

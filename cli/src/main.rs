@@ -9,6 +9,7 @@
 
 mod args;
 mod command;
+mod configuration;
 mod detach_keys;
 mod failure;
 mod logging;
@@ -65,7 +66,10 @@ fn main() -> ExitCode {
     match Role::of(&program) {
         Role::Command => {}
         Role::MountHelper => {
-            return finish(root::choose(None).and_then(|root| mount_helper::mount_helper(&Context { root }, rest)));
+            return finish(
+                root::choose(None)
+                    .and_then(|root| mount_helper::mount_helper(&Context { root, cgroup_manager: None }, rest)),
+            );
         }
         Role::UmountHelper => return finish(mount_helper::umount_helper(rest)),
         Role::FuseOverlayfs => return finish(mount_helper::fuse_overlayfs(rest)),
@@ -98,7 +102,7 @@ fn run(cli: Cli) -> Outcome {
         let failure = Failure::of_engine(anyhow!("cannot talk to {host}: strata has no daemon yet"));
         return Err(failure.hint("leave out -H/--host: every command works without a daemon"));
     }
-    let context = Context { root: root::choose(cli.global.root)? };
+    let context = Context { root: root::choose(cli.global.root)?, cgroup_manager: cli.global.cgroup_manager };
     if needs_ids(&cli.verb) {
         let entered = match &cli.verb {
             Verb::Run(run) | Verb::Container(ContainerVerb::Run(run)) => {

@@ -6,8 +6,8 @@ use strata_imagestore::{ContainerConfig, Image, Timestamp};
 use strata_sandbox::userns;
 
 use crate::container::{
-    Config, ContainerId, ContainerName, Limits, LogConfig, Mount, Network, RestartPolicy, Rlimit, SeccompChoice,
-    Security, UserNamespace, VERSION,
+    CgroupManager, Config, ContainerId, ContainerName, Limits, LogConfig, Mount, Network, RestartPolicy, Rlimit,
+    SeccompChoice, Security, UserNamespace, VERSION,
 };
 
 /// A container that is to be.
@@ -182,6 +182,8 @@ impl Creation {
             restart: self.restart,
             stop_timeout: self.stop_timeout,
             log: self.log.clone(),
+            // Said by the engine.
+            cgroup_manager: CgroupManager::default(),
         })
     }
 

@@ -7,7 +7,7 @@ use strata_imagestore::{
 };
 use strata_unionfs::{Absent, ImageLayer, Lower};
 
-use crate::container::{Container, Containers, FindError, RecordError};
+use crate::container::{CgroupManager, Container, Containers, FindError, RecordError};
 
 /// Everything below one root folder.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Engine {
     root: PathBuf,
     store: Store,
     containers: Containers,
+    /// Who is to make cgroups, where somebody said so.
+    cgroup_manager: Option<CgroupManager>,
 }
 
 /// A root folder that cannot be used.
@@ -52,7 +54,21 @@ impl Engine {
         let store = Store::open(&absolute).map_err(error)?;
         // One root may be named in several ways, and two roots must never meet in one cgroup.
         let root = absolute.canonicalize().unwrap_or(absolute);
-        Ok(Engine { containers: Containers::new(&root), store, root })
+        Ok(Engine { containers: Containers::new(&root), store, root, cgroup_manager: None })
+    }
+
+    /// Has the cgroups of new containers made like this; `None` chooses by the machine.
+    #[must_use]
+    pub fn with_cgroup_manager(self, cgroup_manager: Option<CgroupManager>) -> Engine {
+        Engine { cgroup_manager, ..self }
+    }
+
+    /// Who makes the cgroups of new containers, and why.
+    pub fn cgroup_manager(&self) -> (CgroupManager, String) {
+        match self.cgroup_manager {
+            Some(asked) => (asked, "it was asked for".to_owned()),
+            None => CgroupManager::detect(),
+        }
     }
 
     /// The root folder.

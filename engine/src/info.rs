@@ -9,6 +9,7 @@ use strata_sandbox::cgroup::Layout;
 use strata_sandbox::probe::Host;
 use strata_unionfs::Transport;
 
+use crate::container::CgroupManager;
 use crate::engine::Engine;
 use crate::filesystem_features;
 
@@ -89,6 +90,7 @@ impl Engine {
             available: feature.available,
             detail: feature.detail.clone(),
         }));
+        let (cgroup_manager, why) = self.cgroup_manager();
         let layout = match host.cgroup_layout {
             Layout::V1 => "v1",
             Layout::Hybrid => "hybrid",
@@ -107,9 +109,17 @@ impl Engine {
             mem_total: memory(),
             cgroup_version: if host.cgroup_layout == Layout::V2 { "2" } else { "1" }.to_owned(),
             cgroup_layout: layout.to_owned(),
-            cgroup_driver: "cgroupfs".to_owned(),
+            cgroup_driver: cgroup_manager.name().to_owned(),
             cgroup_controllers: host.cgroup_controllers.iter().map(|(name, _)| name.clone()).collect(),
-            choices: choices(&host, &features, filesystem_of(self.root())),
+            choices: [
+                choices(&host, &features, filesystem_of(self.root())),
+                vec![Choice {
+                    what: "cgroups of containers".to_owned(),
+                    chosen: made_by(cgroup_manager).to_owned(),
+                    why,
+                }],
+            ]
+            .concat(),
             features,
             kernel_version: host.kernel,
             architecture: host.architecture,
@@ -200,6 +210,13 @@ fn choices(host: &Host, features: &[Feature], store: Option<&str>) -> Vec<Choice
         ),
         choice("default network", ("none", "bridges are not there yet; --network host is the other".to_owned())),
     ]
+}
+
+fn made_by(manager: CgroupManager) -> &'static str {
+    match manager {
+        CgroupManager::Cgroupfs => "made by strata (cgroupfs)",
+        CgroupManager::Systemd => "made by systemd, as transient scopes",
+    }
 }
 
 /// How requests come, why so, and what the other way would give.

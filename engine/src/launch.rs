@@ -186,7 +186,9 @@ fn spawn(
     launch.user = Some(if config.user.is_empty() { "0" } else { &config.user });
     launch.groups = &config.groups;
     launch.stdio = stdio;
-    launch.cgroup = Some(containers.cgroup_name(&config.id).map_err(|error| failed(error.into()))?);
+    launch.cgroup = Some(containers.cgroup_name(config).map_err(|error| failed(error.into()))?);
+    let unit = containers.unit(config).map_err(|error| failed(error.into()))?;
+    launch.unit = unit.as_ref();
     launch.seccomp = spec::seccomp(config)?;
     // As Docker: a limit that this host or this user cannot have is told, and the container runs.
     launch.shortage = Shortage::Told;

@@ -57,10 +57,10 @@ pub use archive::{
 pub use bench::{BenchError, LookupReport, Machine, Measure};
 pub use commit::{ChangesError, CommitError, ContainerCommit};
 pub use container::{
-    Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, End, Ended, Event, FindError,
-    InvalidContainerId, InvalidName, InvalidRestartPolicy, InvalidUserNamespace, Limits, LogConfig, LogDriver, Mount,
-    Network, OwnIds, RecordError, Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, Security, StartFailure,
-    State, Tmpfs, UserNamespace,
+    Bind, CgroupManager, Config, Container, ContainerId, ContainerName, Containers, CreateError, End, Ended, Event,
+    FindError, InvalidContainerId, InvalidName, InvalidRestartPolicy, InvalidUserNamespace, Limits, LogConfig,
+    LogDriver, Mount, Network, OwnIds, RecordError, Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice,
+    Security, StartFailure, State, Tmpfs, UserNamespace,
 };
 pub use creation::{Creation, InvalidCreation};
 pub use disk_usage::{Usage, UsageError};

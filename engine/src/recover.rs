@@ -56,7 +56,7 @@ impl Engine {
         let event = match &locked.state {
             State::Running { init, .. } | State::Paused { init, .. } => {
                 // Processes that are stopped do not die.
-                self.registry().thaw(&id);
+                self.registry().thaw(&locked.config);
                 if let Err(error) = init.kill() {
                     tracing::warn!(%id, %error, "process not killed");
                     return Ok(());
@@ -68,7 +68,7 @@ impl Engine {
             State::Restarting { .. } => Event::GiveUp,
             _ => Event::StartFailed(StartFailure { code: KILLED, error: "the start was interrupted".to_owned() }),
         };
-        self.registry().remove_cgroup(&id);
+        self.registry().remove_cgroup(&locked.config);
         if locked.config.auto_remove {
             let lease = lease_name(&locked);
             locked.delete_after(event, self.registry())?;

@@ -27,7 +27,7 @@ pub(crate) fn run(context: &Context, create: &Create, out: &mut impl Write) -> O
     let mut creation = container_options::creation(&create.container)?;
     creation.stdin_once = create.container.interactive;
     check_cidfile(create.cidfile.as_ref()).map_err(as_docker)?;
-    let engine = context.engine()?;
+    let engine = context.engine_for_new()?;
     super::pull::ensure(&engine, &create.container).map_err(as_docker)?;
     let container = engine.create(&creation).map_err(explain).map_err(as_docker)?;
     write_cidfile(create.cidfile.as_ref(), &container.config.id)?;

@@ -33,7 +33,7 @@ fn parse(text: &str) -> Result<Shape, String> {
 
 /// Shows everything about the machine.
 pub(crate) fn run(context: &Context, info: &Info, out: &mut impl Write) -> Outcome {
-    let machine = context.engine()?.info();
+    let machine = context.engine_for_new()?.info();
     match &info.format {
         None => write!(out, "{}", text(&machine))?,
         Some(Shape::Json) => writeln!(out, "{}", serde_json::to_string(&machine)?)?,
@@ -48,7 +48,8 @@ pub(crate) fn run(context: &Context, info: &Info, out: &mut impl Write) -> Outco
 fn text(info: &Machine) -> String {
     let mut text = format!(
         "Version: {}\nRoot: {}\nContainers: {} ({} running)\nImages: {}\nKernel: {}\nSystem: {}\n\
-         Architecture: {}\nCPUs: {}\nMemory: {}\nCgroups: {}, driver {}, controllers {}\n",
+         Architecture: {}\nCPUs: {}\nMemory: {}\nCgroup Driver: {}\nCgroup Version: {} ({})\n\
+         Cgroup Controllers: {}\n",
         info.server_version,
         info.docker_root_dir,
         info.containers,
@@ -59,8 +60,9 @@ fn text(info: &Machine) -> String {
         info.architecture,
         info.cpus,
         human::size(info.mem_total),
-        info.cgroup_layout,
         info.cgroup_driver,
+        info.cgroup_version,
+        info.cgroup_layout,
         info.cgroup_controllers.join(" "),
     );
     text.push_str("\nChosen:\n");

@@ -51,8 +51,9 @@ pub(crate) mod wait;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use strata_engine::{ContainerId, Engine, Session};
+use strata_engine::{CgroupManager, ContainerId, Engine, Session};
 
+use crate::configuration;
 use crate::failure::Failure;
 use crate::relay::{self, Relay, Signals};
 
@@ -61,12 +62,23 @@ use crate::relay::{self, Relay, Signals};
 pub(crate) struct Context {
     /// Where all state is.
     pub(crate) root: PathBuf,
+    /// Who makes cgroups, where the command line says so.
+    pub(crate) cgroup_manager: Option<CgroupManager>,
 }
 
 impl Context {
     /// Opens the engine.
     pub(crate) fn engine(&self) -> Result<Engine, Failure> {
         Ok(Engine::open(&self.root)?)
+    }
+
+    /// Opens the engine to make containers, or to tell how they are made.
+    pub(crate) fn engine_for_new(&self) -> Result<Engine, Failure> {
+        let asked = match self.cgroup_manager {
+            Some(asked) => Some(asked),
+            None => configuration::cgroup_manager().map_err(Failure::of_engine)?,
+        };
+        Ok(self.engine()?.with_cgroup_manager(asked))
     }
 }
 

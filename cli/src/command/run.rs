@@ -73,7 +73,7 @@ pub(crate) fn run(context: &Context, run: &Run, out: &mut impl Write) -> Outcome
     creation.stdin_once = attach.is_some_and(|attach| attach.input);
     // Before anything else: it gets ready while the container is made.
     let monitor = Monitor::spawn().map_err(Failure::of_engine)?;
-    let engine = context.engine().map_err(|failure| Failure { code: 125, ..failure })?;
+    let engine = context.engine_for_new().map_err(|failure| Failure { code: 125, ..failure })?;
     super::pull::ensure(&engine, options)?;
     // Collected before the container exists: a signal between its start and the relay must reach it.
     let signals = match run.detach {

@@ -3,10 +3,65 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use strata_layer::Digest;
-use strata_sandbox::cgroup::{Cgroup, CgroupError, CgroupName};
+use strata_sandbox::cgroup::systemd::{self, Unit};
+use strata_sandbox::cgroup::{Cgroup, CgroupError, CgroupName, Hierarchies, Layout};
 
-use super::{ContainerId, Containers};
+use super::{Config, Containers};
+
+/// Who makes the cgroups of containers: Docker's `native.cgroupdriver`, Podman's `--cgroup-manager`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupManager {
+    /// We do.
+    #[default]
+    Cgroupfs,
+    /// systemd, each as a transient scope.
+    Systemd,
+}
+
+impl CgroupManager {
+    /// Chooses one where nobody has, and says why: as Docker does, systemd where it runs and cgroups are of version 2 alone, since
+    /// it is the one writer of that tree then. Unlike Docker, only if it can be reached.
+    pub fn detect() -> (Self, String) {
+        let layout = Hierarchies::detect().map_or(Layout::Absent, |hierarchies| hierarchies.layout());
+        if !Path::new("/run/systemd/system").is_dir() {
+            return (Self::Cgroupfs, "systemd does not run".to_owned());
+        }
+        if layout != Layout::V2 {
+            return (Self::Cgroupfs, "cgroups are not of version 2 alone".to_owned());
+        }
+        match systemd::is_reachable() {
+            Ok(()) => (Self::Systemd, "systemd runs, and cgroups are of version 2".to_owned()),
+            Err(error) => (Self::Cgroupfs, crate::error_chain(&error)),
+        }
+    }
+
+    /// Its name, as `docker info` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "cgroupfs",
+            Self::Systemd => "systemd",
+        }
+    }
+
+    pub(super) fn is_cgroupfs(&self) -> bool {
+        *self == Self::Cgroupfs
+    }
+}
+
+impl std::str::FromStr for CgroupManager {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cgroupfs" => Ok(Self::Cgroupfs),
+            "systemd" => Ok(Self::Systemd),
+            _ => Err(format!("unknown cgroup manager {text:?}; use cgroupfs or systemd")),
+        }
+    }
+}
 
 /// How the cgroups of the containers of one root begin: two roots must never meet in one.
 pub(super) fn prefix(root: &Path) -> String {
@@ -15,27 +70,49 @@ pub(super) fn prefix(root: &Path) -> String {
 }
 
 impl Containers {
+    /// The unit that systemd makes for a container, if that is who makes its cgroup.
+    pub(crate) fn unit(&self, config: &Config) -> Result<Option<Unit>, CgroupError> {
+        let id = config.id.as_str();
+        match config.cgroup_manager {
+            CgroupManager::Cgroupfs => Ok(None),
+            // In the slice of the system, or of the user, as Docker's.
+            CgroupManager::Systemd => Unit::new(Some(&format!(":{}:{id}", self.cgroup_prefix)), id).map(Some),
+        }
+    }
+
     /// The cgroup of a container. It has no parent of ours, which nobody would ever remove.
-    pub(crate) fn cgroup_name(&self, id: &ContainerId) -> Result<CgroupName, CgroupError> {
-        CgroupName::new(&format!("{}-{id}", self.cgroup_prefix))
+    pub(crate) fn cgroup_name(&self, config: &Config) -> Result<CgroupName, CgroupError> {
+        match self.unit(config)? {
+            Some(unit) => unit.cgroup(),
+            None => CgroupName::new(&format!("{}-{}", self.cgroup_prefix, config.id)),
+        }
     }
 
     /// The cgroup that a container has while it runs.
-    pub(crate) fn cgroup(&self, id: &ContainerId) -> Result<Cgroup, CgroupError> {
-        Cgroup::open(&self.cgroup_name(id)?)
+    pub(crate) fn cgroup(&self, config: &Config) -> Result<Cgroup, CgroupError> {
+        Cgroup::open(&self.cgroup_name(config)?)
     }
 
     /// Removes the cgroup that a container has while it runs, with whatever is in it.
-    pub(crate) fn remove_cgroup(&self, id: &ContainerId) {
-        if let Err(error) = self.cgroup(id).and_then(|group| group.remove()) {
-            tracing::warn!(%id, error = %crate::error_chain(&error), "cgroup not removed");
+    pub(crate) fn remove_cgroup(&self, config: &Config) {
+        if let Err(error) = self.cgroup(config).and_then(|group| group.remove()) {
+            tracing::warn!(id = %config.id, error = %crate::error_chain(&error), "cgroup not removed");
+        }
+        self.stop_unit(config);
+    }
+
+    /// Waits until systemd has let go of a container whose processes have ended: its next start has a unit of the same name.
+    pub(crate) fn stop_unit(&self, config: &Config) {
+        let unit = self.unit(config);
+        if let Err(error) = unit.and_then(|unit| unit.map_or(Ok(()), |unit| unit.stop())) {
+            tracing::warn!(id = %config.id, error = %crate::error_chain(&error), "scope not stopped");
         }
     }
 
     /// Lets the processes of a container go on: those that are stopped cannot be killed.
-    pub(crate) fn thaw(&self, id: &ContainerId) {
-        if let Err(error) = self.cgroup(id).and_then(|group| group.thaw()) {
-            tracing::warn!(%id, error = %crate::error_chain(&error), "cgroup not thawed");
+    pub(crate) fn thaw(&self, config: &Config) {
+        if let Err(error) = self.cgroup(config).and_then(|group| group.thaw()) {
+            tracing::warn!(id = %config.id, error = %crate::error_chain(&error), "cgroup not thawed");
         }
     }
 }

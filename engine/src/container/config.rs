@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use strata_imagestore::Timestamp;
 
 use super::own_ids::{self, OwnIds};
-use super::{ContainerId, ContainerName, UserNamespace};
+use super::{CgroupManager, ContainerId, ContainerName, UserNamespace};
 use crate::timestamp;
 
 /// The form of `config.json` that this version writes.
@@ -117,6 +117,9 @@ pub struct Config {
     /// Where what it writes is kept.
     #[serde(default)]
     pub log: LogConfig,
+    /// Who makes its cgroup.
+    #[serde(default, skip_serializing_if = "CgroupManager::is_cgroupfs")]
+    pub cgroup_manager: CgroupManager,
 }
 
 /// When a container that has ended is started again.

@@ -13,6 +13,7 @@ mod registry;
 mod state;
 mod user_namespace;
 
+pub use cgroup::CgroupManager;
 pub(crate) use config::VERSION;
 pub use config::{
     Bind, Config, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit,

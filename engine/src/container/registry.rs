@@ -753,6 +753,7 @@ mod tests {
             restart: Default::default(),
             stop_timeout: None,
             log: Default::default(),
+            cgroup_manager: Default::default(),
         }
     }
 

@@ -110,6 +110,7 @@ impl Engine {
         let image = self.find_image(&creation.image)?;
         let id = ContainerId::random().map_err(RunError::Random)?;
         let mut config = creation.configure(id, &image)?;
+        config.cgroup_manager = self.cgroup_manager().0;
         if config.command.is_empty() {
             return Err(InvalidCreation::NoCommand.into());
         }

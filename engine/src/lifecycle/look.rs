@@ -58,7 +58,7 @@ impl Engine {
     pub fn statistics(&self, container: &Container) -> Result<Statistics, LifecycleError> {
         let Some(init) = container.state.init() else { return Ok(Statistics::default()) };
         let Usage { cpu, memory, memory_limit, processes: counted, blocks } =
-            self.registry().cgroup(&container.config.id).map(|group| group.usage()).unwrap_or_default();
+            self.registry().cgroup(&container.config).map(|group| group.usage()).unwrap_or_default();
         let processes = match counted {
             Some(count) => count,
             None => processes(container)?.len() as u64,

@@ -84,7 +84,7 @@ impl Engine {
             let Some(_unused) = locked.use_files(Use::Alone, Duration::from_secs(2))? else {
                 return Err(RemoveError::Mounted(name).into());
             };
-            self.registry().remove_cgroup(&locked.config.id);
+            self.registry().remove_cgroup(&locked.config);
             let lease = lease_name(&locked);
             locked.delete(self.registry()).map_err(RemoveError::from)?;
             self.release(&lease);

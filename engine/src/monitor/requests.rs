@@ -169,7 +169,9 @@ fn change(server: &mut Server, update: &Update) -> Result<Result<Vec<String>, Re
             let id = &main.container.config.id;
             return Ok(Err(refusal(format!("cannot update container {id}: it has no cgroup of its own"))));
         };
-        match cgroup.update(&resources) {
+        let unit = server.containers.unit(&main.container.config);
+        let told = unit.and_then(|unit| unit.map_or(Ok(()), |unit| unit.update(&resources)));
+        match told.and_then(|()| cgroup.update(&resources)) {
             Ok(more) => warnings = more,
             Err(error) => return Ok(Err(Refusal::of(&error))),
         }

@@ -248,7 +248,7 @@ impl Server {
 
     /// Puts a container back that did not start, or removes it.
     fn give_up(&self, container: &Container, refusal: &Refusal) {
-        self.containers.remove_cgroup(&container.config.id);
+        self.containers.remove_cgroup(&container.config);
         let failure = StartFailure { code: i32::from(refusal.code), error: refusal.text.clone() };
         let event = Event::StartFailed(failure);
         // If this fails, the next command finds and finishes it; what matters to the user is why it did not start.
@@ -515,6 +515,7 @@ impl Server {
         let at_once = std::mem::take(&mut self.restarts_at_once);
         let Main { member, container, filesystem, audit, log, started, error, previous_delay } = main;
         drop(member);
+        self.containers.stop_unit(&container.config);
         // All its processes have ended with the first one, so this waits for nobody of them.
         let findings = audit.map(Audit::finish).map(|(policy, report)| report.text(&policy));
         if let Some(mut log) = log {

@@ -59,6 +59,17 @@ pub enum BusError {
         /// Its text.
         text: String,
     },
+    /// A plain user's process that is not in his systemd's part of the cgroups.
+    #[error(
+        "cgroup {own:?} of this process is outside of {theirs:?}, which the user's systemd has: nothing can go there from here; \
+         systemd-run --user --scope starts a command inside"
+    )]
+    Elsewhere {
+        /// Where the process is.
+        own: String,
+        /// What the user has been given.
+        theirs: String,
+    },
     /// A job did not succeed.
     #[error("systemd: the job for {unit} ended as {result:?}")]
     Job {

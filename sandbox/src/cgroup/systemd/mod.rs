@@ -12,4 +12,4 @@ mod wire;
 
 pub use bus::BusError;
 pub(crate) use unit::Scope;
-pub use unit::Unit;
+pub use unit::{Unit, is_reachable};

@@ -30,7 +30,7 @@ impl Unit {
     /// # Errors
     /// [`CgroupError::UnitPath`], [`CgroupError::Unit`].
     pub fn new(path: Option<&str>, id: &str) -> Result<Self, CgroupError> {
-        let of_user = !(rustix::process::geteuid().is_root() && crate::userns::is_initial());
+        let of_user = is_of_user();
         let parts: Vec<&str> = path.map_or_else(|| vec!["", "runc", id], |path| path.split(':').collect());
         let [slice, prefix, name] = parts[..] else {
             return Err(CgroupError::UnitPath(path.unwrap_or_default().to_owned()));
@@ -127,6 +127,28 @@ impl Unit {
         }
         Ok(())
     }
+}
+
+/// Asks whether a systemd makes units for this user: the machine's for root, else one of his own.
+///
+/// # Errors
+/// [`BusError`]: why not.
+pub fn is_reachable() -> Result<(), BusError> {
+    if !is_of_user() {
+        return Bus::open(false).map(drop);
+    }
+    // Only within what is his own may a plain user move processes about.
+    let theirs = Manager::connect(true)?.text("ControlGroup")?;
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    match std::path::Path::new(own).starts_with(&theirs) {
+        true => Ok(()),
+        false => Err(BusError::Elsewhere { own: own.to_owned(), theirs }),
+    }
+}
+
+fn is_of_user() -> bool {
+    !(rustix::process::geteuid().is_root() && crate::userns::is_initial())
 }
 
 /// A scope that has been made, and is kept alive by a process of ours that does nothing. Dropped, it is stopped.

@@ -8,11 +8,15 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use strata_tests::strata::{Finished, finish};
+use strata_tests::image::archive::Form;
+use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::plain_user;
+use strata_tests::strata::{Finished, Strata, User, finish};
 use strata_tests::tier::{Need, Suite};
 
 use super::bundle::{Bench, Runtime};
@@ -20,6 +24,9 @@ use super::bundle::{Bench, Runtime};
 pub(super) fn register(suite: &mut Suite, needs: &[Need]) {
     suite.add("runtime::privileged_systemd_makes_the_scope", needs, life);
     suite.add("runtime::privileged_systemd_refuses", needs, refusals);
+    let needs = [needs, &[Need::Fuse]].concat();
+    suite.add("runtime::privileged_systemd_makes_scopes_for_run", &needs, run_in_scopes);
+    suite.add("runtime::privileged_systemd_of_a_user_makes_scopes", &needs, scopes_of_a_user);
 }
 
 fn bench(name: &str) -> Result<Bench> {
@@ -149,6 +156,159 @@ fn refusals() -> Result<()> {
     refused(&bench, &bench.file("nothing"), &id, "slice:prefix:name")
 }
 
+/// `strata run` and its kin, whose containers are scopes for as long as they run.
+fn run_in_scopes() -> Result<()> {
+    let strata = Strata::new()?;
+    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let systemd = Systemd::start(&strata.folder().join("bus"), Behaviour::Works)?;
+    let on_bus = |words: &[&str]| {
+        let mut command = strata.command(words);
+        finish(command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", systemd.socket.display())))
+    };
+    let ok = |words: &[&str]| {
+        let finished = on_bus(words)?;
+        ensure!(finished.status.success(), "{finished}");
+        Ok(finished.stdout.trim().to_owned())
+    };
+    let by_systemd = ["--cgroup-manager", "systemd"];
+    let run = ["run", "-d", "--name", "scoped", "--pids-limit", "50", REFERENCE, "sleep", "1000"];
+    let id = ok(&[&by_systemd[..], &run].concat())?;
+    let (unit, slice) = started(&systemd.take_calls()?)?;
+    ensure!(
+        unit.starts_with("strata-") && unit.ends_with(&format!("-{id}.scope")) && slice == "system.slice",
+        "{unit}"
+    );
+    let pid = ok(&["inspect", "--format", "{{.State.Pid}}", "scoped"])?;
+    let inside = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let place = format!("/system.slice/{unit}");
+    ensure!(inside.lines().any(|line| line.ends_with(&place)), "{inside}");
+
+    // Which manager it has stands in its record.
+    ok(&["update", "--pids-limit", "40", "scoped"])?;
+    let calls = systemd.take_calls()?;
+    let changed = calls.iter().find(|(member, _)| member == "SetUnitProperties").context("nothing was changed")?;
+    ensure!(
+        changed.1[0] == unit.as_str() && changed.1[2].to_string().contains("[\"TasksMax\",{\"t\":40}]"),
+        "{calls:?}"
+    );
+    let stopped = ("StopUnit".to_owned(), vec![json!(unit), json!("replace")]);
+    ok(&["restart", "-t", "0", "scoped"])?;
+    let calls = systemd.take_calls()?;
+    ensure!(calls.contains(&stopped) && started(&calls)?.0 == unit, "{calls:?}");
+    ok(&["rm", "-f", "scoped"])?;
+    ensure!(systemd.take_calls()?.contains(&stopped), "the scope stays");
+    ensure!(!places_of(&place).any(|path| path.exists()), "cgroups stay");
+
+    let driver = |words: &[&str]| ok(&[words, &["info", "--format", "{{.CgroupDriver}}"]].concat());
+    ensure!(driver(&by_systemd)? == "systemd" && driver(&["--cgroup-manager", "cgroupfs"])? == "cgroupfs");
+    let mut nobody = strata.command([&by_systemd[..], &["run", "--rm", REFERENCE, "true"]].concat());
+    let refused = finish(nobody.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus"))?;
+    ensure!(refused.status.code() == Some(125) && refused.stderr.contains("no systemd answers"), "{refused}");
+    Ok(())
+}
+
+/// A plain user's systemd, to which part of the cgroups has been handed over.
+fn scopes_of_a_user() -> Result<()> {
+    let strata = Strata::of(User::Plain)?;
+    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let systemd = Systemd::start_for(&strata.folder().join("bus"), Behaviour::Works, plain_user::ID)?;
+    fs::set_permissions(&systemd.socket, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+    let _delegated = Delegated::new()?;
+    let address = format!("unix:path={}", systemd.socket.display());
+    let run = |words: &[&str]| {
+        let own = strata.command([&["--cgroup-manager", "systemd"], words].concat());
+        let finished = finish(from_inside(&own).env("DBUS_SESSION_BUS_ADDRESS", &address))?;
+        ensure!(finished.status.success(), "{finished}");
+        Ok(finished.stdout)
+    };
+    let text = run(&["run", "--rm", "--pids-limit", "50", REFERENCE, "cat", "/proc/self/cgroup"])?;
+    let calls = systemd.take_calls()?;
+    let (unit, slice) = started(&calls)?;
+    ensure!(slice == "user.slice", "{slice}");
+    ensure!(calls.iter().any(|(member, words)| member == "StopUnit" && words[0] == unit.as_str()), "{calls:?}");
+    ensure!(!text.is_empty() && !places_of(&format!("{USER_SERVICE}/user.slice/{unit}")).any(|path| path.exists()));
+    Ok(())
+}
+
+/// The same command of the plain user, from within what he has been given.
+fn from_inside(own: &Command) -> Command {
+    const SCRIPT: &str = r#"place=$1 id=$2; shift 2
+        for group in /sys/fs/cgroup/*"$place" /sys/fs/cgroup"$place"; do
+            [ ! -d "$group" ] || echo $$ >"$group/cgroup.procs"
+        done
+        exec setpriv --reuid "$id" --regid "$id" --clear-groups -- "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", SCRIPT, "sh", USER_SERVICE, &plain_user::ID.to_string()]);
+    command.arg(own.get_program()).args(own.get_args()).stdin(Stdio::null());
+    command.current_dir(own.get_current_dir().unwrap_or(Path::new("/")));
+    for (name, value) in own.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+/// The unit that was started, and its slice.
+fn started(calls: &Calls) -> Result<(String, String)> {
+    let call = calls.iter().find(|(member, _)| member == "StartTransientUnit").context("no unit was started")?;
+    let slice = call.1[2].as_array().into_iter().flatten().find(|pair| pair[0] == "Slice").context("no slice")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok((text(&call.1[0]), text(&slice[1]["s"])))
+}
+
+/// A path in each hierarchy.
+fn places_of(path: &str) -> impl Iterator<Item = PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    let path = path.trim_start_matches('/').to_owned();
+    hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(move |hierarchy| hierarchy.join(&path))
+}
+
+/// Cgroups that belong to the plain user, until it is dropped.
+struct Delegated;
+
+impl Delegated {
+    fn new() -> Result<Delegated> {
+        let delegated = Delegated;
+        for path in places_of(USER_SERVICE)
+            .filter(|path| path.ancestors().nth(3).is_some_and(|it| it.join("cgroup.procs").exists()))
+        {
+            fs::create_dir_all(&path)?;
+            plain_user::own(&path)?;
+            for file in ["cgroup.procs", "tasks", "cgroup.subtree_control"].map(|file| path.join(file)) {
+                if file.exists() {
+                    plain_user::own(&file)?;
+                }
+            }
+            // Processes enter no set of processors that is empty.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                for group in path.ancestors().take(3).collect::<Vec<_>>().into_iter().rev() {
+                    if let (Some(above), true) = (group.parent(), group.join(file).exists()) {
+                        fs::write(group.join(file), fs::read(above.join(file))?)?;
+                    }
+                }
+            }
+        }
+        Ok(delegated)
+    }
+}
+
+impl Drop for Delegated {
+    fn drop(&mut self) {
+        for path in places_of(USER_SERVICE) {
+            // From the inside out; those that another user's systemd has stay.
+            let inside = path.join("user.slice");
+            for path in [inside.as_path()].into_iter().chain(path.ancestors().take(3)) {
+                let _ = fs::remove_dir(path);
+            }
+        }
+    }
+}
+
+/// What a user's own systemd runs in.
+const USER_SERVICE: &str = "/user.slice/user-61999.slice/user@61999.service";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Behaviour {
     Works,
@@ -167,13 +327,18 @@ struct Systemd {
 
 impl Systemd {
     fn start(socket: &Path, behaviour: Behaviour) -> Result<Systemd> {
+        Systemd::start_for(socket, behaviour, rustix::process::geteuid().as_raw())
+    }
+
+    /// One that hears `user` alone.
+    fn start_for(socket: &Path, behaviour: Behaviour, user: u32) -> Result<Systemd> {
         let listener = UnixListener::bind(socket)?;
         let calls = Arc::new(Mutex::new(Ok(Calls::new())));
         let noted = calls.clone();
         // It ends with the test program.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                if let Err(error) = serve(stream, behaviour, &noted) {
+                if let Err(error) = serve(stream, behaviour, user, &noted) {
                     *noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Err(format!("{error:#}"));
                 }
             }
@@ -188,7 +353,7 @@ impl Systemd {
     }
 }
 
-fn serve(mut stream: UnixStream, behaviour: Behaviour, calls: &Mutex<Result<Calls, String>>) -> Result<()> {
+fn serve(mut stream: UnixStream, behaviour: Behaviour, user: u32, calls: &Mutex<Result<Calls, String>>) -> Result<()> {
     let line = |stream: &mut UnixStream| -> Result<String> {
         let mut line = Vec::new();
         let mut byte = [0];
@@ -198,7 +363,7 @@ fn serve(mut stream: UnixStream, behaviour: Behaviour, calls: &Mutex<Result<Call
         }
         Ok(String::from_utf8(line)?)
     };
-    let own: String = rustix::process::geteuid().as_raw().to_string().bytes().map(|it| format!("{it:02x}")).collect();
+    let own: String = user.to_string().bytes().map(|it| format!("{it:02x}")).collect();
     ensure!(line(&mut stream)? == format!("\0AUTH EXTERNAL {own}\r\n"), "authentication");
     stream.write_all(b"OK 1234deadbeef\r\n")?;
     ensure!(line(&mut stream)? == "BEGIN\r\n", "begin");
@@ -254,7 +419,8 @@ fn serve(mut stream: UnixStream, behaviour: Behaviour, calls: &Mutex<Result<Call
         match member.as_str() {
             "Get" => answers.push(reply(serial, "v", |out| {
                 out.extend([1, b's', 0, 0]);
-                text(out, "252 (252.39-1~deb12u1)");
+                let of_group = arguments[1] == "ControlGroup";
+                text(out, if of_group { USER_SERVICE } else { "252 (252.39-1~deb12u1)" });
             })),
             "StartTransientUnit" if behaviour == Behaviour::Denies => {
                 answers.push(error(serial, "Access denied by test"))
