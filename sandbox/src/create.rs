@@ -26,7 +26,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_setfl, mknodat, openat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionread};
 
@@ -160,13 +160,14 @@ pub enum StartError {
     Ended,
 }
 
-/// Starts the program of a created container; `folder` is that of its [`Creation`], `init` a pidfd of its first process.
+/// Starts the program of a created container; `folder` is that of its [`Creation`], `init` a pidfd of its first process and
+/// `pid` its number.
 /// Returns once the program has been executed.
 ///
 /// # Errors
 /// [`StartError`]. After any but [`NotWaiting`](StartError::NotWaiting) and [`Connect`](StartError::Connect) the program may
 /// run, and is the caller's to end.
-pub fn start(folder: BorrowedFd<'_>, init: BorrowedFd<'_>, spec: &Spec) -> Result<(), StartError> {
+pub fn start(folder: BorrowedFd<'_>, init: BorrowedFd<'_>, pid: u32, spec: &Spec) -> Result<(), StartError> {
     let unreachable = |errno| match errno {
         Errno::NOENT | Errno::NXIO => StartError::NotWaiting,
         errno => StartError::Connect(errno.into()),
@@ -174,16 +175,16 @@ pub fn start(folder: BorrowedFd<'_>, init: BorrowedFd<'_>, spec: &Spec) -> Resul
     let talk = |errno: Errno| StartError::Talk(errno.into());
     let answers = open_pipe(folder, ANSWERS, OFlags::RDONLY).map_err(unreachable)?;
     drop(open_pipe(folder, WORD, OFlags::WRONLY).map_err(unreachable)?);
+    let before = program_of(pid);
     // If it ends just now, nobody reads the word. That is not to end us, so we could read it ourselves.
     let word = open_pipe(folder, WORD, OFlags::RDWR).map_err(unreachable)?;
     rustix::io::write(&word, &[1]).map_err(talk)?;
     drop(word);
-    let mut answers = Answers { pipe: answers, init };
-    let mut executing = false;
+    let mut answers = Answers { pipe: answers, init, pid, before, executing: false };
     let mut hook_output = String::new();
     for _ in 0..MOST_ANSWERS {
         match read_report(&mut answers).map_err(StartError::Talk)? {
-            Some(Report::Executing) => executing = true,
+            Some(Report::Executing) => answers.executing = true,
             Some(Report::HookText(text)) => hook_output = text,
             Some(Report::Failed(failure)) => {
                 // The plan was another process's. What a message needs of it is in the spec.
@@ -193,20 +194,36 @@ pub fn start(folder: BorrowedFd<'_>, init: BorrowedFd<'_>, spec: &Spec) -> Resul
                 return Err(describe::failure(told, failure, hook_output).into());
             }
             Some(_) => {}
-            None if executing => return Ok(()),
+            None if answers.executing => return Ok(()),
             None => return Err(StartError::Ended),
         }
     }
     Err(talk(Errno::PROTO))
 }
 
-/// What the first process says, to its end. Somebody who may trace it can hold the pipe open when it is gone, so its own end
-/// is one as well.
+/// What the first process says, to its end. Somebody who may trace it can hold the pipe open when it is gone or runs its program,
+/// so its own end is one as well, and that it has become another program.
 struct Answers<'a> {
     /// Not blocking.
     pipe: OwnedFd,
     /// The first process.
     init: BorrowedFd<'a>,
+    pid: u32,
+    /// What it ran when it was told to go on; nothing where that cannot be seen.
+    before: Option<(u64, u64)>,
+    /// Whether it has said that it executes its program.
+    executing: bool,
+}
+
+impl Answers<'_> {
+    fn has_executed(&self) -> bool {
+        self.executing && self.before.is_some() && program_of(self.pid).is_some_and(|now| Some(now) != self.before)
+    }
+}
+
+/// Which file a process runs.
+fn program_of(pid: u32) -> Option<(u64, u64)> {
+    rustix::fs::stat(format!("/proc/{pid}/exe")).ok().map(|found| (found.st_dev, found.st_ino))
 }
 
 impl io::Read for Answers<'_> {
@@ -219,7 +236,10 @@ impl io::Read for Answers<'_> {
                 result => return Ok(result?),
             }
             let mut fds = [PollFd::new(&self.pipe, PollFlags::IN), PollFd::from_borrowed_fd(self.init, PollFlags::IN)];
-            match poll(&mut fds, None) {
+            // Looked at now and then alone: nearly always the pipe says it.
+            let patience = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+            match poll(&mut fds, self.executing.then_some(&patience)) {
+                Ok(0) => ended = self.has_executed(),
                 // What it said last is read before its end is believed.
                 Ok(_) => ended = !fds[1].revents().is_empty(),
                 Err(Errno::INTR) => {}

@@ -32,7 +32,7 @@ impl Container {
         // Raced with its end.
         let ended = || RuntimeError::WrongStatus("cannot start a container that has stopped".into());
         let process = init.open().ok_or_else(ended)?;
-        match create::start(container.folder.as_fd(), process.as_fd(), spec) {
+        match create::start(container.folder.as_fd(), process.as_fd(), init.pid, spec) {
             Ok(()) => {}
             Err(StartError::NotWaiting) => return Err(ended()),
             Err(error @ StartError::Connect(_)) => return Err(RuntimeError::Start(error)),

@@ -268,6 +268,9 @@ fn who_holds_its_answers_holds_up_no_start() {
     while fs::read_to_string(&comm).unwrap() != "sleep\n" {
         in_time("the program does not come");
     }
+    while !start.is_finished() {
+        in_time("start waits for the pipe, though the program runs");
+    }
     let again = waiting.again().unwrap();
     let delete = std::thread::spawn(move || again.delete(Delete::Any).map(drop));
     while !(start.is_finished() && delete.is_finished()) {
