@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
+use strata_sandbox::cgroup::systemd;
 
 use super::frame::{self, Decoder, InvalidFrame, Kind};
 use super::protocol::{Refusal, Reply, Request, Task};
@@ -37,8 +38,9 @@ impl Monitor {
         let own = strata_sandbox::runtime::protected_program()?;
         let mut command = Command::new(format!("/proc/self/fd/{}", own.as_raw_fd()));
         command.arg0("strata").arg(VERB).current_dir("/").env_clear();
-        // Its filesystem process may have to start the process that fetches.
-        command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        // Its filesystem process may have to start the process that fetches, and systemd to make a scope.
+        let kept = ENVIRONMENT.iter().chain(&systemd::ENVIRONMENT);
+        command.envs(kept.filter_map(|name| Some((name, std::env::var_os(name)?))));
         // What its own filesystem process looks up by name.
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);

@@ -224,6 +224,8 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
     Some(found)
 }
 
+/// The variables that say where a bus is.
+pub const ENVIRONMENT: [&str; 3] = ["DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"];
 const BUS: &str = "org.freedesktop.DBus";
 /// As long as runc waits for a unit.
 const PATIENCE: Duration = Duration::from_secs(30);

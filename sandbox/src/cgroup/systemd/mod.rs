@@ -10,6 +10,6 @@ mod properties;
 mod unit;
 mod wire;
 
-pub use bus::BusError;
+pub use bus::{BusError, ENVIRONMENT};
 pub(crate) use unit::Scope;
 pub use unit::{Unit, is_reachable};

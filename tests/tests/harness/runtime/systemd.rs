@@ -265,29 +265,19 @@ fn places_of(path: &str) -> impl Iterator<Item = PathBuf> {
     hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(move |hierarchy| hierarchy.join(&path))
 }
 
-/// Cgroups that belong to the plain user, until it is dropped.
+/// Cgroups of version 2 that belong to the plain user, until it is dropped.
 struct Delegated;
 
 impl Delegated {
     fn new() -> Result<Delegated> {
         let delegated = Delegated;
         for path in places_of(USER_SERVICE)
-            .filter(|path| path.ancestors().nth(3).is_some_and(|it| it.join("cgroup.procs").exists()))
+            .filter(|path| path.ancestors().nth(3).is_some_and(|it| it.join("cgroup.controllers").exists()))
         {
             fs::create_dir_all(&path)?;
             plain_user::own(&path)?;
-            for file in ["cgroup.procs", "tasks", "cgroup.subtree_control"].map(|file| path.join(file)) {
-                if file.exists() {
-                    plain_user::own(&file)?;
-                }
-            }
-            // Processes enter no set of processors that is empty.
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                for group in path.ancestors().take(3).collect::<Vec<_>>().into_iter().rev() {
-                    if let (Some(above), true) = (group.parent(), group.join(file).exists()) {
-                        fs::write(group.join(file), fs::read(above.join(file))?)?;
-                    }
-                }
+            for file in ["cgroup.procs", "cgroup.subtree_control"] {
+                plain_user::own(&path.join(file))?;
             }
         }
         Ok(delegated)
