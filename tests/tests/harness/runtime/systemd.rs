@@ -271,9 +271,9 @@ struct Delegated;
 impl Delegated {
     fn new() -> Result<Delegated> {
         let delegated = Delegated;
-        for path in places_of(USER_SERVICE)
-            .filter(|path| path.ancestors().nth(3).is_some_and(|it| it.join("cgroup.controllers").exists()))
-        {
+        // The top alone has no events.
+        let is_top = |it: &Path| it.join("cgroup.controllers").exists() && !it.join("cgroup.events").exists();
+        for path in places_of(USER_SERVICE).filter(|path| path.ancestors().nth(3).is_some_and(is_top)) {
             fs::create_dir_all(&path)?;
             plain_user::own(&path)?;
             for file in ["cgroup.procs", "cgroup.subtree_control"] {
