@@ -19,7 +19,9 @@ pub(super) fn register(suite: &mut Suite, needs: &[Need]) {
 use Runtime::{Crun, Runc};
 
 /// What a shell prints about a field, and which peer has it otherwise.
-type Field = (&'static str, &'static str, &'static str, &'static [(Runtime, &'static str)]);
+type Field = (&'static str, &'static str, &'static str, Otherwise);
+
+type Otherwise = &'static [(Runtime, &'static str)];
 
 const SEEN: &[Field] = &[
     ("hostname", "hostname", "bench", &[]),
@@ -117,8 +119,10 @@ fn seen_inside(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// A file of version 1, and what it has to say.
-const LIMITS: &[(&str, &str, &str, &[(Runtime, &str)])] = &[
+/// A controller with a file of version 1, and what that has to say.
+type Limit = (&'static str, &'static str, &'static str, Otherwise);
+
+const LIMITS: &[Limit] = &[
     ("memory", "memory.limit_in_bytes", "67108864", &[]),
     ("memory", "memory.soft_limit_in_bytes", "33554432", &[]),
     ("memory", "memory.swappiness", "33", &[]),
