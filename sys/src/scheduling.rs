@@ -46,6 +46,53 @@ pub fn set_scheduling(attributes: &SchedulingAttributes) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// How a thread shares its CPU with others, of the policies that share time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// `SCHED_OTHER`.
+    Ordinary,
+    /// `SCHED_IDLE`: next to nothing beside any other. Threads that it starts begin so as well.
+    Idle,
+}
+
+/// Sets how a thread of this process shares its CPU; its nice value stays.
+///
+/// # Errors
+/// The errno of `sched_setscheduler`: `EPERM` for becoming ordinary again where neither CAP_SYS_NICE nor `RLIMIT_NICE`
+/// permits it, `ESRCH` for a thread that is not there.
+pub fn set_share(thread: u32, share: Share) -> io::Result<()> {
+    let policy = match share {
+        Share::Ordinary => libc::SCHED_OTHER,
+        Share::Idle => libc::SCHED_IDLE,
+    };
+    // These policies have no static priority.
+    let parameters: libc::c_int = 0;
+    // Not the function of the C library, which in musl refuses.
+    // SAFETY: the kernel reads a `struct sched_param`, which is one number.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, &raw const parameters) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Returns how the calling thread shares its CPU; `None` for another policy.
+///
+/// # Errors
+/// The errno of `sched_getscheduler`.
+pub fn share() -> io::Result<Option<Share>> {
+    // SAFETY: takes a number and touches no memory.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
+    if policy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let is = |known: libc::c_int| policy == libc::c_long::from(known);
+    Ok(if is(libc::SCHED_OTHER) {
+        Some(Share::Ordinary)
+    } else if is(libc::SCHED_IDLE) {
+        Some(Share::Idle)
+    } else {
+        None
+    })
+}
+
 /// Sets the priority of the calling thread's disk requests: the class shifted by 13 bits, and the level.
 ///
 /// # Errors
@@ -68,4 +115,22 @@ pub fn set_memory_policy(mode: u32, nodes: &[u64]) -> io::Result<()> {
     // SAFETY: the kernel reads as many bits as the slice has, the one more excepted, which it does not read.
     let result = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_thread_of_idle_priority_starts_is_so_too() {
+        std::thread::spawn(|| {
+            assert_eq!(share().unwrap(), Some(Share::Ordinary));
+            set_share(0, Share::Idle).unwrap();
+            assert_eq!(share().unwrap(), Some(Share::Idle));
+            assert_eq!(std::thread::spawn(share).join().unwrap().unwrap(), Some(Share::Idle));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(set_share(u32::MAX >> 1, Share::Idle).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
 }

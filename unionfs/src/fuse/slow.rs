@@ -46,7 +46,7 @@ fn start(threads: usize, cpus: &Cpus) -> Option<Sender<Job>> {
         let receiver: Arc<Mutex<Receiver<Job>>> = Arc::clone(&receiver);
         let cpus = cpus.clone();
         let work = move || {
-            cpus.set_free();
+            cpus.disinherit();
             loop {
                 let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 match next {

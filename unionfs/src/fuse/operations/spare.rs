@@ -30,7 +30,7 @@ impl Spare {
             let (forgotten, shared, cpus) = (Arc::clone(&self.forgotten), self.shared.clone(), self.cpus.clone());
             let thread = std::thread::Builder::new().name("give-back".to_owned());
             let work = move || {
-                cpus.set_free();
+                cpus.disinherit();
                 give_back(&forgotten, shared.as_deref());
             };
             if thread.spawn(work).is_err() {

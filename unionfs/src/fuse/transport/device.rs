@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
 use super::readers::Readers;
-use super::{Sink, Transport, serve_frame};
+use super::{Sink, Transport, send, serve_frame};
 use crate::fuse::backing::{Backing, Register};
 use crate::fuse::handshake::MAX_WRITE;
 use crate::fuse::operations::Operations;
@@ -40,11 +40,16 @@ pub(crate) fn channels(device: &Arc<OwnedFd>, threads: usize) -> Vec<Arc<OwnedFd
 impl Transport for Device {
     fn serve(self: Box<Self>, operations: &Arc<Operations>, ready: &(dyn Fn() + Sync)) -> io::Result<()> {
         ready();
-        let readers = Readers::new(self.channels.len());
+        let readers = &Readers::new(self.channels.len());
         let run = |number: usize, channel: &Arc<OwnedFd>| serve_channel(channel, operations, &readers.reader(number));
         std::thread::scope(|scope| {
             let mut servers = Vec::new();
             let mut result = Ok(());
+            if let [first, _, ..] = &self.channels[..] {
+                let watch = move || readers.watch(first);
+                // Without it, all read.
+                let _ = std::thread::Builder::new().name("fuse-watch".to_owned()).spawn_scoped(scope, watch);
+            }
             for channel in &self.channels {
                 // Those that there are have no gaps: the first is always there.
                 let number = servers.len();
@@ -79,6 +84,9 @@ pub(super) trait Turns {
 
     /// Notes that a request was read, and which thread waits for its answer (0: none).
     fn has_read(&self, _thread: u32) {}
+
+    /// Notes that what is left to do for the request is to send its answer, if that is not left to others.
+    fn has_served(&self) {}
 }
 
 impl<F: Fn() -> bool> Turns for F {
@@ -106,7 +114,11 @@ pub(super) fn serve_channel(
                 let Some(frame) = Frame::of_message(&message[..length]) else { continue };
                 turns.has_read(frame.header().pid);
                 let answer = Answer { channel: Arc::clone(channel), unique: frame.header().unique };
-                serve_frame(operations, &frame, &mut room, answer);
+                let answer = serve_frame(operations, &frame, &mut room, answer);
+                turns.has_served();
+                if let Some((sink, reply)) = answer {
+                    send(sink, reply, &room);
+                }
             }
             // The mount is gone, or the connection was given up.
             Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(()),

@@ -1,7 +1,10 @@
 //! How requests come from the kernel and answers get back.
 
+mod calm;
 mod device;
 mod fuser;
+mod idle;
+mod policy;
 mod readers;
 mod ring;
 
@@ -37,25 +40,31 @@ trait Sink: Register + Send + 'static {
     fn send(self, reply: Reply, room: &[u8]);
 }
 
-/// Serves one request, from its bytes to the sending of its answer.
-fn serve_frame(operations: &Arc<Operations>, frame: &Frame<'_>, room: &mut [u8], sink: impl Sink) {
+/// Serves one request; returns its answer for the caller to [`send`], unless that is left to others.
+fn serve_frame<S: Sink>(
+    operations: &Arc<Operations>,
+    frame: &Frame<'_>,
+    room: &mut [u8],
+    sink: S,
+) -> Option<(S, Reply)> {
     let header = *frame.header();
     operations.counts().add(header.opcode);
     let request = match frame.parse() {
         Ok(request) => request,
         Err(_) if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) => {
-            return sink.send(Reply::Silent, &[]);
+            return Some((sink, Reply::Silent));
         }
-        Err(error) => return sink.send(Reply::Error(error), &[]),
+        Err(error) => return Some((sink, Reply::Error(error))),
     };
     if let Some(reply) = operations.begin(&request, header.opcode) {
-        return answer(sink, reply, &[]);
+        return Some((sink, reply));
     }
     match operations.serve(&request, room, &sink) {
-        Outcome::Now(reply) => answer(sink, reply, room),
+        Outcome::Now(reply) => return Some((sink, reply)),
         Outcome::Later(job) => run(operations.slow(), job, sink),
         Outcome::Fetched(job) => run(operations.fetching(), job, sink),
     }
+    None
 }
 
 /// Does work in another thread and sends its answer from there.
@@ -64,12 +73,12 @@ fn run(threads: &Slow, job: Job, sink: impl Sink) {
     threads.run(move || {
         journal::attach(ticket);
         let reply = survive(|| job(&sink)).unwrap_or(Reply::Error(Errno::IO));
-        answer(sink, reply, &[]);
+        send(sink, reply, &[]);
     });
 }
 
 /// Sends the answer to a request, which is no longer in work then.
-fn answer(sink: impl Sink, reply: Reply, room: &[u8]) {
+fn send(sink: impl Sink, reply: Reply, room: &[u8]) {
     journal::pass(Point::Executed);
     sink.send(reply, room);
     journal::pass(Point::Replied);

@@ -7,32 +7,37 @@
 //! now and then on which CPU the client was, and the other way is taken when this one does not meet it. Several clients at
 //! once have all threads.
 //!
-//! A thread that does not read is parked. One of those that are watches the reader, who may have to wait for a disk.
+//! Where few run on the machine even going round in step takes longer than need be, as CPUs wake each other. There a single
+//! client has one reader beside it, at idle priority ([`idle`](super::idle)).
+//!
+//! A thread that does not read is parked. The one that reads alone is watched, as it may have to wait for a disk.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use strata_sys::process_stat::last_cpu;
 
 use super::device::Turns;
+use super::idle::{Care, PATIENCE, Watch};
+use super::policy::{Policy, Way};
 use crate::fuse::cpus::Cpus;
 
 /// Who reads, shared by the serving threads.
 #[derive(Debug)]
 pub(super) struct Readers {
     cpus: Cpus,
-    /// Whether there may be one reader instead of one on each CPU.
-    may_be_one: bool,
+    /// Whether there is a thread for each CPU, which is kept there while all read.
+    on_each_cpu: bool,
     state: Mutex<State>,
     changed: Condvar,
     /// As in the policy, to look at without the lock.
-    one: AtomicBool,
-    /// How often the first thread has begun or ended a request: odd while it is at one.
-    steps: AtomicU64,
-    /// The watching thread has found the first one idle, and waits until that has something to do.
-    resting: AtomicBool,
+    way: AtomicU8,
+    /// Of the first thread only, while that is the only one to read.
+    watch: Watch,
 }
 
 #[derive(Debug, Default)]
@@ -40,8 +45,6 @@ struct State {
     policy: Policy,
     /// A thread has ended, as the connection is gone or it failed. The others find out for themselves.
     over: bool,
-    /// One of the parked threads watches the first.
-    watched: bool,
 }
 
 /// One of the serving threads.
@@ -49,37 +52,68 @@ struct State {
 pub(super) struct Reader<'a> {
     readers: &'a Readers,
     number: usize,
-    /// Whether it is kept on its CPU.
-    pinned: Cell<bool>,
+    /// The CPU that it is kept on.
+    kept_on: Cell<Option<usize>>,
 }
 
 impl Readers {
     /// Prepares for so many threads. Fewer than there are CPUs go where they want.
     pub(super) fn new(threads: usize) -> Readers {
         let cpus = Cpus::allowed();
-        let may_be_one = threads > 1 && threads >= cpus.count();
-        Readers {
-            cpus,
-            may_be_one,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            one: AtomicBool::new(false),
-            steps: AtomicU64::new(0),
-            resting: AtomicBool::new(false),
-        }
+        let on_each_cpu = threads > 1 && threads >= cpus.count();
+        let watch = Watch::new(1, cpus.count());
+        let way = AtomicU8::new(Way::All as u8);
+        Readers { cpus, on_each_cpu, state: Mutex::default(), changed: Condvar::new(), way, watch }
     }
 
     /// Returns the part of the calling thread, which is the one of this number. There must be a first, 0.
     pub(super) fn reader(&self, number: usize) -> Reader<'_> {
-        let reader = Reader { readers: self, number, pinned: Cell::new(false) };
-        reader.keep_to_cpu(self.may_be_one);
+        let reader = Reader { readers: self, number, kept_on: Cell::new(None) };
+        if reader.is_first() {
+            self.watch.enter(FIRST);
+        }
+        reader.take_place(self.way());
         reader
+    }
+
+    /// Lets some read alone from now on, and watches the one who does, until all is over.
+    pub(super) fn watch(&self, channel: &OwnedFd) {
+        let waits = |_| {
+            let mut channel = [PollFd::new(channel, PollFlags::IN)];
+            poll(&mut channel, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        };
+        let held_up = |_, time: Duration| {
+            // The one who has idle priority is not left alone with it for so long.
+            if time >= PATIENCE || waits(FIRST) {
+                let mut state = self.lock();
+                state.policy.set_all();
+                self.publish(&mut state);
+            }
+        };
+        self.lock().policy.may_be_one = self.on_each_cpu;
+        self.watch.run(waits, held_up);
+        self.lock().policy.may_be_one = false;
+    }
+
+    fn way(&self) -> Way {
+        [Way::All, Way::One, Way::Beside][usize::from(self.way.load(Ordering::SeqCst))]
     }
 
     /// Lets the others know what the policy says now.
     fn publish(&self, state: &mut State) {
-        state.policy.one &= !state.over;
-        self.one.store(state.policy.one, Ordering::SeqCst);
+        if state.over {
+            state.policy.way = Way::All;
+        }
+        let way = state.policy.way;
+        self.way.store(way as u8, Ordering::SeqCst);
+        self.watch.set(
+            FIRST,
+            match way {
+                Way::All => Care::No,
+                Way::One => Care::Ordinary,
+                Way::Beside => Care::Idle,
+            },
+        );
         self.changed.notify_all();
     }
 
@@ -90,84 +124,81 @@ impl Readers {
 
 impl Reader<'_> {
     fn is_first(&self) -> bool {
-        self.number == 0
+        self.number == FIRST
     }
 
-    fn keep_to_cpu(&self, pinned: bool) {
-        if self.pinned.replace(pinned) != pinned {
-            if pinned { self.readers.cpus.pin_to(self.number) } else { self.readers.cpus.set_free() }
+    /// Goes where a thread belongs.
+    fn take_place(&self, way: Way) {
+        match way {
+            Way::All if self.readers.on_each_cpu => self.keep_on(self.readers.cpus.number(self.number)),
+            Way::All | Way::One => self.keep_on(None),
+            // Beside its client, where it has seen that.
+            Way::Beside => {}
+        }
+    }
+
+    fn keep_on(&self, cpu: Option<usize>) {
+        if self.kept_on.get() != cpu {
+            let cpus = &self.readers.cpus;
+            let kept = cpu.is_some_and(|cpu| cpus.pin_to_cpu(cpu));
+            if !kept {
+                cpus.set_free();
+            }
+            self.kept_on.set(cpu.filter(|_| kept));
         }
     }
 
     /// Waits until others than the first are to read.
     fn park(&self) {
-        let readers = self.readers;
-        let mut state = readers.lock();
-        let mut watches = false;
-        while state.policy.one {
-            if !watches && state.watched {
-                state = readers.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            (watches, state.watched) = (true, true);
-            let before = readers.steps.load(Ordering::SeqCst);
-            let waited = readers.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
-            state = waited.0;
-            if !waited.1.timed_out() || readers.steps.load(Ordering::SeqCst) != before {
-                continue;
-            }
-            if before % 2 == 1 {
-                state.policy.set_all();
-                readers.publish(&mut state);
-                break;
-            }
-            readers.resting.store(true, Ordering::SeqCst);
-            // What began before that has not seen it.
-            while state.policy.one && readers.steps.load(Ordering::SeqCst) == before {
-                state = readers.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            readers.resting.store(false, Ordering::SeqCst);
+        let mut state = self.readers.lock();
+        while state.policy.way != Way::All {
+            state = self.readers.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if watches {
-            state.watched = false;
+    }
+
+    /// Looks where a client is, and goes there if this is the only thread that it has. Returns whether it was here.
+    fn meets(&self, client: u32) -> Option<bool> {
+        let cpu = last_cpu(client).ok()?;
+        let met = cpu == rustix::thread::sched_getcpu();
+        if self.readers.way() == Way::Beside {
+            self.keep_on(Some(cpu));
         }
+        Some(met)
     }
 }
 
 impl Turns for Reader<'_> {
     fn may_read(&self) -> bool {
-        let readers = self.readers;
-        let one = readers.one.load(Ordering::SeqCst);
-        if !self.is_first() {
-            if one {
-                self.park();
-            }
-        } else if readers.may_be_one {
-            if readers.steps.load(Ordering::Relaxed) % 2 == 1 {
-                readers.steps.fetch_add(1, Ordering::SeqCst);
-            }
-            self.keep_to_cpu(!one);
+        let way = self.readers.way();
+        if self.is_first() {
+            self.take_place(way);
+        } else if way != Way::All {
+            self.park();
         }
         true
     }
 
     fn has_read(&self, thread: u32) {
         let readers = self.readers;
-        if !readers.may_be_one {
-            return;
-        }
         if self.is_first() {
-            readers.steps.fetch_add(1, Ordering::SeqCst);
-            if readers.resting.load(Ordering::SeqCst) {
-                let _state = readers.lock();
-                readers.changed.notify_all();
-            }
+            readers.watch.begin(FIRST);
         }
         // Whoever cannot note a request at once lets it be.
         let Ok(mut state) = readers.state.try_lock() else { return };
-        let meets = || Some(last_cpu(thread).ok()? == rustix::thread::sched_getcpu());
-        if state.policy.note(thread, meets).is_some() {
+        let before = state.policy.way;
+        if self.is_first() && readers.watch.has_starved(FIRST) {
+            state.policy.has_starved();
+        }
+        let calm = || readers.watch.may_be_idle() && readers.watch.is_calm();
+        state.policy.note(thread, || self.meets(thread), calm);
+        if state.policy.way != before {
             readers.publish(&mut state);
+        }
+    }
+
+    fn has_served(&self) {
+        if self.is_first() {
+            self.readers.watch.end(FIRST);
         }
     }
 }
@@ -177,86 +208,12 @@ impl Drop for Reader<'_> {
         let mut state = self.readers.lock();
         state.over = true;
         self.readers.publish(&mut state);
+        self.readers.watch.finish();
     }
 }
 
-/// Decides who reads, by what the requests are like.
-#[derive(Debug, Default)]
-struct Policy {
-    one: bool,
-    /// The thread that asked last.
-    last: u32,
-    /// Requests in this window, and how often another thread asked than before.
-    seen: u32,
-    changes: u32,
-    /// How often it was looked where the client was, and how often it was where it is served.
-    looks: u32,
-    met: u32,
-    /// Windows in which it need not be looked.
-    rest: u32,
-    /// How many it is after one reader has turned out worse.
-    doubt: u32,
-}
-
-impl Policy {
-    /// Notes a request of a thread of a client; `meets` looks whether its CPU is this one. Returns whether there is to be
-    /// one reader, if that changes.
-    fn note(&mut self, thread: u32, meets: impl FnOnce() -> Option<bool>) -> Option<bool> {
-        // What nobody waits for has no client.
-        if thread == 0 {
-            return None;
-        }
-        self.seen += 1;
-        self.changes += u32::from(std::mem::replace(&mut self.last, thread) != thread);
-        if self.rest == 0
-            && self.seen.is_multiple_of(LOOK_EVERY)
-            && let Some(met) = meets()
-        {
-            self.looks += 1;
-            self.met += u32::from(met);
-        }
-        if self.seen < WINDOW {
-            return None;
-        }
-        let several = self.changes > WINDOW / 4;
-        let looked = self.looks >= WINDOW / LOOK_EVERY / 2;
-        let beside = self.met * 8 > self.looks * 5;
-        (self.seen, self.changes, self.looks, self.met) = (0, 0, 0, 0);
-        let one = !several && if self.one { !looked || beside } else { looked && !beside };
-        if !looked {
-            self.rest = self.rest.saturating_sub(1);
-        } else if one == self.one {
-            self.rest = SETTLED;
-        }
-        if one == self.one {
-            return None;
-        }
-        self.one = one;
-        if one {
-            self.rest = 0;
-        } else {
-            self.doubt = if several { 1 } else { (self.doubt * 2).clamp(1, MOST_DOUBT) };
-            self.rest = self.doubt;
-        }
-        Some(one)
-    }
-
-    /// Begins anew with all readers.
-    fn set_all(&mut self) {
-        *self = Policy { doubt: self.doubt, rest: SETTLED, ..Policy::default() };
-    }
-}
-
-/// So many requests are looked at together.
-const WINDOW: u32 = 64;
-/// One in so many is one to look where its client is.
-const LOOK_EVERY: u32 = 8;
-/// So many windows pass until it is looked again whether all is still well.
-const SETTLED: u32 = 4;
-/// And at most so many until one reader is tried again.
-const MOST_DOUBT: u32 = 64;
-/// How long the only reader may be at one request before others read as well.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// The number of the thread that reads alone where one does.
+const FIRST: usize = 0;
 
 #[cfg(test)]
 mod tests {
@@ -264,101 +221,64 @@ mod tests {
 
     use super::*;
 
-    /// Notes so many requests of the threads in turn and returns what was decided.
-    fn after(policy: &mut Policy, requests: u32, threads: &[u32], mut meets: impl FnMut(bool) -> bool) -> Vec<bool> {
-        let mut decided = Vec::new();
-        for (_, thread) in (0..requests).zip(threads.iter().cycle()) {
-            let one = policy.one;
-            decided.extend(policy.note(*thread, || Some(meets(one))));
+    /// Readers of which only the first is to read, and that is watched in a thread of the test.
+    fn with_one_of(threads: usize, way: Way, test: impl FnOnce(&Readers)) {
+        let readers = Readers::new(threads);
+        let (other, _channel) = std::os::unix::net::UnixStream::pair().unwrap();
+        let other = OwnedFd::from(other);
+        std::thread::scope(|scope| {
+            scope.spawn(|| readers.watch(&other));
+            let mut state = readers.lock();
+            state.policy.way = way;
+            readers.publish(&mut state);
+            drop(state);
+            let end = Ending(&readers);
+            test(&readers);
+            drop(end);
+        });
+    }
+
+    /// Lets the watching thread end, whatever a test comes to.
+    struct Ending<'a>(&'a Readers);
+
+    impl Drop for Ending<'_> {
+        fn drop(&mut self) {
+            self.0.watch.finish();
         }
-        decided
-    }
-
-    #[test]
-    fn clients_that_are_met_keep_all_readers() {
-        assert_eq!(after(&mut Policy::default(), 100_000, &[7], |_| true), []);
-    }
-
-    #[test]
-    fn one_client_that_is_missed_has_one_reader_as_long_as_that_meets_it() {
-        let mut policy = Policy::default();
-        let mut turn = false;
-        let busy = |one: bool| {
-            turn = !turn;
-            one || turn
-        };
-        assert_eq!(after(&mut policy, 100_000, &[7], busy), [true]);
-        // From now on all would meet it.
-        let decided = after(&mut policy, 1_000_000, &[7], |one| !one);
-        assert_eq!(decided, [false]);
-    }
-
-    #[test]
-    fn where_neither_meets_one_reader_is_tried_ever_more_seldom() {
-        let mut policy = Policy::default();
-        let first = after(&mut policy, 10_000, &[7], |_| false).len();
-        after(&mut policy, 100_000, &[7], |_| false);
-        let later = after(&mut policy, 10_000, &[7], |_| false).len();
-        assert!(first >= 10 && later <= 6, "{first}, {later}");
-    }
-
-    #[test]
-    fn several_clients_have_all_readers() {
-        let mut policy = Policy::default();
-        assert_eq!(after(&mut policy, 100_000, &[7, 8], |_| false), []);
-        assert_eq!(after(&mut policy, 10_000, &[7], |one| one), [true]);
-        assert_eq!(after(&mut policy, 10_000, &[7, 0, 8], |_| true), [false]);
-        // One after the other is one at a time.
-        let turns: Vec<u32> = (1..200).flat_map(|thread| [thread; 30]).collect();
-        assert_eq!(after(&mut policy, 10_000, &turns, |one| one), [true]);
-    }
-
-    #[test]
-    fn what_cannot_be_looked_at_changes_nothing() {
-        let mut policy = Policy::default();
-        for _ in 0..100_000 {
-            assert_eq!(policy.note(7, || None), None);
-            assert_eq!(policy.note(0, || Some(false)), None);
-        }
-    }
-
-    /// Readers of which only the first is to read.
-    fn readers() -> Readers {
-        let readers = Readers { may_be_one: true, ..Readers::new(3) };
-        readers.lock().policy.one = true;
-        readers.publish(&mut readers.lock());
-        readers
     }
 
     #[test]
     fn a_parked_thread_takes_over_from_one_that_waits_for_something() {
-        let readers = readers();
-        let first = readers.reader(0);
-        first.has_read(0);
-        // Whichever it is.
-        readers.reader(2).park();
-        assert!(!readers.one.load(Ordering::SeqCst));
+        for way in [Way::One, Way::Beside] {
+            with_one_of(3, way, |readers| {
+                let (first, last) = (readers.reader(FIRST), readers.reader(2));
+                first.has_read(0);
+                // Whichever it is.
+                last.park();
+                assert!(readers.way() == Way::All && !readers.lock().over);
+            });
+        }
     }
 
     #[test]
-    fn a_parked_thread_rests_with_the_first_and_ends_with_it() {
-        let readers = readers();
-        let first = readers.reader(0);
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| readers.reader(1).park());
-            let begun = Instant::now();
-            while !readers.resting.load(Ordering::SeqCst) {
-                assert!(begun.elapsed() < Duration::from_secs(20), "it does not rest");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            first.has_read(0);
-            while readers.resting.load(Ordering::SeqCst) {
-                assert!(begun.elapsed() < Duration::from_secs(20), "it is not woken");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            assert!(first.may_read());
-            drop(first);
-            second.join().unwrap();
+    fn a_parked_thread_ends_with_the_first() {
+        with_one_of(2, Way::One, |readers| {
+            let first = readers.reader(FIRST);
+            std::thread::scope(|scope| {
+                let second = scope.spawn(|| readers.reader(1).park());
+                for _ in 0..3 {
+                    first.has_read(0);
+                    first.has_served();
+                    // Long enough for the watching thread to rest.
+                    std::thread::sleep(2 * PATIENCE);
+                }
+                assert_eq!(readers.way(), Way::One);
+                assert!(first.may_read());
+                let begun = Instant::now();
+                drop(first);
+                second.join().unwrap();
+                assert!(begun.elapsed() < 100 * PATIENCE);
+            });
         });
     }
 }

@@ -7,6 +7,7 @@
 //! which is why these are in memory that it shares with the one before. What the kernel has in its own lists meanwhile
 //! starts with the next new request from the same CPU; whoever keeps the mount makes one (`survive/kick.rs`).
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -18,8 +19,10 @@ use rustix::fs::OFlags;
 use strata_sys::fuse_ring::{Buffers, Event, Found, OUT_HEADER, Queue};
 use zerocopy::FromBytes as _;
 
+use super::calm::Calmness;
 use super::device::serve_channel;
-use super::{Sink, Transport, serve_frame};
+use super::idle::{Care, Watch};
+use super::{Sink, Transport, send, serve_frame};
 use crate::fuse::backing::{Backing, Register};
 use crate::fuse::cpus::Cpus;
 use crate::fuse::operations::Operations;
@@ -70,9 +73,15 @@ impl Transport for Ring {
         rustix::fs::fcntl_setfl(&*self.device, flags)?;
         operations.expect_only(&self.left());
         let start = Start { missing: AtomicU16::new(self.buffers.queues()), ready, stop: &stop };
+        let watch = Watch::new(self.buffers.queues().into(), self.cpus.count());
         std::thread::scope(|scope| {
-            let (ring, stop, start) = (&self, &stop, &start);
+            let (ring, stop, start, watch) = (&self, &stop, &start, &watch);
             let mut servers = Vec::new();
+            if ring.cpus.count() > 1 {
+                // Without it, all stay ordinary.
+                let watching = move || watch.run(|_| false, |_, _| {});
+                let _ = std::thread::Builder::new().name("fuse-watch".to_owned()).spawn_scoped(scope, watching);
+            }
             let reader = move || {
                 let _stop = stop.at_the_end();
                 serve_channel(&ring.device, operations, &|| stop.wait_for(&ring.device))
@@ -90,7 +99,8 @@ impl Transport for Ring {
                 let server = move || {
                     // Half a set of queues would leave requests where nobody sees them, whatever the reason.
                     let _stop = stop.at_the_end();
-                    ring.serve_queue(number, stop, operations, start)
+                    let turns = QueueTurns::new(watch, number.into());
+                    ring.serve_queue(number, stop, operations, start, &turns)
                 };
                 match std::thread::Builder::new().name(format!("fuse-{number}")).spawn_scoped(scope, server) {
                     Ok(server) => servers.push(server),
@@ -103,6 +113,7 @@ impl Transport for Ring {
             for server in servers {
                 result = result.and(server.join().unwrap_or_else(|_| Err(io::Error::other("a serving thread ended"))));
             }
+            watch.finish();
             result
         })
     }
@@ -118,7 +129,14 @@ impl Ring {
     }
 
     /// Serves one queue until the connection is gone.
-    fn serve_queue(&self, number: u16, stop: &Stop, operations: &Arc<Operations>, start: &Start<'_>) -> io::Result<()> {
+    fn serve_queue(
+        &self,
+        number: u16,
+        stop: &Stop,
+        operations: &Arc<Operations>,
+        start: &Start<'_>,
+        turns: &QueueTurns<'_>,
+    ) -> io::Result<()> {
         self.cpus.pin_to_cpu(number.into());
         operations.expose_this_thread();
         let answers = Arc::new(Answers::new(&self.device, stop.waker(number)?));
@@ -130,13 +148,13 @@ impl Ring {
         while lost < self.buffers.depth() && !stop.is_now() {
             if start.is_over() {
                 for slot in std::mem::take(&mut left) {
-                    serve_slot(&mut queue, slot, Sent::Again, operations, &answers)?;
+                    serve_slot(&mut queue, slot, Sent::Again, operations, &answers, turns)?;
                 }
             }
             queue.wait()?;
             while let Some(event) = queue.event() {
                 match event {
-                    Event::Request(slot) => serve_slot(&mut queue, slot, Sent::First, operations, &answers)?,
+                    Event::Request(slot) => serve_slot(&mut queue, slot, Sent::First, operations, &answers, turns)?,
                     Event::Woken => answers.send_all(&mut queue)?,
                     // An answer that another process has given before; the slot has no request then.
                     Event::Lost(slot, libc::ENOENT) => queue.register(slot)?,
@@ -207,7 +225,9 @@ fn serve_slot(
     sent: Sent,
     operations: &Arc<Operations>,
     answers: &Arc<Answers>,
+    turns: &QueueTurns<'_>,
 ) -> io::Result<()> {
+    turns.begin();
     if let Some(slot) = queue.slot(number)
         && let Ok(header) = InHeader::read_from_bytes(slot.header)
     {
@@ -216,9 +236,51 @@ fn serve_slot(
         let header = InHeader { unique: header.unique | mark, ..header };
         let (body, room) = slot.payload.split_at_mut(slot.payload_size);
         let frame = Frame::of_parts(header, slot.head, body);
-        serve_frame(operations, &frame, room, answer);
+        if let Some((sink, reply)) = serve_frame(operations, &frame, room, answer) {
+            send(sink, reply, &[]);
+        }
     }
+    turns.end();
     answers.send_all(queue)
+}
+
+/// How one queue's thread takes its turns.
+struct QueueTurns<'a> {
+    watch: &'a Watch,
+    number: usize,
+    /// Requests in this window.
+    seen: Cell<u32>,
+    calmness: RefCell<Calmness>,
+    is_idle: Cell<bool>,
+}
+
+impl<'a> QueueTurns<'a> {
+    /// Makes the calling thread the one of this number.
+    fn new(watch: &'a Watch, number: usize) -> QueueTurns<'a> {
+        watch.enter(number);
+        QueueTurns { watch, number, seen: Cell::new(0), calmness: RefCell::default(), is_idle: Cell::new(false) }
+    }
+
+    fn begin(&self) {
+        self.watch.begin(self.number);
+        let mut idle = self.is_idle.get();
+        if self.watch.has_starved(self.number) {
+            self.calmness.borrow_mut().gone_wrong();
+            idle = false;
+        }
+        self.seen.set(self.seen.get() + 1);
+        if self.seen.get() == WINDOW {
+            self.seen.set(0);
+            idle = self.calmness.borrow_mut().note(|| self.watch.may_be_idle() && self.watch.is_calm());
+        }
+        if self.is_idle.replace(idle) != idle {
+            self.watch.set(self.number, if idle { Care::Idle } else { Care::No });
+        }
+    }
+
+    fn end(&self) {
+        self.watch.end(self.number);
+    }
 }
 
 /// The answers of one queue on their way into it.
@@ -389,6 +451,8 @@ pub(crate) fn count_of_ranges(text: &str) -> Option<usize> {
     })
 }
 
+/// After so many requests it is looked whether the machine is calm.
+const WINDOW: u32 = 64;
 /// Requests at once from one CPU. Those that take long keep their slot meanwhile.
 const DEPTH: u16 = 8;
 /// The longest answer in two parts is that to CREATE.
