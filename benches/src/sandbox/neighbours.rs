@@ -61,10 +61,8 @@ impl Engine<'_> {
     /// Starts a container in the background.
     fn start(&self, name: &str, options: &[&str], command: &[&str]) -> Result<()> {
         let mut arguments = vec!["run", "-d", "--name", name, "--network=none"];
-        if self.name == "podman" {
-            // Its default limits are higher than a root without CAP_SYS_RESOURCE may set.
-            arguments.extend(["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]);
-        }
+        // The same for both, and no more than a root without CAP_SYS_RESOURCE may set.
+        arguments.extend(["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", "--log-opt=max-size=20m"]);
         arguments.extend(options);
         arguments.push(debian::REFERENCE);
         arguments.extend(command);
@@ -82,7 +80,11 @@ impl Engine<'_> {
         for (name, program) in ATTACKS {
             self.start("attack", &LIMITS, &["python3", "-c", program])?;
             std::thread::sleep(Duration::from_secs(1));
-            let beside = self.request(seconds);
+            let beside = self.request(seconds).and_then(|times| {
+                let state = self.command(&["inspect", "--format", "{{.State.Running}}", "attack"]).output()?;
+                ensure!(state.stdout.starts_with(b"true"), "it has ended by itself");
+                Ok(times)
+            });
             run(self.command(&["rm", "-f", "attack"]).stdout(Stdio::null()))?;
             rows.push(beside.with_context(|| format!("beside {name}"))?.row(name, alone));
         }
