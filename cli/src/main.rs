@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Parser;
+use strata_sys::entry::{RUNTIME_NAMES, RUNTIME_VERB};
 
 use crate::args::{BenchVerb, Cli, ContainerVerb, ImageVerb, ManifestVerb, RegistryVerb, SystemVerb, Verb};
 use crate::command::{Context, Outcome};
@@ -39,10 +40,10 @@ fn main() -> ExitCode {
     let program = arguments.next().unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
     let name = std::path::Path::new(&program).file_name();
-    if runtime::NAMES.iter().any(|known| name == Some(OsStr::new(known))) {
+    if RUNTIME_NAMES.iter().any(|known| name == Some(OsStr::new(known))) {
         return runtime::main(rest);
     }
-    if rest.first().is_some_and(|verb| verb == "runtime") {
+    if rest.first().is_some_and(|verb| verb == RUNTIME_VERB) {
         return runtime::main(rest.into_iter().skip(1).collect());
     }
     // What a careless caller left open must not live on in a filesystem process or a container. Kernels before 5.11

@@ -2,8 +2,7 @@
 
 pub mod bpf;
 pub mod clone;
-#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
-mod entry;
+pub mod entry;
 pub mod extents;
 pub mod file_flags;
 pub mod file_handle;

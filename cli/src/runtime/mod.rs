@@ -21,12 +21,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 use strata_engine::error_chain;
 use strata_engine::oci::{self, Audience, Container, Delete, Runtime};
+use strata_sys::entry::PROCESS_VERBS;
 
 use self::flags::{Flag, Given, Positionals};
 use self::log::Log;
-
-/// The names under which this program is nothing but a runtime.
-pub(crate) const NAMES: [&str; 2] = ["runc", "strata-runtime"];
 
 /// Does what the command line asks for.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
@@ -38,7 +36,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let makes_processes = matches!(given.positionals.first().map(String::as_str), Some("create" | "run" | "exec"));
+    let makes_processes = given.positionals.first().is_some_and(|verb| PROCESS_VERBS.contains(&verb.as_str()));
     let protected = if makes_processes { oci::protect_own_program() } else { Ok(()) };
     // Nothing is open yet but what the caller has left open, which may be meant for the container.
     let descriptors = open_descriptors();
