@@ -10,5 +10,5 @@ fuzz_target!(|bytes: &[u8]| {
         0 => strata_imagestore::fuzzing::stargz(bytes),
         1 => strata_imagestore::fuzzing::chunked(bytes),
         _ => strata_imagestore::fuzzing::stargz_footer(bytes),
-    }
+    };
 });

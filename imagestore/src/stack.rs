@@ -164,7 +164,8 @@ impl Store {
         Ok(Stack { chain_id, index, layers, hold })
     }
 
-    fn build_merged_index(&self, layers: &[DiffId], path: &Path) -> Result<(), StackError> {
+    /// Merges the indexes of layers into a file at `path`.
+    pub(crate) fn build_merged_index(&self, layers: &[DiffId], path: &Path) -> Result<(), StackError> {
         let indexes = layers.iter().map(|layer| self.layer_index(*layer)).collect::<Result<Vec<_>, _>>()?;
         let references: Vec<&index::Index> = indexes.iter().collect();
         self.replace_index(path, |scratch| {
@@ -293,7 +294,7 @@ impl Store {
         let aside = work.path().join("file");
         let placed = (|| {
             let mut file = create_new(&aside)?;
-            index.write_to(&mut file).map_err(|error| failed_in(work.path(), error))?;
+            index.write_to(&mut file).map_err(|error| failed_in(work.path(), error)).map(drop)?;
             file.sync_all().on_disk("sync", &aside)?;
             fs::rename(&aside, path).on_disk("rename", path)?;
             sync_folder(path.parent().expect("files of the store lie in folders"))

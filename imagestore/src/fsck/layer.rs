@@ -16,6 +16,7 @@ use crate::disk::{DiskError, OnDisk, create_new, exists, open_if_present, read_i
 use crate::layout::{BLOB, CHECKED, COMPRESSED, INDEX, OBJECTS, TAR, VERITY};
 use crate::lazy::{FolderAccess, LAZY, LazyFolder, NEXT_INDEX, is_lazy};
 use crate::progress::Event;
+use crate::scratch::failed_in;
 use crate::stack::{StackError, open_sound};
 use crate::store::{Store, StoreError};
 
@@ -82,7 +83,7 @@ impl Check<'_> {
         self.progress
             .report(Event::Started { layer: &name, bytes: fs::metadata(&paths.tar).ok().map(|tar| tar.len()) });
         let mut advanced = |bytes| self.progress.report(Event::Advanced { layer: &name, bytes });
-        let index = match self.store.read_layer_again(layer, None, &mut advanced) {
+        let index = match self.store.read_layer_again(layer, self.scratch.as_ref(), &mut advanced) {
             Ok(index) => index,
             Err(StackError::Store(error)) if !is_damage(&error) => return Err(error),
             Err(StackError::DamagedLayer { found: Some(found), .. }) => {
@@ -103,16 +104,18 @@ impl Check<'_> {
             mark_checked(&self.store.layout.layer(layer));
         }
         let path = self.index_of_tar(layer)?;
-        // Only files can fail, and it used none.
-        let Ok(index) = index.into_bytes() else { return Ok(()) };
-        match read_if_present(&path)? {
-            // Caches may be missing.
-            None => Ok(()),
-            Some(found) if found == index => Ok(()),
-            Some(_) => self.found_cache(Subject::LayerIndex(layer), "it is not what the tar gives", |store| {
-                store.replace_file(&path, &index)
-            }),
+        let expected = index.checksum().map_err(|error| failed_in(&self.store.layout.work(), error))?;
+        // Caches may be missing.
+        if exists(&path)? && open_sound(&path)?.is_none_or(|found| found.checksum() != expected) {
+            return self.found_cache(Subject::LayerIndex(layer), "it is not what the tar gives", |store| {
+                // The tar was right just now; what fails is the disk, or somebody is at work.
+                match store.make_layer_index(layer, &path) {
+                    Err(StackError::Store(error)) => Err(error),
+                    _ => Ok(()),
+                }
+            });
         }
+        Ok(())
     }
 
     /// Where the index of a layer's tar is: in its place, or beside it, where a kill has left it for the next user of the

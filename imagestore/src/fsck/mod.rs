@@ -17,12 +17,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use strata_layer::{ChainId, DiffId, Digest, index, merge};
+use strata_layer::{ChainId, DiffId, Digest, Scratch, index, merge};
 
 pub use self::finding::{Finding, Outcome, Subject};
 pub(crate) use self::repair::empty_quarantine;
 use crate::catalog::{Catalog, CatalogError};
-use crate::disk::{DiskError, names_in, read_if_present};
+use crate::disk::{DiskError, exists, names_in, read_if_present};
 use crate::image_id::ImageId;
 use crate::images::ImageError;
 use crate::layout::{CHAIN_LAYERS, INDEX};
@@ -30,7 +30,8 @@ use crate::lease;
 use crate::model::{Document, ImageConfig};
 use crate::progress::Progress;
 use crate::registry::RegistryClient;
-use crate::stack::{chain_of, list_of, open_sound};
+use crate::scratch::{failed_in, scratch_in};
+use crate::stack::{StackError, chain_of, list_of, open_sound};
 use crate::store::{Store, StoreError};
 use crate::work::WorkDir;
 
@@ -95,7 +96,8 @@ impl Store {
         if !matches!(options.mend, Mend::Nothing) {
             self.check_writable()?;
         }
-        let mut check = Check { store: self, options: *options, progress, report: FsckReport::default() };
+        let mut check =
+            Check { store: self, options: *options, progress, report: FsckReport::default(), scratch: None };
         let catalog = match self.catalog() {
             Err(CatalogError::Damaged) => check.damaged_catalog()?,
             result => result?,
@@ -105,6 +107,7 @@ impl Store {
             Ok(()) => Some(WorkDir::create(&self.layout)?),
             Err(_) => None,
         };
+        check.scratch = work.as_ref().map(|work| scratch_in(work.path()));
         let leases = check.leases()?;
         let mut stacks: BTreeMap<ChainId, Vec<DiffId>> = BTreeMap::new();
         stacks.extend(catalog.images.values().map(|record| (chain_of(&record.layers), record.layers.clone())));
@@ -135,6 +138,8 @@ struct Check<'c> {
     options: FsckOptions<'c>,
     progress: &'c dyn Progress,
     report: FsckReport,
+    /// Where large indexes are put together; in memory where nothing can be written.
+    scratch: Option<Scratch>,
 }
 
 impl Check<'_> {
@@ -202,17 +207,27 @@ impl Check<'_> {
             })?;
         }
         let path = folder.join(INDEX);
-        let Some(found) = read_if_present(&path)? else { return Ok(()) };
+        if !exists(&path)? {
+            return Ok(());
+        }
         let indexes: Option<Vec<index::Index>> = layers
             .iter()
             .map(|layer| open_sound(&self.store.layer_paths(*layer).index))
             .collect::<Result<_, DiskError>>()?;
         // Without the indexes of the layers nothing can be said, and the layers have been reported.
         let Some(indexes) = indexes else { return Ok(()) };
-        let Ok(merged) = merge::merge(&indexes.iter().collect::<Vec<_>>()) else { return Ok(()) };
-        if found != merged {
+        let expected = match merge::merge_index(&indexes.iter().collect::<Vec<_>>(), self.scratch.as_ref()) {
+            Ok(merged) => merged.checksum().map_err(|error| failed_in(&self.store.layout.work(), error))?,
+            Err(merge::MergeError::Scratch(error)) => return Err(failed_in(&self.store.layout.work(), error).into()),
+            Err(_) => return Ok(()),
+        };
+        if open_sound(&path)?.is_none_or(|found| found.checksum() != expected) {
             self.found_cache(Subject::MergedIndex(chain), "it is not what the layers give", |store| {
-                store.replace_file(&path, &merged)
+                // They have just been merged; what fails now is the disk, or somebody is at work.
+                match store.build_merged_index(layers, &path) {
+                    Err(StackError::Store(error)) => Err(error),
+                    _ => Ok(()),
+                }
             })?;
         }
         Ok(())

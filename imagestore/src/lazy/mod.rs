@@ -15,7 +15,7 @@ pub(crate) mod artifact;
 pub(crate) mod chunked;
 mod fetcher;
 mod folder;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod map;
 mod reader;

@@ -12,7 +12,8 @@ impl Index {
     /// sorted and can be found, that inodes and entries are in order, that link counts are right, and that every number
     /// points at something.
     ///
-    /// The other methods do not need it to be safe. It reads all of the file.
+    /// The other methods do not need it to be safe. It reads all of the file, and gives back what was read as it goes on, so that a
+    /// large one does not take its size in memory.
     pub fn verify(&self) -> Result<(), IndexError> {
         self.verify_checksum()?;
         self.verify_structure()
@@ -22,10 +23,12 @@ impl Index {
         let mut links = vec![0u32; self.inode_count() as usize];
         let mut next_entry = 0;
         let mut next_node = NodeId::ROOT.as_u32() + 1;
+        let mut looked_at = 0;
         for node in self.nodes() {
             let Some(attributes) = self.attributes(node) else {
                 return damaged("kind of an inode");
             };
+            self.forget_sometimes(&mut looked_at, 1);
             if self.origin(node).is_none_or(|layer| layer >= self.layer_count().max(1)) {
                 return damaged("layer of an inode");
             }
@@ -43,7 +46,7 @@ impl Index {
                 }
                 next_entry = entries.end;
             }
-            let subdirectories = self.verify_children(node, &mut links, &mut next_node)?;
+            let subdirectories = self.verify_children(node, &mut links, &mut next_node, &mut looked_at)?;
             if attributes.nlink != subdirectories.saturating_add(2) {
                 return damaged("link count of a directory");
             }
@@ -52,6 +55,7 @@ impl Index {
             return damaged("entries of no directory");
         }
         for node in self.nodes() {
+            self.forget_sometimes(&mut looked_at, 1);
             let links = links[node.as_u32() as usize];
             let right = match self.attributes(node) {
                 Some(attributes) if attributes.kind == Kind::Directory => links == u32::from(node != NodeId::ROOT),
@@ -66,7 +70,13 @@ impl Index {
     }
 
     /// Checks the entries of a directory and returns how many are directories.
-    fn verify_children(&self, directory: NodeId, links: &mut [u32], next_node: &mut u32) -> Result<u32, IndexError> {
+    fn verify_children(
+        &self,
+        directory: NodeId,
+        links: &mut [u32],
+        next_node: &mut u32,
+        looked_at: &mut usize,
+    ) -> Result<u32, IndexError> {
         let mut previous: &[u8] = b"";
         let mut subdirectories = 0;
         for child in self.children(directory) {
@@ -74,6 +84,8 @@ impl Index {
                 return damaged("name of an entry");
             }
             previous = child.name;
+            // Its place in the hash table is anywhere, and pages come in by the dozen.
+            self.forget_sometimes(looked_at, LOOKUP);
             if self.lookup_child(directory, child.name) != Some(child) {
                 return damaged("lookup of an entry");
             }
@@ -105,8 +117,22 @@ impl Index {
         blank.checksum = [0; 32];
         let mut sha = Sha256::new();
         sha.update(zerocopy::IntoBytes::as_bytes(&blank));
-        sha.update(rest);
+        for part in rest.chunks(WINDOW) {
+            sha.update(part);
+            if rest.len() > SMALL {
+                self.forget();
+            }
+        }
         if header.checksum == <[u8; 32]>::from(sha.finalize()) { Ok(()) } else { Err(IndexError::Checksum) }
+    }
+
+    /// Gives back what was read once enough was.
+    fn forget_sometimes(&self, looked_at: &mut usize, more: usize) {
+        *looked_at += more;
+        if *looked_at >= FORGET && self.as_bytes().len() > SMALL {
+            *looked_at = 0;
+            self.forget();
+        }
     }
 
     /// Checks what the payload of an inode points at.
@@ -146,3 +172,12 @@ fn damaged<T>(what: &'static str) -> Result<T, IndexError> {
 fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
 }
+
+/// How much is hashed before what was read is given back.
+const WINDOW: usize = 4 << 20;
+/// What may stay in memory as it is.
+const SMALL: usize = 16 << 20;
+/// How many inodes are looked at before that is done.
+const FORGET: usize = 32 << 10;
+/// A lookup counts for so many: it brings in pages that nothing else needs.
+const LOOKUP: usize = 64;

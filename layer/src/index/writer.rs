@@ -196,8 +196,8 @@ pub struct NewIndex {
 }
 
 impl NewIndex {
-    /// Writes the index to a file, which must be empty.
-    pub fn write_to(self, file: &mut (impl Write + Seek)) -> Result<(), ScratchError> {
+    /// Writes the index to a file, which must be empty; returns its checksum.
+    pub fn write_to(self, file: &mut (impl Write + Seek)) -> Result<[u8; 32], ScratchError> {
         let mut out = Hashing { out: BufWriter::with_capacity(WRITE_BUFFER, file), sha: Sha256::new(), written: 0 };
         let mut header = self.header;
         out.write_all(header.as_bytes())?;
@@ -214,7 +214,12 @@ impl NewIndex {
         let file = out.out.get_mut();
         file.seek(SeekFrom::Start(0))?;
         file.write_all(header.as_bytes())?;
-        Ok(())
+        Ok(header.checksum)
+    }
+
+    /// Returns the checksum that the index has, without putting it together anywhere.
+    pub fn checksum(self) -> Result<[u8; 32], ScratchError> {
+        self.write_to(&mut Nowhere)
     }
 
     /// Returns the bytes of the index.
@@ -223,6 +228,25 @@ impl NewIndex {
         let mut file = std::io::Cursor::new(Vec::with_capacity(size));
         self.write_to(&mut file)?;
         Ok(file.into_inner())
+    }
+}
+
+/// Takes everything and keeps nothing.
+struct Nowhere;
+
+impl Write for Nowhere {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Nowhere {
+    fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
+        Ok(0)
     }
 }
 

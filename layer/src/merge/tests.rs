@@ -456,3 +456,74 @@ fn damage_is_an_error_or_a_wrong_answer() {
         }
     }
 }
+
+/// Layers that have many links and names, so that merging them needs every table.
+fn wide(number: u32, names: u32) -> Index {
+    let mut builder = Builder::new();
+    for name in 0..names {
+        let path = format!("{}/{name}-{}", name % 7, if name % 3 == 0 { number } else { 0 });
+        apply(&mut builder, &File(path.clone(), name)).unwrap();
+        if name % 5 == 0 {
+            apply(&mut builder, &Link(format!("links/{name}-{number}"), path)).unwrap();
+        }
+    }
+    finish(builder, number as usize)
+}
+
+#[test]
+fn temporary_files_that_cannot_be_had_or_written_are_an_error() {
+    static NONE: crate::Memory = crate::Memory::new(0);
+    let layers: Vec<Index> = (0..3).map(|number| wide(number, 40_000)).collect();
+    let layers: Vec<&Index> = layers.iter().collect();
+    let expected = merge(&layers).unwrap();
+    let merged = |scratch: &crate::Scratch| -> Result<Vec<u8>, MergeError> {
+        Ok(merge_index(&layers, Some(scratch))?.into_bytes()?)
+    };
+    for errno in [rustix::io::Errno::MFILE, rustix::io::Errno::NOSPC] {
+        let (mut failed, mut nth) = (0, 0);
+        loop {
+            let made = std::sync::Arc::new(AtomicUsize::new(0));
+            let count = std::sync::Arc::clone(&made);
+            let scratch = crate::Scratch::new(&NONE, move || match count.fetch_add(1, Ordering::Relaxed) == nth {
+                false => tempfile::tempfile(),
+                true if errno == rustix::io::Errno::MFILE => Err(errno.into()),
+                // Whatever is written there finds no space.
+                true => std::fs::File::options().read(true).write(true).open("/dev/full"),
+            });
+            match merged(&scratch) {
+                Err(MergeError::Scratch(error)) => {
+                    assert_eq!(error.to_io().raw_os_error(), Some(errno.raw_os_error()), "{errno} at file {nth}");
+                    failed += 1;
+                }
+                // It needs not so many, or did not have to write what is in this one.
+                result => assert!(result.unwrap() == expected, "{errno} at file {nth}"),
+            }
+            nth += 1;
+            if made.load(Ordering::Relaxed) < nth {
+                break;
+            }
+        }
+        assert!(failed >= 3, "{errno}: {failed} of {nth}");
+    }
+}
+
+#[test]
+fn as_many_layers_as_there_may_be_need_few_files() {
+    static NONE: crate::Memory = crate::Memory::new(0);
+    let layers: Vec<Index> = (0..512).map(|number| wide(number, 30)).collect();
+    let layers: Vec<&Index> = layers.iter().collect();
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    let most = std::sync::Arc::new(AtomicUsize::new(0));
+    let seen = std::sync::Arc::clone(&most);
+    let scratch = crate::Scratch::new(&NONE, move || {
+        let file = tempfile::tempfile()?;
+        seen.fetch_max(open(), Ordering::Relaxed);
+        Ok(file)
+    });
+    let through_files = merge_index(&layers, Some(&scratch)).unwrap().into_bytes().unwrap();
+    assert!(through_files == merge(&layers).unwrap());
+    // A process may have 1024 open, among them those of the layers themselves, if they are not closed once mapped.
+    let most = most.load(Ordering::Relaxed) - before;
+    assert!((256..600).contains(&most), "{most} files at a time");
+}

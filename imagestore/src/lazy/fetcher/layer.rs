@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use strata_layer::ingest::LayerIngest;
+use strata_layer::index::NewIndex;
+use strata_layer::ingest::{LayerError, LayerIngest};
 use strata_layer::tar::Limits;
 use strata_layer::{DiffId, Digest};
 
@@ -17,7 +18,6 @@ use super::FetchError;
 use crate::catalog::CatalogGuard;
 use crate::disk::{
     DiskError, Lock, OnDisk, Sharing, create_new, exists, names_in, open_if_present, read_if_present, sync_folder,
-    write_durably,
 };
 use crate::ingest::IngestError;
 use crate::layout::{BLOB, CHAIN_LAYERS, INDEX, TAR};
@@ -25,6 +25,8 @@ use crate::lazy::LAZY;
 use crate::lazy::folder::{LazyFolder, MAP};
 use crate::lazy::map::{Chunk, Layout};
 use crate::registry::{BlobPlace, RegistryClient, RegistryError};
+use crate::scratch::{failed_in, scratch_in};
+use crate::stack::open_sound;
 use crate::store::{Store, StoreError};
 use crate::work::{WorkDir, pinned_layers};
 
@@ -327,7 +329,9 @@ impl FetchedLayer {
     fn complete_tar(&self, store: &Store) -> Result<Phase, FetchError> {
         let place = store.layout.layer(self.diff_id);
         let mut reader = FileReader { file: &self.folder.content, position: 0 };
-        let index = self.verify(&mut reader, &mut io::sink())?;
+        let work = WorkDir::create(&store.layout)?;
+        let index = self.verify(&mut reader, &mut io::sink(), &work)?;
+        let expected = index.checksum().map_err(|error| failed_in(work.path(), error))?;
         self.folder.content.sync_all().on_disk("sync", &self.folder.content_path())?;
         let _catalog = CatalogGuard::lock(&store.layout)?;
         if !self.folder.is_in_place() {
@@ -336,7 +340,7 @@ impl FetchedLayer {
         }
         self.note_blob(&place)?;
         // An index that cannot be read just now is no lie.
-        if read_if_present(&place.join(INDEX))?.as_deref() != Some(&index[..]) {
+        if open_sound(&place.join(INDEX))?.is_none_or(|found| found.checksum() != expected) {
             // The table of contents has lied about names or attributes, which mounts have shown.
             return Err(FetchError::Index { layer: self.diff_id });
         }
@@ -356,11 +360,13 @@ impl FetchedLayer {
         let tails = self.folder.tails()?;
         let tails_file = self.folder.tails_file()?;
         let mut pieces = Pieces { folder: &self.folder, tails, tails_file, number: 0, left: None };
-        let index = self.verify(&mut pieces, &mut out)?;
+        let index = self.verify(&mut pieces, &mut out, &work)?;
         out.sync_all().on_disk("sync", &aside)?;
         let next = place.join(NEXT_INDEX);
         let aside_index = work.path().join(INDEX);
-        write_durably(&aside_index, &index)?;
+        let mut index_file = create_new(&aside_index)?;
+        index.write_to(&mut index_file).map_err(|error| failed_in(work.path(), error))?;
+        index_file.sync_all().on_disk("sync", &aside_index)?;
         let _catalog = CatalogGuard::lock(&store.layout)?;
         if !self.folder.is_in_place() {
             return Ok(Phase::Whole);
@@ -380,24 +386,28 @@ impl FetchedLayer {
     }
 
     /// Reads the whole tar, passes it on, and checks that it is this layer; returns its index.
-    fn verify(&self, reader: &mut dyn Read, out: &mut dyn Write) -> Result<Vec<u8>, FetchError> {
+    fn verify(&self, reader: &mut dyn Read, out: &mut dyn Write, work: &WorkDir) -> Result<NewIndex, FetchError> {
         let layer = self.diff_id;
-        let refused = |source: IngestError| FetchError::Layer { layer, source: Box::new(source) };
-        let mut ingest = LayerIngest::new(Limits::default());
+        let refused = |source: LayerError| match source {
+            // The disk's fault and not the layer's.
+            LayerError::Scratch(error) => FetchError::from(failed_in(work.path(), error)),
+            source => FetchError::Layer { layer, source: Box::new(IngestError::from(source)) },
+        };
+        let mut ingest = LayerIngest::new(Limits::default()).with_scratch(scratch_in(work.path()));
         let mut buffer = vec![0; 1 << 20];
         loop {
             let count = reader.read(&mut buffer).on_disk("read", &self.folder.content_path())?;
             if count == 0 {
                 break;
             }
-            ingest.push(&buffer[..count]).map_err(|error| refused(error.into()))?;
+            ingest.push(&buffer[..count]).map_err(refused)?;
             out.write_all(&buffer[..count]).on_disk("write", self.folder.path())?;
         }
-        let ingested = ingest.finish().map_err(|error| refused(error.into()))?;
-        if ingested.diff_id != layer {
-            return Err(FetchError::DiffId { expected: layer, found: ingested.diff_id.0 });
+        let (found, index) = ingest.finish_index().map_err(refused)?;
+        if found.diff_id != layer {
+            return Err(FetchError::DiffId { expected: layer, found: found.diff_id.0 });
         }
-        Ok(ingested.index)
+        Ok(index)
     }
 
     fn note_blob(&self, place: &Path) -> Result<(), DiskError> {
