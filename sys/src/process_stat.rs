@@ -1,8 +1,11 @@
 //! What tells a process from a later one that has the same number.
 
-use std::fs;
-use std::io::{self, Read};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// What `/proc/PID/stat` says of a process (proc(5)).
 ///
@@ -57,6 +60,25 @@ pub fn last_cpu(thread: u32) -> io::Result<usize> {
     cpu.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// Returns for how long a thread of this process could have run and did not, as others had its CPU. Allocates nothing: the
+/// thread may have stopped in the middle of that.
+///
+/// # Errors
+/// `NotFound` where there is none or the kernel does not count that, `InvalidData` for a text of another form, and other
+/// errors of reading `/proc`.
+pub fn time_in_line(thread: u32) -> io::Result<Duration> {
+    let mut path = [0; 64];
+    let mut rest = &mut path[..];
+    write!(rest, "/proc/self/task/{thread}/schedstat")?;
+    let unused = rest.len();
+    let mut file = File::open(OsStr::from_bytes(&path[..path.len() - unused]))?;
+    let mut text = [0; 128];
+    let length = file.read(&mut text)?;
+    let text = std::str::from_utf8(&text[..length]).unwrap_or_default();
+    let nanoseconds = text.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok());
+    nanoseconds.map(Duration::from_nanos).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// Returns the kernel's identifier of this start of the machine, read once.
 ///
 /// # Errors
@@ -96,5 +118,10 @@ mod tests {
         assert!(!boot_id().unwrap().is_empty());
         assert!(last_cpu(std::process::id()).unwrap() < 4096);
         assert!(last_cpu(u32::MAX).is_err());
+        assert!(time_in_line(u32::MAX).is_err());
+        // Where the kernel counts it.
+        if fs::exists("/proc/self/schedstat").unwrap() {
+            time_in_line(std::process::id()).unwrap();
+        }
     }
 }

@@ -32,16 +32,13 @@ impl Cpus {
         self.numbers.get(turn % self.numbers.len().max(1)).copied()
     }
 
-    /// Keeps this thread on the CPU of this number; returns whether it may go there.
+    /// Keeps this thread on the CPU of this number; returns whether it may go there. Only speed is at stake.
     pub(super) fn pin_to_cpu(&self, cpu: usize) -> bool {
-        let may = self.numbers.binary_search(&cpu).is_ok();
-        if may {
-            let mut set = CpuSet::new();
+        let mut set = CpuSet::new();
+        self.numbers.binary_search(&cpu).is_ok() && {
             set.set(cpu);
-            // Only speed is at stake.
-            let _ = sched_setaffinity(None, &set);
+            sched_setaffinity(None, &set).is_ok()
         }
-        may
     }
 
     /// Lets this thread go wherever the process may.

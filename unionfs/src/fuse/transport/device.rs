@@ -65,6 +65,7 @@ impl Transport for Device {
             for server in servers {
                 result = result.and(server.join().unwrap_or_else(|_| Err(io::Error::other("a serving thread ended"))));
             }
+            readers.finish();
             result
         })
     }

@@ -11,13 +11,13 @@
 //!
 //! Only the watching thread changes priorities, and it takes no lock before, as a starving thread might hold it.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Thread, park, park_timeout};
 use std::time::{Duration, Instant};
 
 use rustix::process::{getpriority_process, setpriority_process};
-use strata_sys::process_stat::ProcessStat;
+use strata_sys::process_stat::time_in_line;
 use strata_sys::scheduling::{Share, set_share, share};
 
 use super::calm::Running;
@@ -39,8 +39,9 @@ pub(super) struct Watch {
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Watched {
-    /// Its number in the system.
-    id: AtomicU32,
+    /// Its number in the system while it is there. Nobody keeps this lock for longer than a system call, and the watching
+    /// thread does not wait for it.
+    id: Mutex<Option<u32>>,
     /// How often it has begun or ended a request: odd while it is at one.
     steps: AtomicU64,
     /// What it wishes.
@@ -69,6 +70,10 @@ struct Seen {
     /// When it was seen to have moved last.
     since: Instant,
     idle: bool,
+    /// How long it had been in line for its CPU then.
+    in_line: Option<Duration>,
+    /// Its steps when there was a request that it had not read.
+    unread: Option<u64>,
 }
 
 impl Watch {
@@ -84,10 +89,11 @@ impl Watch {
         }
     }
 
-    /// Makes the calling thread the one of this number.
-    pub(super) fn enter(&self, number: usize) {
-        let id = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
-        self.threads[number].id.store(id, Ordering::SeqCst);
+    /// Makes the calling thread the one of this number, until it drops what is returned.
+    pub(super) fn enter(&self, number: usize) -> Entered<'_> {
+        let watched = &self.threads[number];
+        *watched.id() = Some(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs());
+        Entered(self, number)
     }
 
     /// Says what is to become of a thread.
@@ -146,12 +152,16 @@ impl Watch {
         }
     }
 
-    /// Watches until all is over. `waits` tells whether there are requests that a thread has not read, and `held_up` hears
-    /// of one that has not moved on for so long although it has something to do.
-    pub(super) fn run(&self, waits: impl Fn(usize) -> bool, held_up: impl Fn(usize, Duration)) {
-        self.may_be_idle.store(may_come_back(), Ordering::SeqCst);
+    /// Watches until all is over. `waits` tells whether there are requests that a thread has not read, if that can be known,
+    /// and `held_up` hears of one that has not moved on for so long although it has something to do.
+    pub(super) fn run(&self, waits: impl Fn(usize) -> Option<bool>, held_up: impl Fn(usize, Duration)) {
+        // In a thread of its own, which may come back with less than it had.
+        let may_come_back = std::thread::Builder::new().spawn(may_come_back);
+        let may_come_back = may_come_back.is_ok_and(|thread| thread.join().unwrap_or(false));
+        self.may_be_idle.store(may_come_back, Ordering::SeqCst);
         let _ = self.watcher.set(std::thread::current());
-        let mut seen = vec![Seen { steps: 0, since: Instant::now(), idle: false }; self.threads.len()];
+        let seen = Seen { steps: 0, since: Instant::now(), idle: false, in_line: None, unread: None };
+        let mut seen = vec![seen; self.threads.len()];
         while !self.over.load(Ordering::SeqCst) {
             let looks =
                 seen.iter_mut().enumerate().filter_map(|(number, seen)| self.look(number, seen, &waits, &held_up));
@@ -170,13 +180,14 @@ impl Watch {
         &self,
         number: usize,
         seen: &mut Seen,
-        waits: impl Fn(usize) -> bool,
+        waits: impl Fn(usize) -> Option<bool>,
         held_up: impl Fn(usize, Duration),
     ) -> Option<Duration> {
         let watched = &self.threads[number];
         let steps = watched.steps.load(Ordering::SeqCst);
         let now = Instant::now();
-        if steps != seen.steps {
+        let moves = steps != seen.steps;
+        if moves {
             (seen.steps, seen.since) = (steps, now);
         }
         let to_be_idle = watched.idle.load(Ordering::SeqCst) && self.may_be_idle();
@@ -188,28 +199,49 @@ impl Watch {
             return None;
         }
         if still < every {
+            if seen.idle && moves {
+                seen.in_line = watched.time_in_line();
+            }
+            // Whoever is met leaves nothing unread for long: another waits while that one computes.
+            if seen.idle && waits(number) == Some(true) {
+                if seen.unread.replace(steps) != Some(steps) {
+                    return Some(GLANCE);
+                }
+                watched.starved.store(true, Ordering::SeqCst);
+                held_up(number, still);
+            }
+            seen.unread = None;
             return Some(every - still);
         }
         watched.paused.store(true, Ordering::SeqCst);
-        if steps.is_multiple_of(2) && !waits(number) {
-            return None;
-        }
-        if was_idle && ProcessStat::of(watched.id.load(Ordering::SeqCst)).is_ok_and(|stat| stat.state == 'R') {
+        let waits = waits(number);
+        let has_work = steps % 2 == 1 || waits == Some(true);
+        if was_idle && (has_work || waits.is_none()) && starves(seen.in_line, watched.time_in_line(), still) {
             watched.starved.store(true, Ordering::SeqCst);
+        }
+        if !has_work {
+            return None;
         }
         held_up(number, still);
         Some(every)
     }
 
+    /// Sets the priority of a thread, if that is still there and not just about to leave.
     fn set_idle(&self, watched: &Watched, seen: &mut Seen, idle: bool) {
-        if idle != seen.idle {
-            let share = if idle { Share::Idle } else { Share::Ordinary };
-            match set_share(watched.id.load(Ordering::SeqCst), share) {
-                Ok(()) => seen.idle = idle,
-                Err(error) => {
-                    if self.may_be_idle.swap(false, Ordering::SeqCst) {
-                        tracing::warn!(%error, ?share, "cannot set the priority of a serving thread");
-                    }
+        if idle == seen.idle {
+            return;
+        }
+        let Ok(id) = watched.id.try_lock() else { return };
+        let Some(id) = *id else {
+            seen.idle = false;
+            return;
+        };
+        let share = if idle { Share::Idle } else { Share::Ordinary };
+        match set_share(id, share) {
+            Ok(()) => seen.idle = idle,
+            Err(error) => {
+                if self.may_be_idle.swap(false, Ordering::SeqCst) {
+                    tracing::warn!(%error, ?share, "cannot set the priority of a serving thread");
                 }
             }
         }
@@ -229,6 +261,40 @@ impl Watch {
     }
 }
 
+impl Watched {
+    fn id(&self) -> MutexGuard<'_, Option<u32>> {
+        self.id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how long it has been in line for its CPU so far.
+    fn time_in_line(&self) -> Option<Duration> {
+        let id = *self.id.try_lock().ok()?;
+        time_in_line(id?).ok()
+    }
+}
+
+/// A thread that can be watched. Dropped, it is an ordinary one again, whose priority nobody changes.
+#[derive(Debug)]
+pub(super) struct Entered<'a>(&'a Watch, usize);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let Entered(watch, number) = *self;
+        *watch.threads[number].id() = None;
+        if watch.may_be_idle() {
+            // It is already, where it could not become so again.
+            let _ = set_share(0, Share::Ordinary);
+        }
+    }
+}
+
+/// Judges by its times in line whether a thread that did not move for so long could have.
+fn starves(before: Option<Duration>, now: Option<Duration>, still: Duration) -> bool {
+    // Where the kernel does not tell, be careful.
+    let (Some(before), Some(now)) = (before, now) else { return true };
+    now.saturating_sub(before) > still / 2
+}
+
 /// Tries whether the calling thread could have idle priority and become ordinary again. The kernel permits that to who
 /// may lower a nice value to the one it has (sched(7)), which is tried, as on a busy machine nobody should be idle for it.
 fn may_come_back() -> bool {
@@ -241,6 +307,8 @@ fn may_come_back() -> bool {
 
 /// How often it is looked whether a thread of idle priority moves on.
 const LOOK_EVERY: Duration = Duration::from_millis(4);
+/// How soon it is looked again whether it has read what was there.
+const GLANCE: Duration = Duration::from_millis(1);
 /// How long an ordinary one may be at one request before others read as well.
 pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 /// The highest nice value.
@@ -248,9 +316,8 @@ const NICEST: i32 = 19;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
+    use crate::fuse::cpus::Cpus;
 
     /// Looks at the policy in `/proc/PID/stat`.
     fn is_idle(thread: u32) -> bool {
@@ -276,11 +343,12 @@ mod tests {
         let watch = Watch::new(1, usize::MAX);
         let held_up = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
-            scope.spawn(|| watch.run(|_| false, |_, time| held_up.lock().unwrap().push(time)));
+            scope.spawn(|| watch.run(|_| Some(false), |_, time| held_up.lock().unwrap().push(time)));
             becomes("the watching thread is not there", || watch.may_be_idle() && watch.watcher.get().is_some());
             let test = scope.spawn(|| {
-                watch.enter(0);
-                test(&watch, watch.threads[0].id.load(Ordering::SeqCst), &held_up);
+                let _entered = watch.enter(0);
+                let id = watch.threads[0].id().unwrap();
+                test(&watch, id, &held_up);
             });
             let result = test.join();
             watch.finish();
@@ -323,5 +391,54 @@ mod tests {
             assert!(held_up.lock().unwrap()[0] >= LOOK_EVERY);
             watch.end(0);
         });
+    }
+
+    #[test]
+    fn a_thread_that_others_keep_from_its_cpu_is_known_to_starve() {
+        watched(|watch, id, _| {
+            let cpus = Cpus::allowed();
+            let keep = || assert!(cpus.pin_to_cpu(cpus.number(0).unwrap()));
+            keep();
+            watch.set(0, Care::Idle);
+            becomes("it is not idle", || {
+                watch.begin(0);
+                watch.end(0);
+                is_idle(id)
+            });
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let busy = || {
+                    cpus.disinherit();
+                    keep();
+                    while !over.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                };
+                scope.spawn(busy);
+                let begun = Instant::now();
+                while !watch.has_starved(0) && begun.elapsed() < Duration::from_secs(20) {
+                    watch.begin(0);
+                    let begun = Instant::now();
+                    while begun.elapsed() < LOOK_EVERY * 2 {
+                        std::hint::spin_loop();
+                    }
+                    watch.end(0);
+                }
+                over.store(true, Ordering::Relaxed);
+                assert!(begun.elapsed() < Duration::from_secs(20), "nobody has noticed");
+            });
+        });
+    }
+
+    #[test]
+    fn one_that_runs_or_waits_does_not_starve() {
+        let times = |before: u64, now: u64| {
+            let [before, now] = [before, now].map(|time| Some(Duration::from_millis(time)));
+            starves(before, now, LOOK_EVERY)
+        };
+        assert!(!times(100, 100));
+        assert!(!times(100, 101));
+        assert!(times(100, 103));
+        assert!(starves(None, Some(LOOK_EVERY), LOOK_EVERY));
     }
 }

@@ -73,15 +73,17 @@ impl Policy {
     /// Decides at the end of a window.
     fn decide(&mut self, calm: impl FnOnce() -> bool) {
         let several = self.changes > WINDOW / 4;
+        // The reader cannot be beside two, and hardly comes to read what the one asks while the other computes.
+        let alone = self.changes <= WINDOW / 16;
         let looked = self.looks >= WINDOW / LOOK_EVERY / 2;
         let beside = self.met * 8 > self.looks * 5;
         let misses = self.met * 2 < self.looks || self.looks == 0;
         (self.seen, self.changes, self.looks, self.met) = (0, 0, 0, 0);
-        if self.way == Way::Beside && several {
+        if self.way == Way::Beside && !alone {
             self.calmness.step_back();
         } else if self.way == Way::Beside && misses {
             self.calmness.gone_wrong();
-        } else if !several && self.calmness.note(calm) {
+        } else if alone && self.calmness.note(calm) {
             self.way = Way::Beside;
             return;
         }

@@ -21,7 +21,7 @@ use zerocopy::FromBytes as _;
 
 use super::calm::Calmness;
 use super::device::serve_channel;
-use super::idle::{Care, Watch};
+use super::idle::{Care, Entered, Watch};
 use super::{Sink, Transport, send, serve_frame};
 use crate::fuse::backing::{Backing, Register};
 use crate::fuse::cpus::Cpus;
@@ -79,7 +79,7 @@ impl Transport for Ring {
             let mut servers = Vec::new();
             if ring.cpus.count() > 1 {
                 // Without it, all stay ordinary.
-                let watching = move || watch.run(|_| false, |_, _| {});
+                let watching = move || watch.run(|_| None, |_, _| {});
                 let _ = std::thread::Builder::new().name("fuse-watch".to_owned()).spawn_scoped(scope, watching);
             }
             let reader = move || {
@@ -252,13 +252,15 @@ struct QueueTurns<'a> {
     seen: Cell<u32>,
     calmness: RefCell<Calmness>,
     is_idle: Cell<bool>,
+    _watched: Entered<'a>,
 }
 
 impl<'a> QueueTurns<'a> {
     /// Makes the calling thread the one of this number.
     fn new(watch: &'a Watch, number: usize) -> QueueTurns<'a> {
-        watch.enter(number);
-        QueueTurns { watch, number, seen: Cell::new(0), calmness: RefCell::default(), is_idle: Cell::new(false) }
+        let seen = Cell::new(0);
+        let (calmness, is_idle) = (RefCell::default(), Cell::new(false));
+        QueueTurns { watch, number, seen, calmness, is_idle, _watched: watch.enter(number) }
     }
 
     fn begin(&self) {
