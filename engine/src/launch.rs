@@ -189,6 +189,8 @@ fn spawn(
     launch.cgroup = Some(containers.cgroup_name(config).map_err(|error| failed(error.into()))?);
     let unit = containers.unit(config).map_err(|error| failed(error.into()))?;
     launch.unit = unit.as_ref();
+    // That of the last start has gone by itself, or is about to.
+    containers.stop_unit(config);
     launch.seccomp = spec::seccomp(config)?;
     // As Docker: a limit that this host or this user cannot have is told, and the container runs.
     launch.shortage = Shortage::Told;

@@ -1,13 +1,13 @@
-//! `/etc/passwd` and `/etc/group` of a container that runs under the id of who made it (`--userns keep-id`): the image's, with an
-//! entry for him, as Podman has it. Without, he would have no name in there.
+//! `/etc/passwd` and `/etc/group` of a container that runs under the id of who made it (`--userns keep-id`) get an entry for
+//! him, as Podman has it. Without, he would have no name in there.
 //!
-//! They are the container's own like its `/etc/hosts`: neither `diff` nor `commit` sees them. They are written at its first
-//! start; what the container adds to them stays.
+//! It is added to the container's own files, since programs that change accounts replace them. Where the root is read-only,
+//! files with the entry are shown over them, like its `/etc/hosts`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use strata_layer::index::Index;
 use strata_sandbox::user::AccountFiles;
 use strata_sandbox::userns;
@@ -33,15 +33,21 @@ pub(crate) fn prepare(container: &Container, index: &Index, root: BorrowedFd<'_>
     };
     let mut mounts = Vec::new();
     for (name, content, entry) in [("passwd", of_image.passwd, user), ("group", of_image.group, group)] {
+        let path = format!("/etc/{name}");
         // An image without such a file has no program that reads it.
-        let Some(target) = own_file::place(container, index, &format!("/etc/{name}")).filter(|_| !content.is_empty())
-        else {
-            continue;
-        };
-        if own_file::source(container, name).exists() {
-            mounts.push(own_file::mount(container, name, target));
-        } else if let Some(entry) = entry {
-            mounts.push(own_file::show(container, name, target, &with_line(content, &entry))?);
+        let place = own_file::place(container, index, &path).filter(|_| !content.is_empty());
+        let (Some(target), Some(entry)) = (place, entry) else { continue };
+        let line = line_after(&content, &entry);
+        if container.config.read_only {
+            mounts.push(own_file::show(container, name, target, &[content, line].concat())?);
+        } else {
+            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let file = openat2(root, path.trim_start_matches('/'), flags, Mode::empty(), resolve)?;
+            // At once, or not at all.
+            if rustix::io::write(&file, &line)? != line.len() {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
         }
     }
     Ok(mounts)
@@ -60,14 +66,10 @@ fn group_entry(image: &AccountFiles, name_outside: Option<&[u8]>, gid: u32) -> V
     [&name[..], format!(":x:{gid}:").as_bytes()].concat()
 }
 
-/// Adds a line, also where the last one has no end.
-fn with_line(mut content: Vec<u8>, line: &[u8]) -> Vec<u8> {
-    if content.last().is_some_and(|last| *last != b'\n') {
-        content.push(b'\n');
-    }
-    content.extend(line);
-    content.push(b'\n');
-    content
+/// What is written behind `content` to add a line, also where its last one has no end.
+fn line_after(content: &[u8], line: &[u8]) -> Vec<u8> {
+    let end: &[u8] = if content.last().is_some_and(|last| *last != b'\n') { b"\n" } else { b"" };
+    [end, line, b"\n"].concat()
 }
 
 #[cfg(test)]
@@ -86,6 +88,7 @@ mod tests {
         assert_eq!(user(Some("ada")), "user1000:*:1000:1001::/:/bin/sh");
         assert_eq!(user(None), "user1000:*:1000:1001::/:/bin/sh");
         assert_eq!(group_entry(&image, Some(b"ada"), 7), b"group7:x:7:");
-        assert_eq!(with_line(image.passwd, b"x"), b"root:x:0:0::/root:/bin/sh\nada:x:5:5::/:\nx\n");
+        assert_eq!(line_after(&image.passwd, b"x"), b"\nx\n");
+        assert_eq!(line_after(&image.group, b"x"), b"x\n");
     }
 }

@@ -1,7 +1,6 @@
 //! Files in `/etc` that are a container's own, shown over the image's, and kept in the container's folder.
 
 use std::io;
-use std::path::PathBuf;
 
 use strata_layer::index::{Index, Kind, NodeId};
 
@@ -14,14 +13,9 @@ pub(crate) fn place(container: &Container, index: &Index, path: &str) -> Option<
     place_of(index, path).filter(|target| !is_taken(path) && !is_taken(target))
 }
 
-/// Where the container's own file is kept.
-pub(crate) fn source(container: &Container, name: &str) -> PathBuf {
-    container.folder().join(name)
-}
-
 /// Writes the file anew, and returns how it is mounted.
 pub(crate) fn show(container: &Container, name: &str, target: String, content: &[u8]) -> io::Result<Mount> {
-    let source = source(container, name);
+    let source = container.folder().join(name);
     durable::write_new(&source, content, Durability::Relaxed)?;
     std::fs::set_permissions(&source, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     // Where the mount cannot map owners, they belong to the container's root like everything around them.
@@ -29,18 +23,7 @@ pub(crate) fn show(container: &Container, name: &str, target: String, content: &
     if let Some((uid, gid)) = root.filter(|_| !crate::spec::can_map_owners(&source)) {
         std::os::unix::fs::chown(&source, Some(uid), Some(gid))?;
     }
-    Ok(mount(container, name, target))
-}
-
-/// How a file that has been written before is mounted.
-pub(crate) fn mount(container: &Container, name: &str, target: String) -> Mount {
-    Mount::Bind(Bind {
-        source: source(container, name),
-        target,
-        read_only: false,
-        create_source: false,
-        propagation: String::new(),
-    })
+    Ok(Mount::Bind(Bind { source, target, read_only: false, create_source: false, propagation: String::new() }))
 }
 
 /// Follows the links of an image to where a file is, or can be made. `None` if something else is there or on the way.

@@ -217,7 +217,7 @@ struct Answers<'a> {
 
 impl Answers<'_> {
     fn has_executed(&self) -> bool {
-        self.executing && self.before.is_some() && program_of(self.pid).is_some_and(|now| Some(now) != self.before)
+        self.before.is_some() && program_of(self.pid).is_some_and(|now| Some(now) != self.before)
     }
 }
 
@@ -238,8 +238,13 @@ impl io::Read for Answers<'_> {
             let mut fds = [PollFd::new(&self.pipe, PollFlags::IN), PollFd::from_borrowed_fd(self.init, PollFlags::IN)];
             // Looked at now and then alone: nearly always the pipe says it.
             let patience = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-            match poll(&mut fds, self.executing.then_some(&patience)) {
-                Ok(0) => ended = self.has_executed(),
+            match poll(&mut fds, Some(&patience)) {
+                Ok(0) if self.has_executed() => {
+                    // Whatever it has said: somebody else may have read it.
+                    self.executing = true;
+                    ended = true;
+                }
+                Ok(0) => {}
                 // What it said last is read before its end is believed.
                 Ok(_) => ended = !fds[1].revents().is_empty(),
                 Err(Errno::INTR) => {}

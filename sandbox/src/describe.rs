@@ -123,6 +123,9 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure, hook_output: String) -> 
         Step::NoNewPrivileges => "set no_new_privs".to_owned(),
         Step::Landlock => "apply landlock".to_owned(),
         Step::Seccomp => "load the seccomp filter".to_owned(),
+        Step::Join if index == 1 => {
+            "make the process (it takes two places below the limits of processes for a moment)".to_owned()
+        }
         Step::Join => "join the namespaces of the container".to_owned(),
         Step::Hook => return hook(index, HookFault::NotRun(source), hook_output),
         Step::HookEnded => return hook(index, HookFault::Ended(errno), hook_output),

@@ -12,9 +12,8 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use strata_sys::clone::{CLONE_PARENT, CLONE_WITHOUT_NAMESPACES};
 use strata_sys::pidfd::wait_for_end;
 
-use crate::capabilities::{CapabilitySet, SYS_PTRACE};
 use crate::cgroup::CgroupName;
-use crate::child::join::{self, JoinPlan};
+use crate::child::join::{self, Birth, JoinPlan};
 use crate::landlock::LandlockPlan;
 use crate::notify::Destination;
 use crate::plan::mounts::console_size;
@@ -95,9 +94,12 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
         }
     };
     let (namespaces, joins_pids) = namespaces(spec);
-    let is_watched = joins_pids && (shares_pids(spec) || may_trace(pid));
-    let born_confined =
-        is_watched && can_be_born_confined(spec, &exec.seccomp, &process, seccomp.as_ref(), console.is_some())?;
+    // In a user namespace of its own nobody may trace who is from outside of it.
+    let may_be_traced = joins_pids && !namespaces.contains(ThreadNameSpaceType::USER);
+    let birth = match may_be_traced {
+        true => birth(spec, &exec.seccomp, &process, seccomp.as_ref(), console.is_some())?,
+        false => Birth::First,
+    };
     let plan = JoinPlan {
         parent: child_end,
         init,
@@ -113,11 +115,11 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
         console,
         landlock,
         seccomp,
-        born_confined,
+        birth,
     };
     let begin = Begin { plan: &plan, other_end: parent_end.as_fd() };
     let (pid, pidfd) =
-        clone_child(&begin, joins_pids && !born_confined).map_err(|source| SpawnError::Clone { source })?;
+        clone_child(&begin, joins_pids && birth == Birth::First).map_err(|source| SpawnError::Clone { source })?;
     let JoinPlan { parent, process, cgroups, .. } = plan;
     // The child has its own copy; ours would hide its death from us.
     drop(parent);
@@ -180,45 +182,33 @@ fn namespaces(spec: &Spec) -> (ThreadNameSpaceType, bool) {
     (joined, pids)
 }
 
-/// Tells whether processes of another container, or of the host, can be in the container's pid namespace.
-fn shares_pids(spec: &Spec) -> bool {
-    let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let mut pids = listed.into_iter().flatten().filter(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
-    pids.any(|namespace| namespace.path().is_some())
-}
-
-/// Tells whether processes of the container may look into and change others, whatever those are.
-fn may_trace(init: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{init}/status")).unwrap_or_default();
-    let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
-    // What cannot be read is taken for the worse.
-    let bounding = bounding.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(u64::MAX);
-    CapabilitySet::from_bits(bounding).contains(SYS_PTRACE)
-}
-
-/// Tells whether the program's process can be made after everything has been given up.
+/// Chooses when the process is made that the container sees. Who may trace in there cannot be known: others may have joined its
+/// pid namespace. So it is as late as can be.
 ///
-/// Without `no_new_privs` that is below the filter already, which then has to let through what making it takes. A filter that
-/// asks somebody would ask about the wrong process, and some schedulers let nobody make one.
-fn can_be_born_confined(
+/// Behind the walls, the filter has to let through what making it takes. A filter that asks somebody would ask about the wrong
+/// process, and some schedulers let nobody make one.
+fn birth(
     spec: &Spec,
     wanted: &Seccomp,
     process: &ProcessPlan,
     seccomp: Option<&SeccompPlan>,
     terminal: bool,
-) -> Result<bool, SpawnError> {
+) -> Result<Birth, SpawnError> {
     if process.tuning.scheduling.is_some() || seccomp.is_some_and(SeccompPlan::notifies) {
-        return Ok(false);
+        return Ok(Birth::First);
     }
-    if process.no_new_privileges {
-        return Ok(true);
-    }
-    let Some(profile) = profile_of(spec, wanted)? else { return Ok(true) };
+    let Some(profile) = profile_of(spec, wanted)? else { return Ok(Birth::BehindWalls) };
     let bounding = process.capabilities.bounding;
     let calls = ["setsid", "sendmsg", "close", "exit_group", "write"].into_iter().chain(terminal.then_some("ioctl"));
     let mut calls = calls.into_iter();
-    Ok(profile.allows_clone(CLONE_PARENT | CLONE_WITHOUT_NAMESPACES, bounding)
-        && calls.all(|name| profile.always_allows(name, bounding)))
+    let lets_through = profile.allows_clone(CLONE_PARENT | CLONE_WITHOUT_NAMESPACES, bounding)
+        && calls.all(|name| profile.always_allows(name, bounding));
+    Ok(match (lets_through, process.no_new_privileges) {
+        (true, _) => Birth::BehindWalls,
+        (false, true) => Birth::BeforeWalls,
+        // The filter needs privileges, and with it none could be made.
+        (false, false) => Birth::First,
+    })
 }
 
 fn has_ended(pidfd: BorrowedFd<'_>) -> bool {

@@ -52,6 +52,14 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
     let may_set_groups = userns::may_set_groups();
     let mut process = ProcessPlan::new(spec, root.as_fd(), launch.user, launch.groups, may_set_groups)?;
     process.inherit(launch.inherited);
+    // What is written for them lies in /proc, which there is somebody else's.
+    if namespaces.has_joined(LinuxNamespaceType::Mount)
+        && (!process.labels.writes.is_empty() || namespaces.has_new(LinuxNamespaceType::Time))
+    {
+        return Err(SpawnError::Unsupported(
+            "a label or a new time namespace in a mount namespace that is joined".into(),
+        ));
+    }
     if !may_set_groups && process.has_groups() {
         warnings.push("supplementary groups are left out: this user namespace forbids setgroups".to_owned());
     }
@@ -273,9 +281,22 @@ impl Starting {
                 Some(Report::Child { pid, pidfd }) => self.succeed(pid, pidfd),
                 // Only said by one that is started, which this is not.
                 Some(Report::HookText(_)) => {}
-                Some(Report::Failed(failure)) => return Err(describe::failure(plan, failure, hook_output)),
+                Some(Report::Failed(failure)) => {
+                    self.take_up_successor();
+                    return Err(describe::failure(plan, failure, hook_output));
+                }
                 None if executing => return Ok(console),
                 None => return Err(SpawnError::Died { status: self.reap()? }),
+            }
+        }
+    }
+
+    /// Reads on to the end, for who has failed may have been quicker than who made it for us: nobody else would reap it, and a
+    /// dead process that nobody reaps keeps the pid namespace of its container alive. Both are about to exit.
+    fn take_up_successor(&mut self) {
+        while let Ok(Some(report)) = receive(self.socket.as_fd()) {
+            if let Report::Child { pid, pidfd } = report {
+                self.succeed(pid, pidfd);
             }
         }
     }

@@ -101,7 +101,8 @@ impl Containers {
         self.stop_unit(config);
     }
 
-    /// Waits until systemd has let go of a container whose processes have ended: its next start has a unit of the same name.
+    /// Waits until systemd has let go of a container whose processes have ended, which it does by itself: its next start has a unit
+    /// of the same name.
     pub(crate) fn stop_unit(&self, config: &Config) {
         let unit = self.unit(config);
         if let Err(error) = unit.and_then(|unit| unit.map_or(Ok(()), |unit| unit.stop())) {

@@ -169,7 +169,7 @@ fn change(server: &mut Server, update: &Update) -> Result<Result<Vec<String>, Re
             let id = &main.container.config.id;
             return Ok(Err(refusal(format!("cannot update container {id}: it has no cgroup of its own"))));
         };
-        let unit = server.containers.unit(&main.container.config);
+        let unit = cgroup.check(&resources).and_then(|()| server.containers.unit(&main.container.config));
         let told = unit.and_then(|unit| unit.map_or(Ok(()), |unit| unit.update(&resources)));
         match told.and_then(|()| cgroup.update(&resources)) {
             Ok(more) => warnings = more,

@@ -515,7 +515,6 @@ impl Server {
         let at_once = std::mem::take(&mut self.restarts_at_once);
         let Main { member, container, filesystem, audit, log, started, error, previous_delay } = main;
         drop(member);
-        self.containers.stop_unit(&container.config);
         // All its processes have ended with the first one, so this waits for nobody of them.
         let findings = audit.map(Audit::finish).map(|(policy, report)| report.text(&policy));
         if let Some(mut log) = log {

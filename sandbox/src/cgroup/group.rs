@@ -10,7 +10,8 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 
 use super::devices::DeviceRule;
-use super::settings::{Setting, Wanted, owner_of_unified, settings, wanted};
+use super::limits::{Shortage, apply, refuse_below_usage};
+use super::settings::{Wanted, wanted};
 use super::{CgroupError, CgroupName, Hierarchies, Hierarchy, Version, device_program};
 
 /// A container's directory in each hierarchy.
@@ -19,16 +20,6 @@ use super::{CgroupError, CgroupName, Hierarchies, Hierarchy, Version, device_pro
 #[derive(Debug)]
 pub struct Cgroup {
     groups: Vec<Group>,
-}
-
-/// What a limit means that this host does not know or this user may not set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Shortage {
-    /// An error, as in OCI runtimes.
-    #[default]
-    Refused,
-    /// A warning that names it, as in Docker.
-    Told,
 }
 
 /// Where a cgroup is to be.
@@ -42,12 +33,12 @@ pub(crate) enum Place<'a> {
 
 /// The directory in one hierarchy.
 #[derive(Debug)]
-struct Group {
-    version: Version,
+pub(super) struct Group {
+    pub(super) version: Version,
     /// Where its hierarchy is mounted.
     mount: PathBuf,
-    path: PathBuf,
-    controllers: Vec<String>,
+    pub(super) path: PathBuf,
+    pub(super) controllers: Vec<String>,
     /// Open for `CLONE_INTO_CGROUP`; v2 only.
     directory: Option<OwnedFd>,
 }
@@ -256,16 +247,26 @@ impl Cgroup {
         self.set_frozen(false)
     }
 
-    /// Changes limits of a running container.
+    /// Looks whether limits can be changed to these, as [`update`](Self::update) does first. Whoever else is told of them is to be
+    /// told afterwards.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
-    pub fn update(&self, resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
+    /// [`CgroupError::NoController`], [`CgroupError::BelowUsage`].
+    pub fn check(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let wanted = wanted(resources, self.with_controller("io").map_or("blkio", |_| "io"));
         let found = |limit: &Wanted| self.with_controller(&limit.controller).map(|group| group.version);
         if let Some(missing) = wanted.iter().find(|limit| !limit.is_met_by(found(limit))) {
             return Err(missing.without_controller());
         }
+        self.groups.iter().try_for_each(|group| refuse_below_usage(group, resources))
+    }
+
+    /// Changes limits of a running container.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn update(&self, resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
+        self.check(resources)?;
         let mut warnings = Vec::new();
         for group in &self.groups {
             apply(group, resources, Shortage::Refused, &mut warnings)?;
@@ -307,6 +308,12 @@ impl Cgroup {
         let found = |limit: &Wanted| hierarchies.with_controller(&limit.controller).map(|hierarchy| hierarchy.version);
         for missing in wanted.extract_if(.., |limit| !limit.is_met_by(found(limit))) {
             shortage.meet(missing.without_controller(), warnings)?;
+        }
+        let has_files =
+            resources.is_some_and(|resources| resources.unified().as_ref().is_some_and(|files| !files.is_empty()));
+        if has_files && !hierarchies.iter().any(|hierarchy| hierarchy.version == Version::V2) {
+            let (controller, setting) = ("v2".to_owned(), "resources.unified".to_owned());
+            shortage.meet(CgroupError::NoController { controller, setting }, warnings)?;
         }
         // What cannot be handed on shows when it is set.
         let controllers: Vec<_> = match shortage {
@@ -577,124 +584,13 @@ fn enable_controllers(parent: &Path, offered: &[String], wanted: &[&str]) -> Res
     Ok(())
 }
 
-impl Shortage {
-    /// Refuses, or takes down what was left out.
-    fn meet(self, error: CgroupError, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
-        match self {
-            Self::Refused => Err(error),
-            Self::Told => {
-                warnings.push(format!("{error}. Limitation discarded."));
-                Ok(())
-            }
-        }
-    }
-}
-
-fn apply(
-    group: &Group,
-    resources: &LinuxResources,
-    shortage: Shortage,
-    warnings: &mut Vec<String>,
-) -> Result<(), CgroupError> {
-    refuse_below_usage(group, resources)?;
-    let mut all = settings(resources, group.version);
-    raise_both_first(group, &mut all);
-    for setting in all {
-        if !group.controllers.iter().any(|name| name == setting.controller) {
-            continue;
-        }
-        let Setting { files, name, optional, .. } = setting;
-        let lacks = || CgroupError::NoFile { setting: name.to_owned() };
-        let Some((file, value)) = files.into_iter().find(|(file, _)| group.path.join(file).exists()) else {
-            match name {
-                _ if optional => {}
-                "a swap limit" => warnings.push(
-                    "Your kernel does not support swap limit capabilities or the cgroup is not mounted. \
-                     Memory limited without swap."
-                        .to_owned(),
-                ),
-                _ => shortage.meet(lacks(), warnings)?,
-            }
-            continue;
-        };
-        match write_control(&group.path.join(&file), &value) {
-            Ok(()) => {}
-            Err(source) if is_denied(&source) && !crate::userns::is_initial() => {
-                shortage.meet(CgroupError::NotDelegated { setting: name.to_owned(), source }, warnings)?;
-            }
-            Err(source) => return Err(CgroupError::Set { file, value, source }),
-        }
-    }
-    if group.version == Version::V2 {
-        for (file, value) in resources.unified().iter().flatten() {
-            if file.contains('/') {
-                return Err(CgroupError::Name(file.clone()));
-            }
-            if owner_of_unified(file).is_none_or(|owner| group.controllers.iter().any(|name| name == owner)) {
-                write_control(&group.path.join(file), value).map_err(|source| CgroupError::Set {
-                    file: file.clone(),
-                    value: value.clone(),
-                    source,
-                })?;
-            }
-        }
-    }
-    Ok(())
-}
-
-impl Wanted {
-    /// Tells whether a controller of this version will do.
-    fn is_met_by(&self, found: Option<Version>) -> bool {
-        found.is_some_and(|version| !self.only_v2 || version == Version::V2)
-    }
-
-    fn without_controller(&self) -> CgroupError {
-        let controller = if self.only_v2 { format!("v2 {}", self.controller) } else { self.controller.clone() };
-        CgroupError::NoController { controller, setting: self.name.clone() }
-    }
-}
-
-/// Version 1 refuses a limit below what is in use; version 2 kills for it, unless it is asked to look first.
-fn refuse_below_usage(group: &Group, resources: &LinuxResources) -> Result<(), CgroupError> {
-    let asked = resources.memory().filter(|memory| memory.check_before_update() == Some(true));
-    let limit = asked.and_then(|memory| memory.limit()).and_then(|limit| u64::try_from(limit).ok());
-    let Some(limit) = limit.filter(|limit| *limit > 0 && group.version == Version::V2) else { return Ok(()) };
-    let usage = fs::read_to_string(group.path.join("memory.current")).unwrap_or_default();
-    match usage.trim().parse() {
-        Ok(usage) if usage > limit => Err(CgroupError::BelowUsage { limit, usage }),
-        // A hierarchy without the controller has no usage.
-        _ => Ok(()),
-    }
-}
-
-/// Writes a control file that has to be there: asked to make it, the kernel would say that this is forbidden.
-fn write_control(path: &Path, value: &str) -> io::Result<()> {
-    io::Write::write_all(&mut fs::File::options().write(true).open(path)?, value.as_bytes())
-}
-
-/// As [`write_control`], to a file that stays open for the next value.
+/// Writes a control file that has to be there, and stays open for the next value.
 fn write_again(opened: &mut Option<fs::File>, path: &Path, value: &str) -> io::Result<()> {
     let file = match opened {
         Some(file) => file,
         None => opened.insert(fs::File::options().write(true).open(path)?),
     };
     io::Write::write_all(file, value.as_bytes())
-}
-
-/// Version 1 refuses a memory limit above that of memory and swap together, and the other way round: whichever is in the
-/// way of the other is written first.
-fn raise_both_first(group: &Group, all: &mut [Setting]) {
-    const BOTH: &str = "memory.memsw.limit_in_bytes";
-    let position =
-        |wanted: &str| all.iter().position(|setting| setting.files.first().is_some_and(|(file, _)| file == wanted));
-    let (Some(memory), Some(both)) = (position("memory.limit_in_bytes"), position(BOTH)) else { return };
-    let present = fs::read_to_string(group.path.join(BOTH)).unwrap_or_default();
-    let (Ok(present), Ok(wanted)) = (present.trim().parse::<i64>(), all[both].files[0].1.parse::<i64>()) else {
-        return;
-    };
-    if memory < both && (wanted < 0 || wanted > present) {
-        all.swap(memory, both);
-    }
 }
 
 /// Removes a directory with everything below it, killing what lives in it.
@@ -743,7 +639,7 @@ fn collect_processes(path: &Path, found: &mut Vec<u32>) {
     }
 }
 
-fn is_denied(error: &io::Error) -> bool {
+pub(super) fn is_denied(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS))
 }
 

@@ -8,14 +8,16 @@ mod device_program;
 mod devices;
 mod group;
 mod hierarchies;
+mod limits;
 mod settings;
 pub mod systemd;
 mod usage;
 
 pub use devices::{DeviceKind, DeviceRule, docker_device_rules};
-pub use group::{Cgroup, Shortage};
+pub use group::Cgroup;
 pub(crate) use group::{Door, Place};
 pub use hierarchies::{Hierarchies, Hierarchy, Layout, Version};
+pub use limits::Shortage;
 pub use usage::Usage;
 
 use std::fmt;

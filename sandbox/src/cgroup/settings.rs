@@ -119,7 +119,10 @@ impl Settings {
         let limit = memory.limit().filter(|limit| *limit != 0);
         let swap = memory.swap().filter(|swap| *swap != 0);
         let reservation = memory.reservation().filter(|reservation| *reservation != 0);
-        let kernel = memory.kernel().filter(|limit| is_limit(*limit));
+        // The file of version 1 is there still, and whatever is written to it has no effect since Linux 5.16.
+        if memory.kernel().is_some_and(is_limit) {
+            self.cannot("memory", KERNEL);
+        }
         let kernel_tcp = memory.kernel_tcp().filter(|limit| is_limit(*limit));
         // Every kernel we run on counts a group together with those below it.
         if memory.use_hierarchy() == Some(false) {
@@ -138,7 +141,6 @@ impl Settings {
                 self.set("memory", "memory.low", max(reservation), "a memory reservation");
             }
             for (asked, name) in [
-                (kernel.is_some(), KERNEL),
                 (kernel_tcp.is_some(), KERNEL_TCP),
                 (memory.swappiness().is_some(), "a swappiness"),
                 (memory.disable_oom_killer() == Some(true), "a disabled OOM killer"),
@@ -157,9 +159,6 @@ impl Settings {
         }
         if let Some(reservation) = reservation {
             self.set("memory", "memory.soft_limit_in_bytes", reservation, "a memory reservation");
-        }
-        if let Some(kernel) = kernel {
-            self.set("memory", "memory.kmem.limit_in_bytes", kernel, KERNEL);
         }
         if let Some(kernel_tcp) = kernel_tcp {
             self.set("memory", "memory.kmem.tcp.limit_in_bytes", kernel_tcp, KERNEL_TCP);
@@ -458,7 +457,7 @@ mod tests {
             of(&resources, Version::V1),
             [
                 "a memory limit without those of groups below cannot be",
-                "memory.kmem.limit_in_bytes=5",
+                "a kernel memory limit cannot be",
                 "memory.kmem.tcp.limit_in_bytes=6",
                 "memory.swappiness=0",
                 "memory.oom_control=1",

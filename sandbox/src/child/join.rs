@@ -12,8 +12,8 @@ use strata_sys::process;
 
 use super::report::{At, Failure, Step, receive_go, send_child};
 use super::{
-    Never, Walls, attach_stdio, become_program, become_user, console, execute, give_up, identity, put_up, rootfs,
-    say_executing, take_limits, take_terminal, tuning,
+    Never, Walls, attach_stdio, become_program, become_user, confine, console, execute, give_up, identity, put_up,
+    rootfs, say_executing, take_limits, take_terminal, tuning,
 };
 use crate::cgroup::Door;
 use crate::landlock::LandlockPlan;
@@ -39,7 +39,18 @@ pub(crate) struct JoinPlan {
     pub(crate) landlock: Option<LandlockPlan>,
     pub(crate) seccomp: Option<SeccompPlan>,
     /// Whether the program's process is made last, by one that the container does not see.
-    pub(crate) born_confined: bool,
+    pub(crate) birth: Birth,
+}
+
+/// When the process that the container sees is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Birth {
+    /// First of all.
+    First,
+    /// When everything has been given up but the walls, which would forbid it.
+    BeforeWalls,
+    /// Behind the walls: it has nothing to do but to execute its program.
+    BehindWalls,
 }
 
 /// Walks through the plan and becomes the program; never returns.
@@ -64,7 +75,8 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     tuning::set_labels(&plan.process.labels)?;
     set_affinity(plan.affinity.initial.as_ref())?;
     rustix::process::umask(Mode::empty());
-    if !plan.born_confined {
+    let is_born = plan.birth == Birth::First;
+    if is_born {
         rustix::process::setsid().at(Step::Session, 0)?;
     }
     if let Some(name) = &plan.process.session_keyring {
@@ -76,7 +88,7 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     }
     set_affinity(plan.affinity.last.as_ref())?;
     // Root and working directory become the root of the container's mount namespace.
-    let of_children = if plan.born_confined { ThreadNameSpaceType::PROCESS_ID } else { ThreadNameSpaceType::empty() };
+    let of_children = if is_born { ThreadNameSpaceType::empty() } else { ThreadNameSpaceType::PROCESS_ID };
     rustix::thread::move_into_thread_name_spaces(plan.init.as_fd(), plan.namespaces | of_children).at(Step::Join, 0)?;
     if plan.namespaces.contains(ThreadNameSpaceType::USER) {
         identity::become_root().at(Step::RootIds, 0)?;
@@ -92,7 +104,7 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
     attach_stdio(&plan.stdio, &plan.process, terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
     let walls = Walls { landlock: plan.landlock.as_ref(), seccomp: plan.seccomp.as_ref() };
-    if plan.born_confined {
+    if !is_born {
         return make_confined(plan, walls);
     }
     take_terminal(&plan.stdio)?;
@@ -105,13 +117,19 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
 /// in there gets hold of nothing that the program would not have had. The parent gets that process for its own.
 fn make_confined(plan: &JoinPlan, walls: Walls<'_>) -> Result<Never, Failure> {
     let parent = plan.parent.as_fd();
-    let ruleset = take_limits(&plan.process, walls)?;
+    let ruleset = match plan.birth {
+        Birth::BeforeWalls => {
+            let ruleset = take_limits(&plan.process, walls)?;
+            become_user(&plan.process)?;
+            ruleset
+        }
+        Birth::BehindWalls | Birth::First => {
+            // Who is asked about calls is none of this way's.
+            confine(parent, &plan.process, walls, || say_executing(parent, false))?;
+            None
+        }
+    };
     let ruleset = ruleset.as_ref().map(AsFd::as_fd);
-    if !plan.process.no_new_privileges {
-        // Needs privileges that this process must not have any more when it makes the other.
-        put_up(parent, walls, ruleset, || say_executing(parent, false))?;
-    }
-    become_user(&plan.process)?;
     let (pid, pidfd) =
         clone_process(CLONE_PARENT, None, &(plan, walls, ruleset), |(plan, walls, ruleset)| {
             match finish(plan, *walls, *ruleset) {
@@ -129,7 +147,7 @@ fn finish(plan: &JoinPlan, walls: Walls<'_>, ruleset: Option<BorrowedFd<'_>>) ->
     let parent = plan.parent.as_fd();
     rustix::process::setsid().at(Step::Session, 0)?;
     take_terminal(&plan.stdio)?;
-    if plan.process.no_new_privileges {
+    if plan.birth == Birth::BeforeWalls {
         put_up(parent, walls, ruleset, || say_executing(parent, false))?;
     }
     execute(&plan.process.program)

@@ -140,10 +140,12 @@ impl Namespaces {
         let index = self.there.link(name)?.index;
         self.there.move_to(index, self.here_file.as_fd(), host_name)?;
         let index = self.here.link(host_name)?.index;
+        // One that does not take is no reason to leave the device off.
+        let mut result = Ok(());
         for address in &journey.addresses {
-            self.here.add_address(index, address, host_name, host_name)?;
+            result = result.and(self.here.add_address(index, address, host_name, host_name));
         }
-        self.here.set_up(index, journey.before.is_up)
+        self.here.set_up(index, journey.before.is_up).and(result)
     }
 }
 

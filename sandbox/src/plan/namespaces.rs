@@ -90,7 +90,12 @@ impl Namespaces {
 
     /// Tells whether a namespace of this kind is not the caller's.
     pub(crate) fn is_private(&self, kind: LinuxNamespaceType) -> bool {
-        self.has_new(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
+        self.has_new(kind) || self.has_joined(kind)
+    }
+
+    /// Tells whether a namespace of this kind is somebody else's.
+    pub(crate) fn has_joined(&self, kind: LinuxNamespaceType) -> bool {
+        self.joined.iter().any(|(joined, _)| *joined == kind)
     }
 }
 

@@ -103,6 +103,7 @@ impl Container {
         let cgroup = container.cgroup()?.ok_or_else(|| {
             RuntimeError::WrongStatus("the container has no cgroup whose limits could be changed".into())
         })?;
+        cgroup.check(resources)?;
         if let Some(unit) = &container.record.unit {
             unit.update(resources)?;
         }

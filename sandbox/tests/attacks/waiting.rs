@@ -143,7 +143,7 @@ fn a_sidecar_that_may_trace_gains_nothing() {
 /// Stops at whatever else is in its pid namespace, says what that may do, and looks for the next.
 const WATCH: &str = "while :; do for p in /proc/[0-9]*; do \
     case $p in /proc/1|/proc/$$) continue;; esac; \
-    c=$(grep -s CapPrm $p/status) && [ -n \"$c\" ] && echo \"$c\" >> /seen; done; done";
+    c=$(grep -s -e CapPrm -e ^Seccomp: $p/status) && [ -n \"$c\" ] && echo \"$c\" >> /seen; done; done";
 
 /// A container that may trace sees no process of an `exec` that can do more than the program will. Without that, it could have it do
 /// what it likes as root of the machine.
@@ -162,10 +162,16 @@ fn a_process_that_is_added_is_born_with_its_own_powers() {
         for _ in 0..40 {
             assert_eq!(super::add_behind(Landlock::Off, &watching, &spec, None).unwrap().0, 3);
         }
+        // Whoever fails is reaped, or the container could not end.
+        let missing = super::added(&["/missing"], "/");
+        for _ in 0..20 {
+            assert!(super::add_behind(Landlock::Off, &watching, &missing, None).is_err());
+        }
         super::end(&watching);
         let seen = fs::read_to_string(root.path().join("seen")).unwrap_or_default();
         let own = format!("{:016x}", 1_u64 << 19);
-        let more: Vec<&str> = seen.lines().filter(|line| !line.ends_with(&own)).collect();
+        let is_own = |line: &&str| line.ends_with(&own) || *line == "Seccomp:\t2";
+        let more: Vec<&str> = seen.lines().filter(|line| !is_own(line)).collect();
         assert!(more.is_empty(), "no_new_privs {no_new_privileges}: {more:?}");
         assert!(!seen.is_empty(), "nothing was seen at all");
     }
