@@ -456,8 +456,8 @@ mod tests {
         assert_eq!(
             of(&resources, Version::V1),
             [
-                "a memory limit without those of groups below cannot be",
                 "a kernel memory limit cannot be",
+                "a memory limit without those of groups below cannot be",
                 "memory.kmem.tcp.limit_in_bytes=6",
                 "memory.swappiness=0",
                 "memory.oom_control=1",

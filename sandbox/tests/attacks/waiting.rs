@@ -163,7 +163,8 @@ fn a_process_that_is_added_is_born_with_its_own_powers() {
             assert_eq!(super::add_behind(Landlock::Off, &watching, &spec, None).unwrap().0, 3);
         }
         // Whoever fails is reaped, or the container could not end.
-        let missing = super::added(&["/missing"], "/");
+        let mut missing = super::added(&["/missing"], "/");
+        may_trace(&mut missing);
         for _ in 0..20 {
             assert!(super::add_behind(Landlock::Off, &watching, &missing, None).is_err());
         }
