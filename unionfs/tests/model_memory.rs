@@ -110,7 +110,7 @@ fn check(sequence: &[Operation], reopen_every: usize, layers: Layers) {
 fn seen(listing: &str, layers: Layers) -> String {
     let line = |line: &str| {
         let mut words: Vec<&str> = line.split(' ').collect();
-        if layers == Layers::Rotate && words.get(1) == Some(&"f") {
+        if layers == Layers::Rotate && matches!(words.get(1), Some(&"f" | &"l")) {
             words.remove(3);
         }
         words.join(" ") + "\n"

@@ -213,7 +213,7 @@ impl Tree {
     }
 
     /// A file that has a name now need not be kept open.
-    fn unpin_named(&self, object: &Object) {
+    pub(super) fn unpin_named(&self, object: &Object) {
         let mut state = object.state();
         state.unnamed = false;
         if let Some(file) = state.pinned.take() {
