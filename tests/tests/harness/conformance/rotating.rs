@@ -24,6 +24,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("rotating::privileged_random_steps", &[Need::Fuse], random_steps);
     suite.add("rotating::privileged_random_steps_without_passthrough", &[Need::Fuse], random_steps_without_passthrough);
     suite.add("rotating::privileged_long_stories", &[Need::Fuse], long_stories);
+    suite.add("rotating::privileged_links_of_what_was_changed", &[Need::Fuse], links_of_what_was_changed);
     suite.add("rotating::privileged_random_steps_while_servers_are_killed", &[Need::Fuse], while_servers_are_killed);
     let overlayfs = [Need::Server(Server::Overlayfs)];
     suite.add("rotating::privileged_overlayfs_for_comparison", &overlayfs, overlayfs_for_comparison);
@@ -216,8 +217,8 @@ struct Instance {
     steps: Vec<Step>,
 }
 
-/// What happens between rounds. Which names of a lower file belong together is no part of the upper, it is kept beside it
-/// while the layers stay; so there are no hard links where they rotate.
+/// What happens between rounds. How many names of a lower file were deleted is no part of the upper unless it was copied up;
+/// so there are no hard links where layers rotate but in [`links_of_what_was_changed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layers {
     Rotate,
@@ -352,6 +353,49 @@ fn tell(server: &dyn Fn() -> Result<Twin>) -> Result<()> {
             twin.step(step).and_then(|()| twin.verify()).with_context(|| format!("story {number}"))?;
             let again = if *kind == Kind::HardLinked { twin.remount() } else { twin.rotate() };
             again.with_context(|| format!("story {number}, after {step}"))?;
+        }
+        twin.union().unmount()?;
+    }
+    Ok(())
+}
+
+/// What becomes of the names of a file that is changed in each round, where the layers rotate after it.
+fn links_of_what_was_changed() -> Result<()> {
+    let s = |name: &str| format!("i/{name}");
+    let mv = |old: &str, new: &str| Step::Rename(s(old), s(new), RenameFlags::empty());
+    let stories = [
+        // The name that it was changed under goes, then the next, until one is left.
+        vec![
+            vec![write(&s("x"), "changed"), Step::Unlink(s("x"))],
+            vec![write(&s("h"), "again"), Step::Unlink(s("h"))],
+        ],
+        vec![
+            vec![Step::Chmod(s("h"), 0o604), Step::Unlink(s("h"))],
+            vec![Step::Truncate(s("x"), 3), Step::Unlink(s("x"))],
+            vec![write(&s("d/h"), "last")],
+        ],
+        // Replaced, and moved away with its folder.
+        vec![
+            vec![write(&s("x"), "changed"), mv("f", "x")],
+            vec![mv("d", "n"), write(&s("n/h"), "third"), mv("n/h", "m")],
+        ],
+        vec![
+            vec![write(&s("d/h"), "changed"), Step::RemoveAll(s("d"))],
+            vec![Step::Link(s("x"), s("y")), write(&s("y"), "more")],
+        ],
+        // Changed by its descriptor alone.
+        vec![vec![Step::Touch(s("x"), 1_000_000), Step::DeleteOpen(s("x"))], vec![Step::Touch(s("h"), 2_000_000)]],
+    ];
+    for (number, story) in stories.iter().enumerate() {
+        let mut twin = ours("passthrough=auto")?;
+        twin.prepare(&surroundings("i"))?;
+        twin.prepare(&object(Kind::HardLinked, "i"))?;
+        twin.mount()?;
+        for round in story {
+            for step in round {
+                twin.step(step).and_then(|()| twin.verify()).with_context(|| format!("story {number}"))?;
+            }
+            twin.rotate().with_context(|| format!("story {number}, after {round:?}"))?;
         }
         twin.union().unmount()?;
     }
