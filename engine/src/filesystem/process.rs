@@ -74,7 +74,17 @@ impl SpareProcess {
     /// while the caller does other things.
     pub(crate) fn spawn() -> Result<SpareProcess, FilesystemError> {
         let expected = EXPECTED.lock().unwrap_or_else(PoisonError::into_inner).take();
-        expected.map_or_else(SpareProcess::start, Ok)
+        if let Some(mut spare) = expected
+            && spare.is_alive()
+        {
+            return Ok(spare);
+        }
+        SpareProcess::start()
+    }
+
+    /// Returns whether it has not ended: it may have been killed while it waited.
+    fn is_alive(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     fn start() -> Result<SpareProcess, FilesystemError> {

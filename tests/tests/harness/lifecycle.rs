@@ -40,7 +40,7 @@ fn prepared(user: User) -> Result<Strata> {
     Ok(strata)
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !holds()? {
         ensure!(Instant::now() < deadline, "{what}: not within half a minute");
@@ -55,7 +55,7 @@ fn status(strata: &Strata, name: &str) -> Result<String> {
 }
 
 /// Processes of a container's record: the monitor, and the first process.
-fn processes(strata: &Strata, name: &str) -> Result<[Pid; 2]> {
+pub(crate) fn processes(strata: &Strata, name: &str) -> Result<[Pid; 2]> {
     let id = strata.ok(["inspect", "--format", "{{.Id}}", name])?;
     let record = fs::read(strata.state().join("containers").join(id.trim()).join("state.json"))?;
     let record: serde_json::Value = serde_json::from_slice(&record)?;
@@ -67,7 +67,7 @@ fn processes(strata: &Strata, name: &str) -> Result<[Pid; 2]> {
 }
 
 /// The children of a process whose name is this.
-fn child_called(parent: Pid, name: &str) -> Result<Pid> {
+pub(crate) fn child_called(parent: Pid, name: &str) -> Result<Pid> {
     let parent = parent.as_raw_nonzero();
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
     for child in children.split_whitespace() {

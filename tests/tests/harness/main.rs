@@ -23,6 +23,9 @@ mod reaper;
 mod registries;
 mod registry;
 mod runtime;
+mod servers;
+#[path = "../../../unionfs/tests/common/uring.rs"]
+mod uring;
 mod user_namespaces;
 mod verity;
 mod walls;
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
     registries::register(&mut suite);
     registry::register(&mut suite);
     runtime::register(&mut suite);
+    servers::register(&mut suite);
     user_namespaces::register(&mut suite);
     walls::register(&mut suite);
     verity::register(&mut suite);
