@@ -100,7 +100,7 @@ pub(crate) fn umount_helper(arguments: Vec<OsString>) -> Outcome {
     let [directory] = &directories[..] else {
         return Err(anyhow!("usage: umount.fuse.strata DIR [-l] [-f]").into());
     };
-    strata_engine::unmount(directory, force)?;
+    command::umount::unmount(directory, force)?;
     Ok(0)
 }
 

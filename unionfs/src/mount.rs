@@ -119,6 +119,13 @@ pub struct UnmountError {
     source: io::Error,
 }
 
+impl UnmountError {
+    /// Returns whether somebody uses it: has a file open there or is in one of its folders.
+    pub fn is_busy(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EBUSY)
+    }
+}
+
 /// Mounts a union and returns when it is there. Nobody gets an answer from it before [`Mounted::serve`] runs.
 pub fn mount(spec: &MountSpec, target: &Target) -> Result<Mounted, MountError> {
     mount_by(spec, target, chosen(spec, Server::IsTheOnlyOne)?)

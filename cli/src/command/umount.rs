@@ -1,11 +1,12 @@
 //! `strata umount`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use strata_engine::Force;
 
 use super::{Context, Outcome, for_each};
+use crate::failure::Failure;
 
 /// Unmount what 'strata mount' mounted, and wait until everything is on the disk
 #[derive(Debug, Args)]
@@ -28,5 +29,13 @@ pub(crate) fn run(_: &Context, umount: &Umount) -> Outcome {
         (false, true) => Force::Abort,
         (false, false) => Force::No,
     };
-    for_each(&umount.directories, |directory| Ok(strata_engine::unmount(directory, force)?))
+    for_each(&umount.directories, |directory| unmount(directory, force))
+}
+
+/// Unmounts one folder, or says why not and what to do.
+pub(crate) fn unmount(directory: &Path, force: Force) -> Result<(), Failure> {
+    strata_engine::unmount(directory, force).map_err(|error| {
+        let hint = error.hint().map(str::to_owned);
+        Failure { hint, ..Failure::from(error) }
+    })
 }

@@ -147,6 +147,16 @@ pub enum UnmountError {
     Unmount(#[from] strata_unionfs::UnmountError),
 }
 
+impl UnmountError {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        let busy = matches!(self, UnmountError::Unmount(error) if error.is_busy());
+        busy.then_some(
+            "a process has a file open there or works in it, see 'fuser -vm DIR'; '-l' hides the mount from all others",
+        )
+    }
+}
+
 /// Unmounts what strata mounted at `directory`, even when its server is dead. If it is alive, returns when everything is
 /// on the disk.
 pub fn unmount(directory: &Path, force: Force) -> Result<(), UnmountError> {
