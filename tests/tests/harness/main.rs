@@ -24,6 +24,7 @@ mod registries;
 mod registry;
 mod runtime;
 mod servers;
+#[expect(clippy::unwrap_used, reason = "a test")]
 #[path = "../../../unionfs/tests/common/uring.rs"]
 mod uring;
 mod user_namespaces;
