@@ -74,12 +74,7 @@ impl SpareProcess {
     /// while the caller does other things.
     pub(crate) fn spawn() -> Result<SpareProcess, FilesystemError> {
         let expected = EXPECTED.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut spare) = expected
-            && spare.is_alive()
-        {
-            return Ok(spare);
-        }
-        SpareProcess::start()
+        expected.map_or_else(SpareProcess::start, Ok)
     }
 
     /// Returns whether it has not ended: it may have been killed while it waited.
@@ -108,11 +103,15 @@ impl SpareProcess {
     ///
     /// `held` are locks and the like that must last as long as the mount.
     pub(crate) fn mount(
-        self,
+        mut self,
         spec: &MountSpec,
         directory: Option<&Path>,
         held: &[BorrowedFd<'_>],
     ) -> Result<FilesystemProcess, FilesystemError> {
+        if !self.is_alive() {
+            // Any other will do.
+            self = SpareProcess::start()?;
+        }
         // A plain user's writable layer belongs to his namespace, and his mounts are made by a helper outside of it.
         let inside = directory.is_some() && spec.upper.is_some() && !has_effective(SYS_ADMIN);
         let request = Request { spec: spec.clone(), directory: directory.map(PathBuf::from), inside };
