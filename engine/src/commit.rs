@@ -67,7 +67,7 @@ impl Engine {
     pub fn changes(&self, name: &str) -> Result<Vec<FileChange>, ChangesError> {
         let container = self.container(name)?;
         let stack = self.stack_of(&container)?;
-        Ok(strata_unionfs::changes(&observed(&container, &stack), &mount_points())?)
+        Ok(strata_unionfs::changes(&observed(&container, &stack), &mount_points(&stack)?)?)
     }
 
     /// Compares two images or containers, the first with the second; without a second, a container with its image.
@@ -80,19 +80,22 @@ impl Engine {
         let Some(after) = after else {
             let container = self.container(before)?;
             let stack = self.stack_of(&container)?;
-            let (before, after) = (shown(&stack), observed(&container, &stack));
-            return Ok(strata_unionfs::compare(&before, &after, &mount_points(), tell)?);
+            let (image, container) = (shown(&stack), observed(&container, &stack));
+            let sides = [(&image, &MountPoints::default()), (&container, &mount_points(&stack)?)];
+            return Ok(strata_unionfs::compare(sides, tell)?);
         };
-        let ((before, _before), (after, _after)) = (self.tree_of(before)?, self.tree_of(after)?);
-        Ok(strata_unionfs::compare(&before, &after, &mount_points(), tell)?)
+        let ((before, made_before, _before), (after, made_after, _after)) =
+            (self.tree_of(before)?, self.tree_of(after)?);
+        Ok(strata_unionfs::compare([(&before, &made_before), (&after, &made_after)], tell)?)
     }
 
-    /// Finds a container or an image and what its tree is made of, which stays as long as the stack is held.
-    fn tree_of(&self, name: &str) -> Result<(MountSpec, Stack), ChangesError> {
+    /// Finds a container or an image and what its tree is made of, which stays as long as the stack is held, and what was made
+    /// in it to mount on.
+    fn tree_of(&self, name: &str) -> Result<(MountSpec, MountPoints, Stack), ChangesError> {
         match self.container(name) {
             Ok(container) => {
                 let stack = self.stack_of(&container)?;
-                Ok((observed(&container, &stack), stack))
+                Ok((observed(&container, &stack), mount_points(&stack)?, stack))
             }
             Err(error) if error.is_not_found() => {
                 let image = match self.images().resolve(name) {
@@ -100,7 +103,7 @@ impl Engine {
                     result => result?,
                 };
                 let stack = self.images().stack(&image)?;
-                Ok((shown(&stack), stack))
+                Ok((shown(&stack), MountPoints::default(), stack))
             }
             Err(error) => Err(error.into()),
         }
@@ -110,7 +113,7 @@ impl Engine {
     pub fn commit(&self, name: &str, commit: &ContainerCommit) -> Result<ImageId, CommitError> {
         let container = self.container(name).map_err(ChangesError::from)?;
         let stack = self.stack_of(&container).map_err(ChangesError::from)?;
-        let spec = observed(&container, &stack);
+        let (spec, made) = (observed(&container, &stack), mount_points(&stack)?);
         let base =
             image_id(&container).ok_or_else(|| ImageError::NoSuchImage { name: container.config.image.clone() })?;
         let image = self.images().image(&base)?;
@@ -126,7 +129,7 @@ impl Engine {
         };
         let write = |out: &mut dyn Write| -> Result<(), ChangesError> {
             let mut tar = TarWriter::new(out);
-            strata_unionfs::write_changes(&spec, &mount_points(), &mut tar)?;
+            strata_unionfs::write_changes(&spec, &made, &mut tar)?;
             end(tar)
         };
         Ok(self.images().commit_layer(Some(&base), write, &options)?)
@@ -156,10 +159,12 @@ fn observed(container: &Container, stack: &Stack) -> MountSpec {
     }
 }
 
-/// Where every container has something mounted, or made for it, whether its image has anything there or not. Docker keeps this in
-/// a layer of its own.
-fn mount_points() -> MountPoints {
-    MountPoints::new(["dev", "proc", "sys", launch::CONTAINER_MARK].into_iter().chain(network_files::PATHS))
+/// Where every container of an image has something mounted, or made for it, whether the image has anything there or not. Docker
+/// keeps this in a layer of its own.
+fn mount_points(stack: &Stack) -> Result<MountPoints, ChangesError> {
+    let index = launch::open_index(&stack.index).map_err(WalkError::Read)?;
+    let always = ["dev", "proc", "sys", launch::CONTAINER_MARK].map(str::to_owned);
+    Ok(MountPoints::new(always.into_iter().chain(network_files::places(&index))))
 }
 
 fn end<W: Write>(tar: TarWriter<W>) -> Result<(), ChangesError> {

@@ -234,14 +234,14 @@ pub(crate) fn streams(
     Ok((stdio, Some(pipes)))
 }
 
-fn open_index(index: &Path) -> io::Result<Index> {
+/// Opens the merged index of a stack of layers.
+pub(crate) fn open_index(index: &Path) -> io::Result<Index> {
     Index::open(&std::fs::File::open(index)?).map_err(io::Error::other)
 }
 
 /// Gives the upper's top folder what the image says of its root: that is what the container's root will show.
-pub(crate) fn prepare_upper(container: &Container, index: &Path) -> io::Result<()> {
+pub(crate) fn prepare_upper(container: &Container, index: &Index) -> io::Result<()> {
     let upper = container.upper();
-    let index = open_index(index)?;
     let Some(root) = index.attributes(NodeId::ROOT) else { return Ok(()) };
     match std::os::unix::fs::chown(&upper, Some(root.uid), Some(root.gid)) {
         // A plain user outside of his user namespace, for a mount of his own: then the root is his.
@@ -254,8 +254,7 @@ pub(crate) fn prepare_upper(container: &Container, index: &Path) -> io::Result<(
 
 /// Puts the empty file into a prepared upper by which programs tell that they are in a container. The root keeps the time
 /// that the image says.
-pub(crate) fn mark(container: &Container, index: &Path) -> io::Result<()> {
-    let index = open_index(index)?;
+pub(crate) fn mark(container: &Container, index: &Index) -> io::Result<()> {
     let Some(root) = index.attributes(NodeId::ROOT) else { return Ok(()) };
     if index.lookup(NodeId::ROOT, CONTAINER_MARK.as_bytes()).is_some() {
         return Ok(());

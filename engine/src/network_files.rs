@@ -1,7 +1,7 @@
 //! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container: files of its own, shown over the image's.
 //!
 //! Where the image has none, the runtime makes an empty file to mount on, which is no change of the container's
-//! ([`PATHS`]). Where a link of the image leads elsewhere, they are shown there.
+//! ([`places`]). Where a link of the image leads elsewhere, they are shown there.
 
 use std::io;
 
@@ -10,8 +10,13 @@ use strata_layer::index::Index;
 use crate::container::{Config, Container, Mount, Network};
 use crate::own_file;
 
-/// Where they are.
-pub(crate) const PATHS: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+/// Where programs look for them.
+const PATHS: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+
+/// Where they are in a container of an image.
+pub(crate) fn places(index: &Index) -> impl Iterator<Item = String> {
+    PATHS.into_iter().filter_map(|path| own_file::place_of(index, path))
+}
 
 /// Writes the files and returns how they are mounted.
 pub(crate) fn prepare(container: &Container, index: &Index) -> io::Result<Vec<Mount>> {

@@ -27,7 +27,7 @@ pub(crate) fn show(container: &Container, name: &str, target: String, content: &
 }
 
 /// Follows the links of an image to where a file is, or can be made. `None` if something else is there or on the way.
-fn place_of(index: &Index, path: &str) -> Option<String> {
+pub(crate) fn place_of(index: &Index, path: &str) -> Option<String> {
     let components = |path: &[u8]| path.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec).collect::<Vec<_>>();
     let mut left = components(path.as_bytes());
     let mut reached: Vec<(Vec<u8>, Option<NodeId>)> = Vec::new();
@@ -64,7 +64,9 @@ fn place_of(index: &Index, path: &str) -> Option<String> {
         }
     }
     let place: Vec<u8> = reached.iter().flat_map(|(name, _)| [b"/", &**name].concat()).collect();
-    String::from_utf8(place).ok().filter(|_| !is_folder)
+    // What the runtime mounts there brings its own.
+    let is_free = |place: &String| !["/dev", "/proc", "/sys"].iter().any(|mounted| covers(mounted, place));
+    String::from_utf8(place).ok().filter(|place| !is_folder && is_free(place))
 }
 
 /// As many links are followed as the kernel would.
@@ -94,6 +96,8 @@ mod tests {
             ("through", "file/x"),
             ("pipe", "fifo"),
             ("loop", "loop"),
+            ("kernel", "/proc/net/pnp"),
+            ("device", "../dev/null"),
         ] {
             add(&format!("etc/{link}"), Content::Symlink { target: target.as_bytes() });
         }
@@ -119,6 +123,8 @@ mod tests {
             ("/etc/through", None),
             ("/etc/pipe", None),
             ("/etc/loop", None),
+            ("/etc/kernel", None),
+            ("/etc/device", None),
         ] {
             assert_eq!(place_of(&index, path).as_deref(), place, "{path}");
         }

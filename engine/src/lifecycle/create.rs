@@ -8,7 +8,7 @@ use crate::container::{Container, ContainerId, ContainerName, CreateError, FindE
 use crate::creation::{Creation, InvalidCreation};
 use crate::durable::Durability;
 use crate::engine::{Engine, lease_name};
-use crate::launch::{mark, prepare_upper};
+use crate::launch::{mark, open_index, prepare_upper};
 use crate::monitor::{AskError, Refusal};
 use crate::user_namespace::{self, ChooseError};
 
@@ -145,8 +145,8 @@ impl Engine {
 
     /// Keeps the image's layers for a container that outlives its process, and prepares its writable layer.
     fn keep_layers(&self, container: &Container, image: &ImageId, stack: &Stack) -> Result<(), RunError> {
-        prepare_upper(container, &stack.index).map_err(RunError::Upper)?;
-        mark(container, &stack.index).map_err(RunError::Upper)?;
+        let prepare = |index| prepare_upper(container, &index).and_then(|()| mark(container, &index));
+        open_index(&stack.index).and_then(prepare).map_err(RunError::Upper)?;
         // One that is not started yet may wait for long.
         if !container.config.auto_remove || container.state == State::created() {
             self.images().lease(&lease_name(container), image)?;

@@ -20,7 +20,7 @@ use crate::creation::{Creation, InvalidCreation};
 use crate::durable::Durability;
 use crate::engine::{Engine, lease_name, lower_of};
 use crate::filesystem::{FilesystemError, FilesystemProcess, SpareProcess};
-use crate::launch::prepare_upper;
+use crate::launch::{open_index, prepare_upper};
 
 /// What to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -309,7 +309,8 @@ impl Engine {
         let image = self.images().image(image)?;
         let config = creation.configure(id, &image)?;
         let made = self.registry().create(config, State::created(), None, Durability::Synced)?;
-        let prepared = prepare_upper(&made, &stack.index).map_err(MountError::Upper);
+        let prepared = open_index(&stack.index).and_then(|index| prepare_upper(&made, &index));
+        let prepared = prepared.map_err(MountError::Upper);
         let kept = prepared.and_then(|()| Ok(self.images().lease(&lease_name(&made), &image.id)?));
         match kept {
             Ok(()) => Ok(made),

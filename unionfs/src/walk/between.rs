@@ -67,21 +67,21 @@ impl Difference {
 }
 
 /// Tells every path in which two trees differ: sorted, directories before what is in them. Of what is in one tree only,
-/// everything is told, but unused mount points that were made for a container.
+/// everything is told, but unused mount points that were made for it.
 pub fn compare(
-    before: &MountSpec,
-    after: &MountSpec,
-    mount_points: &MountPoints,
+    [before, after]: [(&MountSpec, &MountPoints); 2],
     tell: &mut dyn FnMut(Difference) -> std::io::Result<()>,
 ) -> Result<(), WalkError> {
     let open = |spec| Tree::observe(spec).map_err(Box::new).map_err(|error: Box<OpenError>| WalkError::Open(error));
-    Comparison { before: &open(before)?, after: &open(after)?, mount_points }.run(tell)
+    let made = [before.1, after.1];
+    Comparison { before: &open(before.0)?, after: &open(after.0)?, made }.run(tell)
 }
 
 struct Comparison<'a> {
     before: &'a Tree,
     after: &'a Tree,
-    mount_points: &'a MountPoints,
+    /// What was made for each of them to mount on.
+    made: [&'a MountPoints; 2],
 }
 
 /// A directory on the way. They are kept in a list, so that depth costs no stack.
@@ -126,12 +126,12 @@ impl Comparison<'_> {
             let before = look(self.before, frame.before.filter(|_| sides.before), &name)?;
             let after = look(self.after, frame.after.filter(|_| sides.after), &name)?;
             let only = match (&before, &after) {
-                (Some(only), None) => Some((self.before, only)),
-                (None, Some(only)) => Some((self.after, only)),
+                (Some(only), None) => Some((self.before, only, self.made[0])),
+                (None, Some(only)) => Some((self.after, only, self.made[1])),
                 _ => None,
             };
-            if let Some((tree, stat)) = only
-                && self.mount_points.has(tree, &path[1..], stat)?
+            if let Some((tree, stat, made)) = only
+                && made.has(tree, &path[1..], stat)?
             {
                 tree.forget(stat.ino, 1);
                 continue;

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
+use rustix::io::Errno;
+
 use crate::Result;
 use crate::node::{Ino, Kind, Stat};
 use crate::tree::Tree;
@@ -20,10 +22,10 @@ pub struct MountPoints {
 
 impl MountPoints {
     /// Takes paths of the tree, with or without a leading slash.
-    pub fn new<'a>(paths: impl IntoIterator<Item = &'a str>) -> MountPoints {
+    pub fn new(paths: impl IntoIterator<Item = impl AsRef<str>>) -> MountPoints {
         let mut made = MountPoints::default();
         for path in paths {
-            let path = path.trim_matches('/').as_bytes();
+            let path = path.as_ref().trim_matches('/').as_bytes();
             for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
                 made.paths.insert(path[..end].to_vec());
                 made.parents.insert(path[..end].to_vec());
@@ -53,7 +55,7 @@ impl MountPoints {
     fn are_all_of(&self, tree: &Tree, path: &[u8], folder: Ino) -> Result<bool> {
         let mut names = Vec::new();
         let mut known = true;
-        tree.read_dir(folder, 0, false, &mut |entry| {
+        let read = tree.read_dir(folder, 0, false, &mut |entry| {
             if entry.name == b"." || entry.name == b".." {
                 return ControlFlow::Continue(());
             }
@@ -61,12 +63,13 @@ impl MountPoints {
             known = self.paths.contains(&inner);
             names.push((entry.name.to_vec(), inner));
             if known { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
+        });
+        present(read)?;
         if !known {
             return Ok(false);
         }
         for (name, inner) in names {
-            let stat = tree.lookup(folder, &name)?;
+            let Some(stat) = present(tree.lookup(folder, &name))? else { continue };
             let is_one = self.has(tree, &inner, &stat);
             tree.forget(stat.ino, 1);
             if !is_one? {
@@ -74,5 +77,13 @@ impl MountPoints {
             }
         }
         Ok(true)
+    }
+}
+
+/// What is deleted while we look is not there.
+fn present<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(Errno::NOENT | Errno::STALE) => Ok(None),
+        result => result.map(Some),
     }
 }
