@@ -294,7 +294,7 @@ impl Store {
         let aside = work.path().join("file");
         let placed = (|| {
             let mut file = create_new(&aside)?;
-            index.write_to(&mut file).map_err(|error| failed_in(work.path(), error)).map(drop)?;
+            index.write_to(&mut file).map_err(|error| failed_in(work.path(), error))?;
             file.sync_all().on_disk("sync", &aside)?;
             fs::rename(&aside, path).on_disk("rename", path)?;
             sync_folder(path.parent().expect("files of the store lie in folders"))
@@ -346,8 +346,11 @@ pub(crate) fn open_sound(path: &Path) -> Result<Option<index::Index>, DiskError>
 /// Opens an index; `None` if it is absent or not usable.
 pub(crate) fn open_index(path: &Path) -> Result<Option<index::Index>, DiskError> {
     let Some(file) = open_if_present(path)? else { return Ok(None) };
-    // Whatever is wrong with it, the remedy is to make it again.
-    Ok(index::Index::open(&file).ok())
+    match index::Index::open(&file) {
+        Err(index::IndexError::Map(error)) => Err(error).on_disk("map", path),
+        // Whatever is wrong with it, the remedy is to make it again.
+        result => Ok(result.ok()),
+    }
 }
 
 /// Why the layers of an image are not to be had.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 /// A file mapped for reading.
 ///
@@ -19,10 +19,10 @@ impl Map {
         unsafe { memmap2::Mmap::map(file) }.map(Map)
     }
 
-    /// Gives the memory back that the parts read so far take in this process. They stay in the kernel's cache.
-    pub fn forget(&self) -> io::Result<()> {
+    /// Gives the memory back that the pages of a range read so far take in this process. They stay in the kernel's cache.
+    pub fn forget(&self, range: Range<usize>) -> io::Result<()> {
         // SAFETY: the map is shared and of a file, so what is read next is what was there before.
-        unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) }
+        unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) }
     }
 }
 
@@ -45,7 +45,7 @@ mod tests {
         io::Write::write_all(&mut file, b"strata").unwrap();
         let map = Map::of(&file).unwrap();
         assert_eq!(&*map, b"strata");
-        map.forget().unwrap();
+        map.forget(0..6).unwrap();
         assert_eq!(&*map, b"strata");
     }
 

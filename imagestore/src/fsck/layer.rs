@@ -17,7 +17,7 @@ use crate::layout::{BLOB, CHECKED, COMPRESSED, INDEX, OBJECTS, TAR, VERITY};
 use crate::lazy::{FolderAccess, LAZY, LazyFolder, NEXT_INDEX, is_lazy};
 use crate::progress::Event;
 use crate::scratch::failed_in;
-use crate::stack::{StackError, open_sound};
+use crate::stack::{StackError, open_index, open_sound};
 use crate::store::{Store, StoreError};
 
 impl Check<'_> {
@@ -106,14 +106,10 @@ impl Check<'_> {
         let path = self.index_of_tar(layer)?;
         let expected = index.checksum().map_err(|error| failed_in(&self.store.layout.work(), error))?;
         // Caches may be missing.
-        if exists(&path)? && open_sound(&path)?.is_none_or(|found| found.checksum() != expected) {
-            return self.found_cache(Subject::LayerIndex(layer), "it is not what the tar gives", |store| {
-                // The tar was right just now; what fails is the disk, or somebody is at work.
-                match store.make_layer_index(layer, &path) {
-                    Err(StackError::Store(error)) => Err(error),
-                    _ => Ok(()),
-                }
-            });
+        if exists(&path)? && open_index(&path)?.is_none_or(|found| !found.is_the_one_of(&expected)) {
+            let (subject, tar) = (Subject::LayerIndex(layer), Subject::Layer(layer));
+            let make = |store: &Store| store.make_layer_index(layer, &path).map(drop);
+            return self.found_index(subject, "it is not what the tar gives", tar, make);
         }
         Ok(())
     }
@@ -140,23 +136,9 @@ impl Check<'_> {
                 Ok(())
             }
             None if present => {
-                let mut damaged = None;
-                let subject = Subject::LayerIndex(layer);
-                self.found_cache(subject, "its checksum is wrong", |store| {
-                    match store.make_layer_index(layer, &path) {
-                        Err(StackError::Store(error)) => Err(error),
-                        result => {
-                            damaged = result.err();
-                            Ok(())
-                        }
-                    }
-                })?;
-                if let Some(error) = damaged {
-                    // The tar is what is wrong, and its index goes with it.
-                    self.report.findings.pop();
-                    self.found(Subject::Layer(layer), super::with_causes(&error));
-                }
-                Ok(())
+                let (subject, tar) = (Subject::LayerIndex(layer), Subject::Layer(layer));
+                let make = |store: &Store| store.make_layer_index(layer, &path).map(drop);
+                self.found_index(subject, "its checksum is wrong", tar, make)
             }
             None => Ok(()),
         }

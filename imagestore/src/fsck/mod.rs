@@ -31,7 +31,7 @@ use crate::model::{Document, ImageConfig};
 use crate::progress::Progress;
 use crate::registry::RegistryClient;
 use crate::scratch::{failed_in, scratch_in};
-use crate::stack::{StackError, chain_of, list_of, open_sound};
+use crate::stack::{StackError, chain_of, list_of, open_index, open_sound};
 use crate::store::{Store, StoreError};
 use crate::work::WorkDir;
 
@@ -170,6 +170,30 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Notes a damaged index; `make` makes it again. If that finds its source damaged, nothing was made, and it is `source` that is
+    /// to be told of.
+    fn found_index(
+        &mut self,
+        subject: Subject,
+        problem: &str,
+        source: Subject,
+        make: impl FnOnce(&Store) -> Result<(), StackError>,
+    ) -> Result<(), StoreError> {
+        let mut damaged = None;
+        self.found_cache(subject, problem, |store| match make(store) {
+            Err(StackError::Store(error)) => Err(error),
+            result => {
+                damaged = result.err();
+                Ok(())
+            }
+        })?;
+        if let Some(error) = damaged {
+            self.report.findings.pop();
+            self.found(source, with_causes(&error));
+        }
+        Ok(())
+    }
+
     /// Checks the two documents of an image.
     fn documents(&mut self, id: ImageId, manifest: Digest, layers: &[DiffId]) -> Result<(), StoreError> {
         match self.store.blob(id.0).map(|bytes| ImageConfig::parse(&bytes)) {
@@ -207,7 +231,9 @@ impl Check<'_> {
             })?;
         }
         let path = folder.join(INDEX);
-        if !exists(&path)? {
+        // Opened before the layers are read, which takes long: it may be removed meanwhile.
+        let present = open_index(&path)?;
+        if present.is_none() && !exists(&path)? {
             return Ok(());
         }
         let indexes: Option<Vec<index::Index>> = layers
@@ -221,16 +247,12 @@ impl Check<'_> {
             Err(merge::MergeError::Scratch(error)) => return Err(failed_in(&self.store.layout.work(), error).into()),
             Err(_) => return Ok(()),
         };
-        if open_sound(&path)?.is_none_or(|found| found.checksum() != expected) {
-            self.found_cache(Subject::MergedIndex(chain), "it is not what the layers give", |store| {
-                // They have just been merged; what fails now is the disk, or somebody is at work.
-                match store.build_merged_index(layers, &path) {
-                    Err(StackError::Store(error)) => Err(error),
-                    _ => Ok(()),
-                }
-            })?;
+        if present.is_some_and(|present| present.is_the_one_of(&expected)) {
+            return Ok(());
         }
-        Ok(())
+        let subject = Subject::MergedIndex(chain);
+        let make = |store: &Store| store.build_merged_index(layers, &path).map(drop);
+        self.found_index(subject, "it is not what the layers give", subject, make)
     }
 
     /// Reads all leases; returns the stacks of those that are whole.

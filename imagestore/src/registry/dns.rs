@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Asks for the addresses of hosts, and remembers them for a while.
@@ -16,56 +16,66 @@ pub(super) struct Resolver {
     known: Mutex<HashMap<String, Known>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Known {
-    addresses: Vec<IpAddr>,
+    /// The kind and the text of the error, if there was none.
+    addresses: Result<Vec<IpAddr>, (io::ErrorKind, String)>,
     /// When that is asked again; never, if something was decided by where the host is.
     until: Option<Instant>,
 }
 
 impl Resolver {
-    /// Returns the addresses of a host, IPv4 first.
+    /// Returns the addresses of a host, IPv4 first. That there are none is remembered for a short while as well.
     pub(super) fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
-        {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            let usable = known.get(host).filter(|known| known.until.is_none_or(|until| until > Instant::now()));
-            if let Some(known) = usable {
-                return Ok(known.addresses.clone());
-            }
+        let now = Instant::now();
+        if let Some(known) = self.lock().get(host).filter(|known| known.until.is_none_or(|until| until > now)) {
+            return known.addresses.clone().map_err(|(kind, text)| io::Error::new(kind, text));
         }
-        let known = Known { addresses: resolve(host)?, until: Some(Instant::now() + REMEMBERED) };
-        let addresses = known.addresses.clone();
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), known);
-        Ok(addresses)
+        let addresses = resolve(host).map_err(|error| (error.kind(), error.to_string()));
+        let until = Instant::now() + if addresses.is_ok() { REMEMBERED } else { FAILURE_REMEMBERED };
+        let mut known = self.lock();
+        // Who has asked meanwhile may have decided something by the answer.
+        if known.get(host).is_none_or(|known| known.until.is_some()) {
+            known.insert(host.to_owned(), Known { addresses, until: Some(until) });
+        }
+        known[host].addresses.clone().map_err(|(kind, text)| io::Error::new(kind, text))
     }
 
     /// Returns whether all addresses of a host satisfy a condition. If so they stay its addresses from now on, so that nobody
-    /// who answers such questions leads us elsewhere with what was granted to this place.
-    pub(super) fn is_at(&self, host: &str, condition: impl Fn(IpAddr) -> bool) -> bool {
-        let Ok(addresses) = self.resolve(host) else { return false };
+    /// who answers such questions leads us elsewhere with what was granted to this place. Servers are asked only if `ask`.
+    pub(super) fn is_at(&self, host: &str, ask: bool, condition: impl Fn(IpAddr) -> bool) -> bool {
+        let addresses = if ask { self.resolve(host).unwrap_or_default() } else { known_here(host) };
         if addresses.is_empty() || !addresses.iter().all(|address| condition(*address)) {
             return false;
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(host.to_owned(), Known { addresses, until: None });
+        self.lock().insert(host.to_owned(), Known { addresses: Ok(addresses), until: None });
         true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
-    if let Ok(address) = host.parse::<IpAddr>() {
-        return Ok(vec![address]);
-    }
-    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    let known = in_hosts(&hosts, host);
-    if !known.is_empty() {
-        return Ok(known);
-    }
-    if host == "localhost" || host.ends_with(".localhost") {
-        return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    let here = known_here(host);
+    if !here.is_empty() {
+        return Ok(here);
     }
     let configuration = Configuration::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
     configuration.resolve(host)
+}
+
+/// Returns the addresses that no server is asked for.
+fn known_here(host: &str) -> Vec<IpAddr> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return vec![address];
+    }
+    let known = in_hosts(&fs::read_to_string("/etc/hosts").unwrap_or_default(), host);
+    if known.is_empty() && (host == "localhost" || host.ends_with(".localhost")) {
+        return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    }
+    known
 }
 
 fn in_hosts(text: &str, host: &str) -> Vec<IpAddr> {
@@ -347,6 +357,8 @@ const HEADER: usize = 12;
 const MAX_SERVERS: usize = 3;
 /// How long an answer is used.
 const REMEMBERED: Duration = Duration::from_secs(60);
+/// How long it is that it has none.
+const FAILURE_REMEMBERED: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

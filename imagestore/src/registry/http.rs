@@ -106,7 +106,8 @@ impl Http {
         }
         // What is behind a proxy need not have an address here.
         let direct = matches!(self.settings.proxies.of(origin), Ok(None));
-        direct && self.resolver.is_at(host, |address| self.settings.is_insecure_address(address))
+        let ask = self.settings.has_insecure_addresses();
+        direct && self.resolver.is_at(host, ask, |address| self.settings.is_insecure_address(address))
     }
 
     /// Sends one request and reads the head of the answer.

@@ -133,6 +133,11 @@ impl Settings {
             || host.parse().is_ok_and(|address| self.is_insecure_address(address))
     }
 
+    /// Returns whether there are addresses, other than this machine's own, where registries may be used without proof.
+    pub(super) fn has_insecure_addresses(&self) -> bool {
+        self.insecure.iter().any(|entry| entry.contains('/') || entry.parse::<IpAddr>().is_ok())
+    }
+
     /// Returns whether whoever is at an address may be used without proof: this machine, and the networks that are listed.
     pub(super) fn is_insecure_address(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.insecure.iter().any(|entry| is_in_network(address, entry))

@@ -153,9 +153,20 @@ impl Index {
 
     /// Gives the memory back that the parts of the file read so far take in this process.
     pub(crate) fn forget(&self) {
+        self.forget_range(0..self.as_bytes().len());
+    }
+
+    /// The same, but for the hash table of the names.
+    pub(super) fn forget_all_but_slots(&self) {
+        let slots = self.tables.slots.clone();
+        self.forget_range(0..slots.start);
+        self.forget_range(slots.end..self.as_bytes().len());
+    }
+
+    fn forget_range(&self, range: Range<usize>) {
         if let Bytes::Mapped(map) = &*self.bytes {
             // Only the memory would be missed.
-            let _ = map.forget();
+            let _ = map.forget(range);
         }
     }
 

@@ -19,6 +19,11 @@ impl Index {
         self.verify_structure()
     }
 
+    /// Checks whether this is, byte for byte, the index that has the checksum.
+    pub fn is_the_one_of(&self, checksum: &[u8; 32]) -> bool {
+        self.checksum() == *checksum && self.verify_checksum().is_ok()
+    }
+
     pub(super) fn verify_structure(&self) -> Result<(), IndexError> {
         let mut links = vec![0u32; self.inode_count() as usize];
         let mut next_entry = 0;
@@ -84,8 +89,7 @@ impl Index {
                 return damaged("name of an entry");
             }
             previous = child.name;
-            // Its place in the hash table is anywhere, and pages come in by the dozen.
-            self.forget_sometimes(looked_at, LOOKUP);
+            self.forget_sometimes(looked_at, 1);
             if self.lookup_child(directory, child.name) != Some(child) {
                 return damaged("lookup of an entry");
             }
@@ -126,12 +130,12 @@ impl Index {
         if header.checksum == <[u8; 32]>::from(sha.finalize()) { Ok(()) } else { Err(IndexError::Checksum) }
     }
 
-    /// Gives back what was read once enough was.
+    /// Gives back what was read once enough was, but the hash table: it is read in no order, so all of it is needed until the end.
     fn forget_sometimes(&self, looked_at: &mut usize, more: usize) {
         *looked_at += more;
         if *looked_at >= FORGET && self.as_bytes().len() > SMALL {
             *looked_at = 0;
-            self.forget();
+            self.forget_all_but_slots();
         }
     }
 
@@ -177,7 +181,5 @@ fn is_name(name: &[u8]) -> bool {
 const WINDOW: usize = 4 << 20;
 /// What may stay in memory as it is.
 const SMALL: usize = 16 << 20;
-/// How many inodes are looked at before that is done.
+/// How many inodes and entries are looked at before that is done.
 const FORGET: usize = 32 << 10;
-/// A lookup counts for so many: it brings in pages that nothing else needs.
-const LOOKUP: usize = 64;

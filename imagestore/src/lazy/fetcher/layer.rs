@@ -26,7 +26,7 @@ use crate::lazy::folder::{LazyFolder, MAP};
 use crate::lazy::map::{Chunk, Layout};
 use crate::registry::{BlobPlace, RegistryClient, RegistryError};
 use crate::scratch::{failed_in, scratch_in};
-use crate::stack::open_sound;
+use crate::stack::open_index;
 use crate::store::{Store, StoreError};
 use crate::work::{WorkDir, pinned_layers};
 
@@ -333,14 +333,14 @@ impl FetchedLayer {
         let index = self.verify(&mut reader, &mut io::sink(), &work)?;
         let expected = index.checksum().map_err(|error| failed_in(work.path(), error))?;
         self.folder.content.sync_all().on_disk("sync", &self.folder.content_path())?;
+        let is_right = open_index(&place.join(INDEX))?.is_some_and(|found| found.is_the_one_of(&expected));
         let _catalog = CatalogGuard::lock(&store.layout)?;
         if !self.folder.is_in_place() {
             // What has its place now was not verified here.
             return Ok(Phase::Whole);
         }
         self.note_blob(&place)?;
-        // An index that cannot be read just now is no lie.
-        if open_sound(&place.join(INDEX))?.is_none_or(|found| found.checksum() != expected) {
+        if !is_right {
             // The table of contents has lied about names or attributes, which mounts have shown.
             return Err(FetchError::Index { layer: self.diff_id });
         }
