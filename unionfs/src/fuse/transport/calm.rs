@@ -17,12 +17,12 @@ impl Running {
         Running { file: File::open("/proc/loadavg").ok(), cpus }
     }
 
-    /// Returns whether, besides the calling thread, so few threads run that half of the CPUs are idle.
+    /// Returns whether, besides the calling thread, so few threads run that each has a CPU of its own.
     pub(super) fn is_calm(&self) -> bool {
         let mut text = [0; 128];
         let read = self.file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
         let others = read.and_then(|length| running(&text[..length])).map(|running| running.saturating_sub(1));
-        others.is_some_and(|others| others * 2 < self.cpus)
+        others.is_some_and(|others| others < self.cpus)
     }
 }
 

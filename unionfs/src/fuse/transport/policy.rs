@@ -30,6 +30,8 @@ pub(super) struct Policy {
     /// How often it was looked where the client was, and how often it was where it is served.
     looks: u32,
     met: u32,
+    /// Windows in a row in which the reader that is to be beside its client was mostly elsewhere.
+    missed: u32,
     /// Windows in which it need not be looked.
     rest: u32,
     /// How many it is after one reader has turned out worse.
@@ -78,10 +80,11 @@ impl Policy {
         let looked = self.looks >= WINDOW / LOOK_EVERY / 2;
         let beside = self.met * 8 > self.looks * 5;
         let misses = self.met * 2 < self.looks || self.looks == 0;
+        self.missed = if self.way == Way::Beside && misses { self.missed + 1 } else { 0 };
         (self.seen, self.changes, self.looks, self.met) = (0, 0, 0, 0);
         if self.way == Way::Beside && !alone {
             self.calmness.step_back();
-        } else if self.way == Way::Beside && misses {
+        } else if self.way == Way::Beside && self.missed >= MISSED {
             self.calmness.gone_wrong();
         } else if alone && self.calmness.note(calm) {
             self.way = Way::Beside;
@@ -93,7 +96,7 @@ impl Policy {
             && match self.way {
                 Way::All => looked && !beside,
                 Way::One => !looked || beside,
-                Way::Beside => !misses,
+                Way::Beside => self.missed == 0,
             };
         if !looked {
             self.rest = self.rest.saturating_sub(1);
@@ -133,7 +136,9 @@ const WINDOW: u32 = 64;
 /// One in so many is one to look where its client is,
 const LOOK_EVERY: u32 = 8;
 /// and where the reader is to be beside it, one in so many.
-const FOLLOW_EVERY: u32 = 16;
+const FOLLOW_EVERY: u32 = 8;
+/// In so many windows in a row the reader must have been elsewhere: the scheduler moves a client every few milliseconds.
+const MISSED: u32 = 4;
 /// So many windows pass until it is looked again whether all is still well.
 const SETTLED: u32 = 4;
 /// And at most so many until one reader is tried again.
@@ -257,6 +262,6 @@ mod tests {
             };
             policy.note(thread, look, || true);
         }
-        assert_eq!(looked, [0, 1, 7, 16]);
+        assert_eq!(looked, [0, 1, 7, 8, 16]);
     }
 }
