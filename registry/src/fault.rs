@@ -212,8 +212,8 @@ pub(crate) fn delivery(faults: &[Misbehaviour], length: u64) -> Delivery {
     for fault in faults {
         match fault {
             Misbehaviour::Cut(after) => delivery.cut = Some(*after),
-            // At the end too, so that even a single byte gets through at some time.
-            Misbehaviour::CutRandomly(number) => delivery.cut = Some(number % length.saturating_add(1)),
+            // One byte comes at least: a client gives up if again and again none does.
+            Misbehaviour::CutRandomly(number) => delivery.cut = Some((number % length.max(1)).saturating_add(1)),
             Misbehaviour::Stall(after, time) => delivery.stall = Some((*after, *time)),
             Misbehaviour::Trickle(rate) => delivery.rate = Some(*rate),
             Misbehaviour::Flip(at) => delivery.flip = Some(*at),
