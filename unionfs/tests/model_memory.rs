@@ -110,8 +110,10 @@ fn check(sequence: &[Operation], reopen_every: usize, layers: Layers) {
 fn seen(listing: &str, layers: Layers) -> String {
     let line = |line: &str| {
         let mut words: Vec<&str> = line.split(' ').collect();
-        if layers == Layers::Rotate && matches!(words.get(1), Some(&"f" | &"l")) {
-            words.remove(3);
+        match words.get(1) {
+            Some(&"f") if layers == Layers::Rotate => drop(words.remove(3)),
+            Some(&"l") if layers == Layers::Rotate => drop(words.remove(2)),
+            _ => {}
         }
         words.join(" ") + "\n"
     };

@@ -100,7 +100,10 @@ fn killed_early() -> Result<()> {
     let limit = Pid::from_raw(i32::try_from(command.id())?).context("a process number")?;
     let server = || child_called(limit, "strata").and_then(|mount| child_called(mount, "strata-fs"));
     until("its server is there", || Ok(server().is_ok()))?;
-    kill_process(server()?, Signal::KILL)?;
+    let server = server()?;
+    kill_process(server, Signal::KILL)?;
+    let stat = format!("/proc/{}/stat", server.as_raw_nonzero());
+    until("its server has ended", || Ok(fs::read_to_string(&stat)?.contains(") Z ")))?;
     rustix::fs::flock(&lock, FlockOperation::Unlock)?;
     let status = command.wait()?;
     let mut said = String::new();
