@@ -7,7 +7,7 @@ use std::path::Path;
 use oci_spec::runtime::LinuxResources;
 
 use super::group::{Group, is_denied};
-use super::settings::{Setting, Wanted, owner_of_unified, settings};
+use super::settings::{Absent, Setting, Wanted, owner_of_unified, settings};
 use super::{CgroupError, Version};
 
 /// What a limit means that this host does not know or this user may not set.
@@ -58,17 +58,16 @@ pub(super) fn apply(
         if !group.controllers.iter().any(|name| name == setting.controller) {
             continue;
         }
-        let Setting { files, name, optional, .. } = setting;
-        let lacks = || CgroupError::NoFile { setting: name.to_owned() };
+        let Setting { files, name, absent, .. } = setting;
         let Some((file, value)) = files.into_iter().find(|(file, _)| group.path.join(file).exists()) else {
-            match name {
-                _ if optional => {}
-                "a swap limit" => warnings.push(
+            match absent {
+                Absent::Nothing => {}
+                Absent::NoSwap => warnings.push(
                     "Your kernel does not support swap limit capabilities or the cgroup is not mounted. \
                      Memory limited without swap."
                         .to_owned(),
                 ),
-                _ => shortage.meet(lacks(), warnings)?,
+                Absent::Shortage => shortage.meet(CgroupError::NoFile { setting: name.to_owned() }, warnings)?,
             }
             continue;
         };

@@ -15,8 +15,19 @@ pub(super) struct Setting {
     pub(super) files: Vec<(String, String)>,
     /// What the user asked for, for messages.
     pub(super) name: &'static str,
-    /// Whether it may be left out where the kernel has none of the files.
-    pub(super) optional: bool,
+    /// What it means where the kernel has none of the files.
+    pub(super) absent: Absent,
+}
+
+/// What a limit means that the kernel has no file for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absent {
+    /// That it cannot be had.
+    Shortage,
+    /// That memory is limited without swap, which is told, as in Docker.
+    NoSwap,
+    /// Nothing.
+    Nothing,
 }
 
 /// A limit as the user knows it, for either version.
@@ -105,8 +116,13 @@ impl Settings {
         self.set_first_of(controller, vec![(file.to_owned(), value.to_string())], name);
     }
 
+    fn set_swap(&mut self, file: &str, value: impl ToString) {
+        let files = vec![(file.to_owned(), value.to_string())];
+        self.all.push(Setting { controller: "memory", files, name: "a swap limit", absent: Absent::NoSwap });
+    }
+
     fn set_first_of(&mut self, controller: &'static str, files: Vec<(String, String)>, name: &'static str) {
-        self.all.push(Setting { controller, files, name, optional: false });
+        self.all.push(Setting { controller, files, name, absent: Absent::Shortage });
     }
 
     /// Something that has no file in this version.
@@ -135,7 +151,7 @@ impl Settings {
             if let Some(swap) = swap {
                 // The spec counts memory plus swap, v2 counts swap alone.
                 let swap_only = if swap < 0 { -1 } else { (swap - limit.unwrap_or(0).max(0)).max(0) };
-                self.set("memory", "memory.swap.max", max(swap_only), "a swap limit");
+                self.set_swap("memory.swap.max", max(swap_only));
             }
             if let Some(reservation) = reservation {
                 self.set("memory", "memory.low", max(reservation), "a memory reservation");
@@ -155,7 +171,7 @@ impl Settings {
             self.set("memory", "memory.limit_in_bytes", limit, "a memory limit");
         }
         if let Some(swap) = swap {
-            self.set("memory", "memory.memsw.limit_in_bytes", swap, "a swap limit");
+            self.set_swap("memory.memsw.limit_in_bytes", swap);
         }
         if let Some(reservation) = reservation {
             self.set("memory", "memory.soft_limit_in_bytes", reservation, "a memory reservation");
@@ -293,7 +309,7 @@ impl Settings {
             self.set("hugetlb", &format!("hugetlb.{size}.{end}"), limit.limit(), name);
             // What is reserved is counted apart, since Linux 5.7.
             let files = vec![(format!("hugetlb.{size}.rsvd.{end}"), limit.limit().to_string())];
-            self.all.push(Setting { controller: "hugetlb", files, name, optional: true });
+            self.all.push(Setting { controller: "hugetlb", files, name, absent: Absent::Nothing });
         }
         for (device, limits) in resources.rdma().iter().flatten() {
             let keys = [("hca_handle", limits.hca_handles()), ("hca_object", limits.hca_objects())];
