@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use strata_layer::index::Index;
 use strata_sandbox::user::AccountFiles;
 use strata_sandbox::userns;
@@ -33,21 +33,14 @@ pub(crate) fn prepare(container: &Container, index: &Index, root: BorrowedFd<'_>
     };
     let mut mounts = Vec::new();
     for (name, content, entry) in [("passwd", of_image.passwd, user), ("group", of_image.group, group)] {
-        let path = format!("/etc/{name}");
         // An image without such a file has no program that reads it.
-        let place = own_file::place(container, index, &path).filter(|_| !content.is_empty());
+        let place = own_file::place(container, index, &format!("/etc/{name}")).filter(|_| !content.is_empty());
         let (Some(target), Some(entry)) = (place, entry) else { continue };
         let line = line_after(&content, &entry);
         if container.config.read_only {
             mounts.push(own_file::show(container, name, target, &[content, line].concat())?);
         } else {
-            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            let file = openat2(root, path.trim_start_matches('/'), flags, Mode::empty(), resolve)?;
-            // At once, or not at all.
-            if rustix::io::write(&file, &line)? != line.len() {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+            AccountFiles::append(root, name, &line)?;
         }
     }
     Ok(mounts)

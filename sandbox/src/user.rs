@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use rustix::fs::OFlags;
+
 use crate::rooted;
 
 /// Who a process runs as, inside the container.
@@ -124,6 +126,19 @@ impl AccountFiles {
     /// [`UserError::Read`].
     pub fn read(root: BorrowedFd<'_>) -> Result<Self, UserError> {
         Ok(Self { passwd: read_account_file(root, "etc/passwd")?, group: read_account_file(root, "etc/group")? })
+    }
+
+    /// Adds a line to one of those below `root`, all of it or nothing: `name` is `passwd` or `group`.
+    ///
+    /// # Errors
+    /// The errno of the calls; `ELOOP` for a symbolic link, `WriteZero` where only a part had room.
+    pub fn append(root: BorrowedFd<'_>, name: &str, line: &[u8]) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW;
+        let file = rooted::open(root, format!("etc/{name}"), flags)?;
+        match rustix::io::write(&file, line)? == line.len() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WriteZero.into()),
+        }
     }
 
     /// Returns the name of a user.
