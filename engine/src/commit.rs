@@ -10,7 +10,7 @@ use strata_unionfs::{Change as FileChange, Difference, MountPoints, MountSpec, O
 
 use crate::container::{Config, Container, FindError};
 use crate::engine::{Engine, image_id, lower_of};
-use crate::{launch, network_files};
+use crate::{launch, network_files, own_file};
 
 /// How to make an image of a container.
 #[derive(Clone, Debug, Default)]
@@ -163,8 +163,8 @@ fn observed(container: &Container, stack: &Stack) -> MountSpec {
 /// keeps this in a layer of its own.
 fn mount_points(stack: &Stack) -> Result<MountPoints, ChangesError> {
     let index = launch::open_index(&stack.index).map_err(WalkError::Read)?;
-    let always = ["dev", "proc", "sys", launch::CONTAINER_MARK].map(str::to_owned);
-    Ok(MountPoints::new(always.into_iter().chain(network_files::places(&index))))
+    let always = own_file::ALWAYS_MOUNTED.into_iter().chain([launch::CONTAINER_MARK]).map(str::to_owned);
+    Ok(MountPoints::new(always.chain(network_files::places(&index))))
 }
 
 fn end<W: Write>(tar: TarWriter<W>) -> Result<(), ChangesError> {

@@ -64,10 +64,13 @@ pub(crate) fn place_of(index: &Index, path: &str) -> Option<String> {
         }
     }
     let place: Vec<u8> = reached.iter().flat_map(|(name, _)| [b"/", &**name].concat()).collect();
-    // What the runtime mounts there brings its own.
-    let is_free = |place: &String| !["/dev", "/proc", "/sys"].iter().any(|mounted| covers(mounted, place));
+    // What is mounted there brings its own.
+    let is_free = |place: &String| !ALWAYS_MOUNTED.iter().any(|mounted| covers(mounted, place));
     String::from_utf8(place).ok().filter(|place| !is_folder && is_free(place))
 }
+
+/// Where every container has something mounted.
+pub(crate) const ALWAYS_MOUNTED: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 /// As many links are followed as the kernel would.
 const MOST_LINKS: u32 = 40;
