@@ -37,3 +37,8 @@ pub fn workers() -> Vec<u32> {
     let kept = keepers.flat_map(|keeper| all.iter().filter(move |found| found.parent == keeper.process));
     kept.map(|found| found.process).collect()
 }
+
+/// Whether a process is gone, or a zombie that nobody has reaped yet.
+pub fn has_ended(pid: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}

@@ -10,6 +10,7 @@ use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal, kill_process};
 use strata_tests::image::archive::Form;
 use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::processes::has_ended;
 use strata_tests::random::Random;
 use strata_tests::strata::{Strata, User};
 use strata_tests::tier::{Need, Suite};
@@ -102,8 +103,7 @@ fn killed_early() -> Result<()> {
     until("its server is there", || Ok(server().is_ok()))?;
     let server = server()?;
     kill_process(server, Signal::KILL)?;
-    let stat = format!("/proc/{}/stat", server.as_raw_nonzero());
-    until("its server has ended", || Ok(fs::read_to_string(&stat)?.contains(") Z ")))?;
+    until("its server has ended", || Ok(has_ended(&server.as_raw_nonzero().to_string())))?;
     rustix::fs::flock(&lock, FlockOperation::Unlock)?;
     let status = command.wait()?;
     let mut said = String::new();

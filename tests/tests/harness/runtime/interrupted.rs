@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
+use strata_tests::processes::has_ended;
 use strata_tests::tier::{Need, Suite};
 
 use super::bundle::{Bench, Runtime, wait_for};
@@ -86,11 +87,6 @@ fn killed_in_a_hook() -> Result<()> {
         ensure!(!bench.cgroup("pids")?.exists() && bench.left().is_empty(), "{:?}", bench.left());
     }
     Ok(())
-}
-
-/// Gone, or a zombie that whoever adopted it has not reaped.
-fn has_ended(pid: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }
 
 fn killed_start() -> Result<()> {
