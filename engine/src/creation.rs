@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use strata_imagestore::{ContainerConfig, Image, Timestamp};
+use strata_sandbox::cgroup::CgroupManager;
 use strata_sandbox::userns;
 
 use crate::container::{
-    CgroupManager, Config, ContainerId, ContainerName, Limits, LogConfig, Mount, Network, RestartPolicy, Rlimit,
-    SeccompChoice, Security, UserNamespace, VERSION,
+    Config, ContainerId, ContainerName, Limits, LogConfig, Mount, Network, RestartPolicy, Rlimit, SeccompChoice,
+    Security, UserNamespace, VERSION,
 };
 
 /// A container that is to be.

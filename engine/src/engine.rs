@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use strata_imagestore::{
     ContainerUse, ImageId, ImageSummary, OpenError, Pruned, RemoveOptions, Removed, Stack, StackError, Store, Unused,
 };
+use strata_sandbox::cgroup::CgroupManager;
 use strata_unionfs::{Absent, ImageLayer, Lower};
 
-use crate::container::{CgroupManager, Container, Containers, FindError, RecordError};
+use crate::container::{Container, Containers, FindError, RecordError, choose_manager};
 
 /// Everything below one root folder.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl Engine {
     pub fn cgroup_manager(&self) -> (CgroupManager, String) {
         match self.cgroup_manager {
             Some(asked) => (asked, "it was asked for".to_owned()),
-            None => CgroupManager::detect(),
+            None => choose_manager(),
         }
     }
 

@@ -5,11 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 use strata_sandbox::capabilities::{SYS_ADMIN, has_effective};
-use strata_sandbox::cgroup::Layout;
+use strata_sandbox::cgroup::{CgroupManager, Layout};
 use strata_sandbox::probe::Host;
 use strata_unionfs::Transport;
 
-use crate::container::CgroupManager;
 use crate::engine::Engine;
 use crate::filesystem_features;
 

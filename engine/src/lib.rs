@@ -57,10 +57,10 @@ pub use archive::{
 pub use bench::{BenchError, LookupReport, Machine, Measure};
 pub use commit::{ChangesError, CommitError, ContainerCommit};
 pub use container::{
-    Bind, CgroupManager, Config, Container, ContainerId, ContainerName, Containers, CreateError, End, Ended, Event,
-    FindError, InvalidContainerId, InvalidName, InvalidRestartPolicy, InvalidUserNamespace, Limits, LogConfig,
-    LogDriver, Mount, Network, OwnIds, RecordError, Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice,
-    Security, StartFailure, State, Tmpfs, UserNamespace,
+    Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, End, Ended, Event, FindError,
+    InvalidContainerId, InvalidName, InvalidRestartPolicy, InvalidUserNamespace, Limits, LogConfig, LogDriver, Mount,
+    Network, OwnIds, RecordError, Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, Security, StartFailure,
+    State, Tmpfs, UserNamespace,
 };
 pub use creation::{Creation, InvalidCreation};
 pub use disk_usage::{Usage, UsageError};
@@ -95,6 +95,7 @@ pub use strata_imagestore::{
     Pulled, PushOptions, Pushed, RegistryClient, RegistryError, RegistrySettings, Removed, Secret, Start, Stored,
     Timestamp, Unused, Upload as ProgressUpload, clean_path,
 };
+pub use strata_sandbox::cgroup::CgroupManager;
 pub use strata_sandbox::policy::PolicyError;
 pub use strata_sandbox::runtime as oci;
 pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};

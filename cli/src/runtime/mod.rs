@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use strata_engine::error_chain;
 use strata_engine::oci::{self, Audience, Container, Delete, Runtime};
+use strata_engine::{CgroupManager, error_chain};
 use strata_sys::entry::PROCESS_VERBS;
 
 use self::flags::{Flag, Given, Positionals};
@@ -124,15 +124,18 @@ fn run(given: &Given, log: &Log, descriptors: Vec<u32>) -> Result<u8, Failure> {
         print(format_args!("{USAGE}"))?;
         return Ok(0);
     };
-    let driver = match given.has("systemd-cgroup") {
-        true => oci::CgroupDriver::Systemd,
-        false => oci::CgroupDriver::Cgroupfs,
+    let cgroup_manager = match given.has("systemd-cgroup") {
+        true => CgroupManager::Systemd,
+        false => CgroupManager::Cgroupfs,
     };
     let root = given.value("root").map_or_else(default_root, |root| Ok(PathBuf::from(root)))?;
     // A plain user cannot mount before he is root of a namespace of his own.
     let ids_outside = matches!(verb.as_str(), "create" | "run") && oci::enter()?;
-    let context =
-        Context { runtime: Runtime::new(root).with_driver(driver).with_ids_outside(ids_outside), log, descriptors };
+    let context = Context {
+        runtime: Runtime::new(root).with_cgroup_manager(cgroup_manager).with_ids_outside(ids_outside),
+        log,
+        descriptors,
+    };
     dispatch(&context, &verb, words.collect())
 }
 

@@ -3,63 +3,24 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use strata_layer::Digest;
 use strata_sandbox::cgroup::systemd::{self, Unit};
-use strata_sandbox::cgroup::{Cgroup, CgroupError, CgroupName, Hierarchies, Layout};
+use strata_sandbox::cgroup::{Cgroup, CgroupError, CgroupManager, CgroupName, Hierarchies, Layout};
 
 use super::{Config, Containers};
 
-/// Who makes the cgroups of containers: Docker's `native.cgroupdriver`, Podman's `--cgroup-manager`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CgroupManager {
-    /// We do.
-    #[default]
-    Cgroupfs,
-    /// systemd, each as a transient scope.
-    Systemd,
-}
-
-impl CgroupManager {
-    /// Chooses one where nobody has, and says why: as Docker does, systemd where it runs and cgroups are of version 2 alone, since
-    /// it is the one writer of that tree then. Unlike Docker, only if it can be reached.
-    pub fn detect() -> (Self, String) {
-        let layout = Hierarchies::detect().map_or(Layout::Absent, |hierarchies| hierarchies.layout());
-        if !Path::new("/run/systemd/system").is_dir() {
-            return (Self::Cgroupfs, "systemd does not run".to_owned());
-        }
-        if layout != Layout::V2 {
-            return (Self::Cgroupfs, "cgroups are not of version 2 alone".to_owned());
-        }
-        match systemd::is_reachable() {
-            Ok(()) => (Self::Systemd, "systemd runs, and cgroups are of version 2".to_owned()),
-            Err(error) => (Self::Cgroupfs, crate::error_chain(&error)),
-        }
+/// Chooses who makes cgroups where nobody has said, and says why: as Docker does, systemd where it runs and cgroups are of
+/// version 2 alone, since it is the one writer of that tree then. Unlike Docker, only if it can be reached.
+pub(crate) fn choose_manager() -> (CgroupManager, String) {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return (CgroupManager::Cgroupfs, "systemd does not run".to_owned());
     }
-
-    /// Its name, as `docker info` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cgroupfs => "cgroupfs",
-            Self::Systemd => "systemd",
-        }
+    if Hierarchies::detect().map_or(Layout::Absent, |hierarchies| hierarchies.layout()) != Layout::V2 {
+        return (CgroupManager::Cgroupfs, "cgroups are not of version 2 alone".to_owned());
     }
-
-    pub(super) fn is_cgroupfs(&self) -> bool {
-        *self == Self::Cgroupfs
-    }
-}
-
-impl std::str::FromStr for CgroupManager {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "cgroupfs" => Ok(Self::Cgroupfs),
-            "systemd" => Ok(Self::Systemd),
-            _ => Err(format!("unknown cgroup manager {text:?}; use cgroupfs or systemd")),
-        }
+    match systemd::is_reachable() {
+        Ok(()) => (CgroupManager::Systemd, "systemd runs, and cgroups are of version 2".to_owned()),
+        Err(error) => (CgroupManager::Cgroupfs, crate::error_chain(&error)),
     }
 }
 

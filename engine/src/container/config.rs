@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use strata_imagestore::Timestamp;
+use strata_sandbox::cgroup::CgroupManager;
 
 use super::own_ids::{self, OwnIds};
-use super::{CgroupManager, ContainerId, ContainerName, UserNamespace};
+use super::{ContainerId, ContainerName, UserNamespace};
 use crate::timestamp;
 
 /// The form of `config.json` that this version writes.

@@ -13,7 +13,7 @@ mod registry;
 mod state;
 mod user_namespace;
 
-pub use cgroup::CgroupManager;
+pub(crate) use cgroup::choose_manager;
 pub(crate) use config::VERSION;
 pub use config::{
     Bind, Config, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit,

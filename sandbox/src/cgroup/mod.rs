@@ -9,6 +9,7 @@ mod devices;
 mod group;
 mod hierarchies;
 mod limits;
+mod manager;
 mod settings;
 pub mod systemd;
 mod usage;
@@ -18,6 +19,7 @@ pub use group::Cgroup;
 pub(crate) use group::{Door, Place};
 pub use hierarchies::{Hierarchies, Hierarchy, Layout, Version};
 pub use limits::Shortage;
+pub use manager::CgroupManager;
 pub use usage::Usage;
 
 use std::fmt;

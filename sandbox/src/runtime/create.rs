@@ -16,9 +16,9 @@ use super::container::{Claim, claim, hook_state};
 use super::delete::remove_folder;
 use super::init::Init;
 use super::record::{FORMAT, Record, write_file};
-use super::{CgroupDriver, Container, ContainerId, Runtime, RuntimeError, hooks, rootless};
+use super::{Container, ContainerId, Runtime, RuntimeError, hooks, rootless};
 use crate::cgroup::systemd::Unit;
-use crate::cgroup::{Cgroup, CgroupName};
+use crate::cgroup::{Cgroup, CgroupManager, CgroupName};
 use crate::create::{Creation, Stages};
 use crate::{Identity, Inherited, Landlock, Launch, Root, Running, SpawnError, Stdio, WindowSize};
 
@@ -62,7 +62,7 @@ impl Runtime {
             let text = "cannot allocate tty if runc will detach without setting console socket";
             return Err(RuntimeError::InvalidArgument(text.into()));
         }
-        let record = new_record(id, &bundle, self.driver(), self.ids_outside)?;
+        let record = new_record(id, &bundle, self.cgroup_manager, self.ids_outside)?;
         let folder = self.take_name(id)?;
         let path = self.root().join(id.as_str());
         let mut made = Making { path: &path, folder: Some(Rc::new(folder)), spec: &bundle.spec, record, exists: false };
@@ -105,15 +105,15 @@ impl Runtime {
 fn new_record(
     id: &ContainerId,
     bundle: &Bundle,
-    driver: CgroupDriver,
+    cgroup_manager: CgroupManager,
     ids_outside: bool,
 ) -> Result<Record, RuntimeError> {
     let linux = bundle.spec.linux().as_ref();
     let asked = linux.and_then(|linux| linux.cgroups_path().as_ref()).filter(|path| !path.as_os_str().is_empty());
     let asked = asked.map(|path| path.to_string_lossy().into_owned());
-    let unit = match driver {
-        CgroupDriver::Cgroupfs => None,
-        CgroupDriver::Systemd => Some(Unit::new(asked.as_deref(), id.as_str())?),
+    let unit = match cgroup_manager {
+        CgroupManager::Cgroupfs => None,
+        CgroupManager::Systemd => Some(Unit::new(asked.as_deref(), id.as_str())?),
     };
     let cgroup = match &unit {
         Some(unit) => unit.cgroup()?.to_string(),

@@ -35,6 +35,8 @@ mod update;
 
 use std::path::{Path, PathBuf};
 
+use crate::cgroup::CgroupManager;
+
 pub use crate::userns::is_initial as is_initial_user_namespace;
 pub use crate::{ExitStatus, Inherited, Running, WindowSize};
 pub use container::{Container, State, Status};
@@ -56,41 +58,27 @@ pub use update::{LIMITS, Limit, resources};
 #[derive(Clone, Debug)]
 pub struct Runtime {
     root: PathBuf,
-    driver: CgroupDriver,
+    cgroup_manager: CgroupManager,
     ids_outside: bool,
-}
-
-/// Who makes the cgroups of containers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CgroupDriver {
-    /// This runtime.
-    #[default]
-    Cgroupfs,
-    /// systemd, as transient scopes.
-    Systemd,
 }
 
 impl Runtime {
     /// The containers below `root`, which is made when it is needed.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root, driver: CgroupDriver::default(), ids_outside: false }
+        Self { root, cgroup_manager: CgroupManager::default(), ids_outside: false }
     }
 
-    /// The same, with another driver of cgroups for containers that it makes. Those that are there keep theirs.
+    /// The same, with another manager of cgroups for containers that it makes. Those that are there keep theirs.
     #[must_use]
-    pub fn with_driver(self, driver: CgroupDriver) -> Self {
-        Self { driver, ..self }
+    pub fn with_cgroup_manager(self, cgroup_manager: CgroupManager) -> Self {
+        Self { cgroup_manager, ..self }
     }
 
     /// The same, for specs whose ids are those outside of the namespace that [`enter`] has made.
     #[must_use]
     pub fn with_ids_outside(self, ids_outside: bool) -> Self {
         Self { ids_outside, ..self }
-    }
-
-    fn driver(&self) -> CgroupDriver {
-        self.driver
     }
 
     /// Returns the folder.

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
-use strata_sandbox::runtime::{CgroupDriver, Create, Delete, Inherited, Runtime, resources};
+use strata_sandbox::cgroup::CgroupManager;
+use strata_sandbox::runtime::{Create, Delete, Inherited, Runtime, resources};
 use strata_sandbox::spec_default::{Defaults, spec_default};
 
 use crate::support::rootfs;
@@ -32,7 +33,7 @@ fn a_scope_of_systemd() {
     spec.set_linux(Some(linux));
     fs::write(base.path().join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
 
-    let runtime = Runtime::new(base.path().join("state")).with_driver(CgroupDriver::Systemd);
+    let runtime = Runtime::new(base.path().join("state")).with_cgroup_manager(CgroupManager::Systemd);
     let id = "one".parse().unwrap();
     let create =
         || Create { bundle: base.path(), inherited: Inherited::default(), console: None, pidfd: None, pid_file: None };
