@@ -20,7 +20,7 @@ use strata_sys::writeback::start_writeback;
 use crate::decompress::{Bounded, Compression, Decompressor, read_start};
 use crate::disk::{DiskError, OnDisk, create_new, make_folder};
 use crate::layout::{BLOB, INDEX, TAR};
-use crate::scratch::{failed_in, scratch_in};
+use crate::scratch::{failed_in, scratch_in, write_index};
 use crate::store::Store;
 
 /// A layer in a temporary folder: its tar and its index.
@@ -105,8 +105,7 @@ pub(crate) fn ingest_layer(
         error => error,
     })?;
 
-    let index_path = folder.join(INDEX);
-    index.write_to(&mut create_new(&index_path)?).map_err(|error| failed_in(&folder, error))?;
+    write_index(index, &folder.join(INDEX))?;
     let blob = source.hash.map(|hash| Digest::from_bytes(hash.finalize().into()));
     if let Some(blob) = blob {
         let path = folder.join(BLOB);

@@ -10,11 +10,10 @@ use std::path::PathBuf;
 use strata_layer::index::Index;
 use strata_layer::{ChainId, DiffId, merge};
 
-use crate::disk::create_new;
 use crate::ingest::NewLayer;
 use crate::layout::INDEX;
 use crate::publish::NewImage;
-use crate::scratch::{failed_in, scratch_in};
+use crate::scratch::{scratch_in, write_index};
 use crate::stack::{StackError, chain_of, make_chain_folder, open_index};
 use crate::store::Store;
 use crate::work::WorkDir;
@@ -55,8 +54,7 @@ impl Store {
             let merged = merged.map_err(|error| StackError::merge(work.path(), error))?;
             let folder = work.path().join(format!("chain-{}", stacks.len()));
             make_chain_folder(&folder, &image.layers)?;
-            let path = folder.join(INDEX);
-            merged.write_to(&mut create_new(&path)?).map_err(|error| failed_in(&folder, error))?;
+            write_index(merged, &folder.join(INDEX))?;
             stacks.push(NewStack { chain, folder });
         }
         Ok(stacks)

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags};
+use strata_layer::index::NewIndex;
 use strata_layer::{Memory, Scratch, ScratchError};
 
-use crate::disk::DiskError;
+use crate::disk::{DiskError, create_new};
 
 /// Lets tables go into files without a name in `folder`, which must exist as long as something is added to them.
 pub(crate) fn scratch_in(folder: &Path) -> Scratch {
@@ -19,6 +20,14 @@ pub(crate) fn scratch_in(folder: &Path) -> Scratch {
 /// Says which folder's files failed.
 pub(crate) fn failed_in(folder: &Path, error: ScratchError) -> DiskError {
     DiskError { action: "write temporary files in", path: folder.to_owned(), source: error.to_io() }
+}
+
+/// Writes an index to a new file, which is not on the disk yet.
+pub(crate) fn write_index(index: NewIndex, path: &Path) -> Result<File, DiskError> {
+    let folder = path.parent().expect("files of the store lie in folders");
+    let mut file = create_new(path)?;
+    index.write_to(&mut file).map_err(|error| failed_in(folder, error))?;
+    Ok(file)
 }
 
 /// Makes a file that is gone when it is closed.

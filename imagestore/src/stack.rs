@@ -22,7 +22,7 @@ use crate::image_id::ImageId;
 use crate::layout::{BUILD_LOCK, CHAIN_LAYERS, INDEX, OBJECTS, TAR};
 use crate::lazy::{FolderAccess, LAZY, LazyFolder, LazyProgress, is_lazy, is_refused};
 use crate::lease;
-use crate::scratch::{failed_in, scratch_in};
+use crate::scratch::{failed_in, scratch_in, write_index};
 use crate::store::{Store, StoreError};
 use crate::work::WorkDir;
 
@@ -293,9 +293,7 @@ impl Store {
         let index = make(&scratch_in(work.path()))?;
         let aside = work.path().join("file");
         let placed = (|| {
-            let mut file = create_new(&aside)?;
-            index.write_to(&mut file).map_err(|error| failed_in(work.path(), error))?;
-            file.sync_all().on_disk("sync", &aside)?;
+            write_index(index, &aside)?.sync_all().on_disk("sync", &aside)?;
             fs::rename(&aside, path).on_disk("rename", path)?;
             sync_folder(path.parent().expect("files of the store lie in folders"))
         })();

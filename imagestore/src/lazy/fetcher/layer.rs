@@ -25,7 +25,7 @@ use crate::lazy::LAZY;
 use crate::lazy::folder::{LazyFolder, MAP};
 use crate::lazy::map::{Chunk, Layout};
 use crate::registry::{BlobPlace, RegistryClient, RegistryError};
-use crate::scratch::{failed_in, scratch_in};
+use crate::scratch::{failed_in, scratch_in, write_index};
 use crate::stack::open_index;
 use crate::store::{Store, StoreError};
 use crate::work::{WorkDir, pinned_layers};
@@ -364,9 +364,7 @@ impl FetchedLayer {
         out.sync_all().on_disk("sync", &aside)?;
         let next = place.join(NEXT_INDEX);
         let aside_index = work.path().join(INDEX);
-        let mut index_file = create_new(&aside_index)?;
-        index.write_to(&mut index_file).map_err(|error| failed_in(work.path(), error))?;
-        index_file.sync_all().on_disk("sync", &aside_index)?;
+        write_index(index, &aside_index)?.sync_all().on_disk("sync", &aside_index)?;
         let _catalog = CatalogGuard::lock(&store.layout)?;
         if !self.folder.is_in_place() {
             return Ok(Phase::Whole);
