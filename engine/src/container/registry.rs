@@ -288,7 +288,7 @@ impl Containers {
         let is_abandoned = |folder: &PathBuf| {
             // One that is being removed, or is damaged, is what `list` and `find` report.
             let file = read_json::<StateFile>(&folder.join(STATE));
-            file.is_ok_and(|file| file.state.owner().is_some_and(|owner| !owner.is_alive()))
+            file.is_ok_and(|file| file.state.is_abandoned())
         };
         let folders = ids.map(|id| self.folder.join(id.as_str())).filter(is_abandoned);
         folders.filter_map(|folder| Container::read(folder).ok()).collect()
@@ -442,7 +442,7 @@ impl Container {
 
     /// Whether the command that is responsible for it is gone.
     pub fn is_abandoned(&self) -> bool {
-        self.state.owner().is_some_and(|owner| !owner.is_alive())
+        self.state.is_abandoned()
     }
 
     /// Whether no killed command has left anything to do about it, and it is the one that is called `text`, which found it.

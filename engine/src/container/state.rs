@@ -210,6 +210,11 @@ impl State {
         }
     }
 
+    /// Whether there is a command that is responsible for it, and that is gone.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.owner().is_some_and(|owner| !owner.is_alive())
+    }
+
     /// The monitor that is responsible for the container at the moment, if one is.
     pub fn owner(&self) -> Option<&Process> {
         match self {
