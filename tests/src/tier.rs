@@ -26,6 +26,10 @@ pub enum Need {
     Busybox,
     /// A kernel with fs-verity.
     Verity,
+    /// A kernel with FUSE over io_uring.
+    Uring,
+    /// Cgroups of version 1.
+    CgroupV1,
     /// A program on this machine.
     Program(&'static str),
     /// A program on this machine or in the test cache.
@@ -145,6 +149,14 @@ impl Need {
             Need::Verity => {
                 let feature = std::path::Path::new("/sys/fs/ext4/features/verity");
                 (!feature.exists()).then(|| "no fs-verity in this kernel".to_owned())
+            }
+            Need::Uring => {
+                let switch = std::path::Path::new("/sys/module/fuse/parameters/enable_uring");
+                (!switch.exists()).then(|| "no FUSE over io_uring in this kernel".to_owned())
+            }
+            Need::CgroupV1 => {
+                let hierarchy = std::path::Path::new("/sys/fs/cgroup/memory");
+                (!hierarchy.exists()).then(|| "no cgroups of version 1".to_owned())
             }
             Need::Program(name) => union::on_path(name).is_none().then(|| format!("no {name} on this machine")),
             Need::Tool(name) => {

@@ -20,7 +20,8 @@ use crate::uring::EnabledUring;
 
 pub(crate) fn register(suite: &mut Suite) {
     let needs = &[Need::Fuse, Need::Busybox];
-    suite.add("servers::privileged_container_over_io_uring_under_load", needs, container_over_io_uring);
+    let with_uring = &[Need::Fuse, Need::Busybox, Need::Uring];
+    suite.add("servers::privileged_container_over_io_uring_under_load", with_uring, container_over_io_uring);
     suite.add("servers::privileged_started_early_and_killed_before_the_mount", needs, killed_early);
 }
 
@@ -56,9 +57,6 @@ for client in $clients; do wait $client; done
 
 /// The server of a container's root, over an io_uring, is killed again and again; the container does not notice.
 fn container_over_io_uring() -> Result<()> {
-    if !crate::uring::is_known() {
-        return Ok(());
-    }
     let strata = prepared()?;
     {
         let _enabled = EnabledUring::new();

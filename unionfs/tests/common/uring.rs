@@ -25,9 +25,5 @@ impl Drop for EnabledUring {
     }
 }
 
-/// Whether the kernel has it at all.
-pub(crate) fn is_known() -> bool {
-    std::path::Path::new(ENABLE_URING).exists()
-}
-
-const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
+/// Where there is such a file, the kernel has it.
+pub(crate) const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
