@@ -4,15 +4,15 @@ use std::fs;
 
 /// A process and the one that it is a child of now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Descendant {
+struct Descendant {
     /// Its number.
-    pub process: u32,
+    process: u32,
     /// Its parent's.
-    pub parent: u32,
+    parent: u32,
 }
 
 /// All processes that this one has started, directly or through others, and that are still there.
-pub fn descendants() -> Vec<Descendant> {
+fn descendants() -> Vec<Descendant> {
     let mut found = Vec::new();
     let mut pending = vec![std::process::id()];
     while let Some(parent) = pending.pop() {

@@ -171,6 +171,17 @@ impl Union {
         self.rotations + 1
     }
 
+    /// The process that serves the mount, as the mount itself tells, and the one that keeps it.
+    pub fn server_and_keeper(&self) -> Result<[u32; 2]> {
+        let mut value = [0; 64];
+        let length = rustix::fs::getxattr(self.point(), "strata.server", &mut value[..]).context("ask who serves")?;
+        let text = String::from_utf8_lossy(&value[..length]);
+        let server = text.split(' ').next().unwrap_or_default().parse().with_context(|| format!("{text:?}"))?;
+        let status = fs::read_to_string(format!("/proc/{server}/status"))?;
+        let keeper = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+        Ok([server, keeper.with_context(|| format!("no parent in {status}"))?])
+    }
+
     /// Runs a shell script where the union is shown; it must succeed. Returns its output.
     pub fn shell(&self, script: &str) -> Result<String> {
         let finished = finish(Command::new("bash").args(["-euc", script]).current_dir(self.point()))?;

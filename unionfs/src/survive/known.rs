@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::memory::{Memory, usize_of};
+use crate::table;
 
 /// The nodes that the kernel knows.
 #[derive(Debug)]
@@ -182,7 +183,7 @@ impl Known {
         let words = self.memory.node(entry);
         if [LOOKUPS, OPENS, STATE, BACKING, INO].iter().all(|word| words[*word].load(Ordering::Acquire) == 0) {
             words[NODE].store(0, Ordering::Release);
-            entries.remove(&node);
+            table::remove(entries, &node);
             self.memory.give_node(entry);
         }
     }

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::fuse::backing::Backing;
 use crate::node::Ino;
 use crate::survive::{Header, Keep, Known};
+use crate::table;
 
 use super::mapped::Mapped;
 use super::sent_away::SentAway;
@@ -240,8 +241,11 @@ impl Nodes {
         let removed = {
             let mut shard = self.lock(node);
             // The kernel also takes back single references to nodes that it keeps; those that are open it keeps.
-            let removed =
-                if shard.get(&node).is_some_and(|state| state.opens == 0) { shard.remove(&node) } else { None };
+            let removed = if shard.get(&node).is_some_and(|state| state.opens == 0) {
+                table::remove(&mut shard, &node)
+            } else {
+                None
+            };
             if let Some(removed) = &removed {
                 self.write(node, removed.written(), None);
                 if removed.mapped {
