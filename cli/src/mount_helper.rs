@@ -42,11 +42,26 @@ struct Call {
     foreground: bool,
 }
 
+impl Call {
+    /// Prints what is asked for instead of a mount, the version or how the program is called; returns whether it was.
+    fn answers_by_itself(&self, program: &str, usage: &str) -> bool {
+        if self.version {
+            println!("{program}: version {} (strata)", env!("CARGO_PKG_VERSION"));
+        } else if self.help {
+            println!("{usage}");
+        }
+        self.version || self.help
+    }
+}
+
 /// Mounts as mount(8)'s helper: the source is an image or a container, or a mere word before `lowerdir=`.
 pub(crate) fn mount_helper(context: &Context, arguments: Vec<OsString>) -> Outcome {
     let call = read(arguments)?;
+    if call.answers_by_itself("mount.fuse.strata", MOUNT_USAGE) {
+        return Ok(0);
+    }
     let [source, directory] = &call.operands[..] else {
-        return Err(anyhow!("usage: mount.fuse.strata SOURCE DIR [-o OPTIONS]").into());
+        return Err(anyhow!("{MOUNT_USAGE}").into());
     };
     let mut options = options(&call, MountOptions::default())?;
     if options.remount {
@@ -84,6 +99,10 @@ pub(crate) fn umount_helper(arguments: Vec<OsString>) -> Outcome {
         match argument.to_str() {
             // The namespace file and the type are umount(8)'s own affair.
             Some("-N" | "-t") => drop(arguments.next()),
+            Some("-h" | "--help") => {
+                println!("{UMOUNT_USAGE}");
+                return Ok(0);
+            }
             Some(flags) if flags.len() > 1 && flags.starts_with('-') => {
                 for flag in flags.chars().skip(1) {
                     match flag {
@@ -98,7 +117,7 @@ pub(crate) fn umount_helper(arguments: Vec<OsString>) -> Outcome {
         }
     }
     let [directory] = &directories[..] else {
-        return Err(anyhow!("usage: umount.fuse.strata DIR [-l] [-f]").into());
+        return Err(anyhow!("{UMOUNT_USAGE}").into());
     };
     command::umount::unmount(directory, force)?;
     Ok(0)
@@ -107,16 +126,11 @@ pub(crate) fn umount_helper(arguments: Vec<OsString>) -> Outcome {
 /// Mounts folders as fuse-overlayfs does.
 pub(crate) fn fuse_overlayfs(arguments: Vec<OsString>) -> Outcome {
     let call = read(arguments)?;
-    if call.version {
-        println!("fuse-overlayfs: version {} (strata)", env!("CARGO_PKG_VERSION"));
-        return Ok(0);
-    }
-    if call.help {
-        println!("usage: fuse-overlayfs [-f] [-o lowerdir=A:B[,upperdir=U,workdir=W][,...]] DIR");
+    if call.answers_by_itself(FUSE_OVERLAYFS, FUSE_OVERLAYFS_USAGE) {
         return Ok(0);
     }
     let [directory] = &call.operands[..] else {
-        return Err(anyhow!("usage: fuse-overlayfs [-f] [-o OPTIONS] DIR").into());
+        return Err(anyhow!("{FUSE_OVERLAYFS_USAGE}").into());
     };
     let mut defaults = MountOptions::default();
     defaults.options.source = FUSE_OVERLAYFS.to_owned();
@@ -163,6 +177,10 @@ fn read(arguments: Vec<OsString>) -> anyhow::Result<Call> {
 }
 
 const FUSE_OVERLAYFS: &str = "fuse-overlayfs";
+const FUSE_OVERLAYFS_USAGE: &str = "usage: fuse-overlayfs [-f] [-o lowerdir=A:B[,upperdir=U,workdir=W][,...]] DIR";
+const MOUNT_USAGE: &str =
+    "usage: mount.fuse.strata IMAGE|CONTAINER|WORD DIR [-o [lowerdir=A:B[,upperdir=U,workdir=W]][,...]]";
+const UMOUNT_USAGE: &str = "usage: umount.fuse.strata DIR [-l] [-f]";
 
 #[cfg(test)]
 mod tests {

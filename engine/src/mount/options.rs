@@ -42,6 +42,12 @@ pub enum InvalidOption {
         /// The value.
         value: String,
     },
+    /// It names layers that are there for their data alone, by overlayfs's `::` or `datadir+`.
+    #[error(
+        "mount option {0:?} names data-only layers, which are not supported; as lower folders, after a single colon, \
+         they serve their data as well, but their names are seen"
+    )]
+    DataOnly(String),
 }
 
 impl MountOptions {
@@ -83,13 +89,15 @@ impl MountOptions {
             b"lowerdir" => {
                 let value = option.required()?;
                 let folders = split(value, b':');
-                // An empty part would be overlayfs's data-only layers.
-                if folders.iter().any(Vec::is_empty) {
-                    return Err(option.wrong());
+                match folders.iter().position(Vec::is_empty) {
+                    None => {}
+                    Some(place) if place > 0 && place + 1 < folders.len() => return Err(option.data_only()),
+                    Some(_) => return Err(option.wrong()),
                 }
                 self.lower = folders.iter().map(|folder| OsString::from_vec(unescape(folder)).into()).collect();
             }
             b"lowerdir+" => self.lower.push(option.path()?),
+            b"datadir+" => return Err(option.data_only()),
             b"upperdir" => self.upper = Some(option.path()?),
             b"workdir" => self.work = Some(option.path()?),
             b"ro" => self.options.read_only = true,
@@ -235,6 +243,10 @@ impl<'a> Parsed<'a> {
     fn wrong(&self) -> InvalidOption {
         let value = String::from_utf8_lossy(self.value.unwrap_or_default()).into_owned();
         InvalidOption::Value { name: self.name(), value }
+    }
+
+    fn data_only(&self) -> InvalidOption {
+        InvalidOption::DataOnly(String::from_utf8_lossy(self.text).into_owned())
     }
 
     fn required(&self) -> Result<&'a [u8], InvalidOption> {
@@ -430,7 +442,10 @@ mod tests {
             ("nope", InvalidOption::Unknown("nope".to_owned())),
             ("upperdir", InvalidOption::NoValue("upperdir".to_owned())),
             ("lowerdir=", InvalidOption::NoValue("lowerdir".to_owned())),
-            ("lowerdir=/a::/b", value("lowerdir", "/a::/b")),
+            ("lowerdir=:/a", value("lowerdir", ":/a")),
+            ("lowerdir=/a:", value("lowerdir", "/a:")),
+            ("lowerdir=/a::/b", InvalidOption::DataOnly("lowerdir=/a::/b".to_owned())),
+            ("datadir+=/b", InvalidOption::DataOnly("datadir+=/b".to_owned())),
             ("threads=0", value("threads", "0")),
             ("passthrough=x", value("passthrough", "x")),
             ("transport=x", value("transport", "x")),

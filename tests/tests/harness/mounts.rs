@@ -70,6 +70,12 @@ mount m
 test "$(flags SOURCE)" = table
 grep -x two m/two
 umount.fuse.strata "$PWD/m"
+for program in mount umount; do
+    for flag in -h --help; do $program.fuse.strata $flag | grep "^usage: $program.fuse.strata"; done
+done
+mount.fuse.strata --version | grep strata
+refuse mount.fuse.strata a m -o "lowerdir=l\\:2::l\\,1" 2> error
+grep 'data-only layers' error
 refuse mount.fuse.strata a m -o "lowerdir=l:2,wrong-option" 2> error
 grep 'unknown mount option "wrong-option"' error
 refuse mountpoint -q m
