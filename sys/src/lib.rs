@@ -6,6 +6,7 @@ pub mod entry;
 pub mod extents;
 pub mod file_flags;
 pub mod file_handle;
+pub mod file_mode;
 pub mod filesystem_uuid;
 pub mod fork;
 pub mod fuse;

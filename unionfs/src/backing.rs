@@ -1,4 +1,7 @@
 //! Operations on a file of a layer through an `O_PATH` descriptor, which every type of file has without side effects.
+//!
+//! Where the kernel refuses those (EBADF), as it does for attributes, there is a path in `/proc`, by which it takes several
+//! times as long. So what may be open is tried first.
 
 use std::fmt::Write as _;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -109,7 +112,11 @@ pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
 
 /// Changes the permission bits; not for symbolic links.
 pub(crate) fn set_permissions(fd: BorrowedFd<'_>, permissions: u16) -> Result<()> {
-    rustix::fs::chmod(magic_link(fd), Mode::from_raw_mode(permissions.into()))
+    match strata_sys::file_mode::set(fd, permissions.into()) {
+        Ok(()) => Ok(()),
+        // Before Linux 6.6, or where a filter does not know the call.
+        Err(_) => rustix::fs::chmod(magic_link(fd), Mode::from_raw_mode(permissions.into())),
+    }
 }
 
 pub(crate) fn set_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
@@ -117,7 +124,13 @@ pub(crate) fn set_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) 
 }
 
 pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<()> {
-    rustix::fs::utimensat(rustix::fs::CWD, magic_link(fd), times, AtFlags::empty())
+    match rustix::fs::utimensat(fd, "", times, AtFlags::EMPTY_PATH) {
+        // Before Linux 5.8.
+        Err(Errno::INVAL | Errno::NOENT) => {
+            rustix::fs::utimensat(rustix::fs::CWD, magic_link(fd), times, AtFlags::empty())
+        }
+        result => result,
+    }
 }
 
 /// Sets access and modification time to fixed moments.
@@ -132,16 +145,19 @@ pub(crate) fn read_link(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
 
 /// Returns the value of an attribute, or `None` if there is none or the filesystem has no such thing.
 pub(crate) fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
-    let path = magic_link(fd);
+    let get = |value: &mut [u8]| match rustix::fs::fgetxattr(fd, name, &mut *value) {
+        Err(Errno::BADF) => rustix::fs::getxattr(magic_link(fd), name, value),
+        result => result,
+    };
     let mut small = [0; 256];
-    match rustix::fs::getxattr(path.as_str(), name, &mut small[..]) {
+    match get(&mut small) {
         Ok(length) => return Ok(Some(small[..length].to_vec())),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
         Err(Errno::RANGE) => {}
         Err(error) => return Err(error),
     }
     let mut value = vec![0; MAX_XATTR];
-    match rustix::fs::getxattr(path.as_str(), name, &mut value[..]) {
+    match get(&mut value) {
         Ok(length) => {
             value.truncate(length);
             Ok(Some(value))
@@ -153,26 +169,35 @@ pub(crate) fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> 
 
 /// Returns the names of the attributes, each ended by a zero byte.
 pub(crate) fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
-    let path = magic_link(fd);
+    let list = |names: &mut [u8]| match rustix::fs::flistxattr(fd, &mut *names) {
+        Err(Errno::BADF) => rustix::fs::listxattr(magic_link(fd), names),
+        result => result,
+    };
     let mut small = [0; 512];
-    match rustix::fs::listxattr(path.as_str(), &mut small[..]) {
+    match list(&mut small) {
         Ok(length) => return Ok(small[..length].to_vec()),
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Err(Errno::RANGE) => {}
         Err(error) => return Err(error),
     }
     let mut names = vec![0; MAX_XATTR];
-    let length = rustix::fs::listxattr(path.as_str(), &mut names[..])?;
+    let length = list(&mut names)?;
     names.truncate(length);
     Ok(names)
 }
 
 pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
-    rustix::fs::setxattr(magic_link(fd), name, value, flags)
+    match rustix::fs::fsetxattr(fd, name, value, flags) {
+        Err(Errno::BADF) => rustix::fs::setxattr(magic_link(fd), name, value, flags),
+        result => result,
+    }
 }
 
 pub(crate) fn remove_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    rustix::fs::removexattr(magic_link(fd), name)
+    match rustix::fs::fremovexattr(fd, name) {
+        Err(Errno::BADF) => rustix::fs::removexattr(magic_link(fd), name),
+        result => result,
+    }
 }
 
 /// A path that leads to the open file itself, a symbolic link not followed.
@@ -185,3 +210,45 @@ pub(crate) fn magic_link(fd: BorrowedFd<'_>) -> String {
 
 /// Largest value and largest list that the kernel knows.
 const MAX_XATTR: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_open_as_a_path_is_changed_like_what_is_open() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("file");
+        std::fs::write(&path, "").unwrap();
+        let moment = Timestamp { seconds: -7, nanoseconds: 9 };
+        for (number, flags) in [OFlags::PATH, OFlags::RDWR].into_iter().enumerate() {
+            let file = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
+            let fd = file.as_fd();
+            let permissions = 0o4750 + u16::try_from(number).unwrap();
+            set_permissions(fd, permissions).unwrap();
+            restore_times(fd, moment, moment).unwrap();
+            let raw = stat(fd).unwrap();
+            assert_eq!((permission_bits(raw.mode), raw.atime, raw.mtime), (permissions, moment, moment));
+            set_xattr(fd, b"user.a", b"value", XattrFlags::CREATE).unwrap();
+            assert_eq!(xattr(fd, b"user.a").unwrap().unwrap(), b"value");
+            assert_eq!(list_xattrs(fd).unwrap(), b"user.a\0");
+            remove_xattr(fd, b"user.a").unwrap();
+            assert_eq!(xattr(fd, b"user.a").unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_symbolic_link_has_no_permissions_to_change() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink("file", temp.path().join("link")).unwrap();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let link = rustix::fs::open(temp.path().join("link"), flags, Mode::empty()).unwrap();
+        let file = rustix::fs::open(temp.path().join("file"), flags, Mode::empty()).unwrap();
+        let before = stat(file.as_fd()).unwrap().mode;
+        assert_eq!(set_permissions(link.as_fd(), 0o777), Err(Errno::OPNOTSUPP));
+        assert_eq!(stat(file.as_fd()).unwrap().mode, before);
+    }
+}

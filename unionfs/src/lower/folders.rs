@@ -256,16 +256,6 @@ impl FolderLower {
         [number, own, Ino(own.0 ^ OTHER)].into_iter().find(is_free).unwrap_or(number)
     }
 
-    /// Returns by what the kernel's overlayfs finds a node again in the folder that it is seen in, if that has such things.
-    pub(crate) fn origin(&self, ino: Ino) -> Option<Vec<u8>> {
-        let node = self.node(ino).ok()?;
-        let source = node.sources.first()?;
-        let uuid = self.layer(source.layer).ok()?.uuid();
-        let file = self.open_source(source, OFlags::PATH).ok()?;
-        let handle = strata_sys::file_handle::name_to_handle_at(file.as_fd(), c"", AtFlags::EMPTY_PATH).ok()?;
-        marks::origin(&uuid, handle.kind(), handle.bytes())
-    }
-
     /// Returns whether a node is the copy of a file that has names further down too.
     pub(crate) fn is_joined(&self, ino: Ino) -> bool {
         let first = self.node(ino).ok().and_then(|node| node.sources.first().map(|source| source.layer));
@@ -400,15 +390,41 @@ impl FolderLower {
     }
 
     pub(crate) fn for_each_xattr(&self, ino: Ino, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
-        let fd = self.open_path(ino, &*self.node(ino)?)?;
-        let mut names = backing::list_xattrs(fd.as_fd())?;
+        let file = self.open_path(ino, &*self.node(ino)?)?;
+        self.for_each_xattr_of(file.as_fd(), visit)
+    }
+
+    /// As `for_each_xattr`, and returns by what the kernel's overlayfs finds a file with one name again in the folder that
+    /// it is seen in, if that has such things.
+    pub(crate) fn for_each_xattr_with_origin(
+        &self,
+        ino: Ino,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<Option<Vec<u8>>> {
+        let node = self.node(ino)?;
+        let source = node.sources.first().ok_or(Errno::STALE)?;
+        // What is open is asked with less effort.
+        let open = || self.open_source(source, OFlags::RDONLY | OFlags::NONBLOCK).map(Arc::new).ok();
+        let open = if node.stat.kind == Kind::Regular { open() } else { None };
+        let file = open.map_or_else(|| self.open_path(ino, &node), Ok)?;
+        self.for_each_xattr_of(file.as_fd(), visit)?;
+        if node.stat.kind == Kind::Directory || node.stat.nlink != 1 {
+            return Ok(None);
+        }
+        let uuid = self.layer(source.layer)?.uuid();
+        let handle = strata_sys::file_handle::name_to_handle_at(file.as_fd(), c"", AtFlags::EMPTY_PATH).ok();
+        Ok(handle.and_then(|handle| marks::origin(&uuid, handle.kind(), handle.bytes())))
+    }
+
+    fn for_each_xattr_of(&self, fd: BorrowedFd<'_>, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
+        let mut names = backing::list_xattrs(fd)?;
         if self.believes_notes {
             self.marks.add_noted_capability(&mut names);
         }
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let mut value = backing::xattr(fd.as_fd(), name)?;
+            let mut value = backing::xattr(fd, name)?;
             if value.is_none() && name == capability::NAME {
-                value = backing::xattr(fd.as_fd(), &self.marks.name(marks::CAPABILITY))?;
+                value = backing::xattr(fd, &self.marks.name(marks::CAPABILITY))?;
             }
             if let Some(value) = value {
                 visit(name, &value);

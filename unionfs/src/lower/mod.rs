@@ -93,14 +93,6 @@ impl LowerTree {
         }
     }
 
-    /// Returns by what the kernel's overlayfs finds a node in its folder again, without the name.
-    pub(crate) fn origin(&self, ino: Ino) -> Option<Vec<u8>> {
-        match self {
-            LowerTree::Image(_) => None,
-            LowerTree::Folders(lower) => lower.origin(ino),
-        }
-    }
-
     /// Returns whether a node is the copy of a file that has names further down too, which the kernel would not know.
     pub(crate) fn is_joined(&self, ino: Ino) -> bool {
         match self {
@@ -204,6 +196,19 @@ impl LowerTree {
     /// Calls `visit` with each extended attribute, names as they are in the layer.
     pub(crate) fn for_each_xattr(&self, ino: Ino, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
         dispatch!(self, lower => lower.for_each_xattr(ino, visit))
+    }
+
+    /// As [`for_each_xattr`](Self::for_each_xattr), and returns by what the kernel's overlayfs finds a file with one name in
+    /// its folder again, without that.
+    pub(crate) fn for_each_xattr_with_origin(
+        &self,
+        ino: Ino,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<Option<Vec<u8>>> {
+        match self {
+            LowerTree::Image(lower) => lower.for_each_xattr(ino, visit).map(|()| None),
+            LowerTree::Folders(lower) => lower.for_each_xattr_with_origin(ino, visit),
+        }
     }
 
     /// Reads from a regular file; fewer bytes than asked only at its end.

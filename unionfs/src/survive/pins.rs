@@ -35,7 +35,7 @@ struct State {
     /// The socket that is written to.
     active: usize,
     live: HashMap<u64, Arc<OwnedFd>>,
-    /// Messages in the socket, and how many of them are of no use any more.
+    /// Messages in the socket at most, and how many of them are of no use any more.
     queued: usize,
     dead: usize,
     /// Units of 512 bytes that the dead ones still take.
@@ -67,7 +67,7 @@ impl Pins {
             return true;
         }
         if self.send(state.active, &[(ino, file.as_fd())]).is_ok() {
-            state.queued += 1;
+            state.queued = state.queued.saturating_add(1);
             return true;
         }
         // Full: that sends it together with the others.
@@ -79,8 +79,11 @@ impl Pins {
         let mut state = self.state();
         let Some(file) = state.live.remove(&ino) else { return };
         state.dead += 1;
-        state.dead_blocks += rustix::fs::fstat(&*file).map_or(0, |raw| u64::try_from(raw.st_blocks).unwrap_or(0));
-        if state.dead > state.live.len() / 8 || state.dead_blocks > MUCH {
+        let many = state.dead > state.live.len() / 8;
+        if !many {
+            state.dead_blocks += rustix::fs::fstat(&*file).map_or(0, |raw| u64::try_from(raw.st_blocks).unwrap_or(0));
+        }
+        if many || state.dead_blocks > MUCH {
             self.clean(&mut state);
         }
     }
@@ -119,7 +122,7 @@ impl Pins {
     pub(crate) fn keep(&self, live: HashMap<u64, Arc<OwnedFd>>) {
         let mut state = self.state();
         // The last round of `take_over` was into the first one.
-        *state = State { live, ..State::default() };
+        *state = State { live, queued: usize::MAX, ..State::default() };
         self.clean(&mut state);
     }
 
@@ -136,7 +139,11 @@ impl Pins {
             }
             sent += 1;
         }
-        while self.discard_first(old) {}
+        for _ in 0..state.queued {
+            if !self.discard_first(old) {
+                break;
+            }
+        }
         (state.active, state.queued, state.dead, state.dead_blocks) = (1 - old, sent, 0, 0);
         true
     }
@@ -160,11 +167,8 @@ impl Pins {
 
     /// Throws the first message of a socket away. Without room for descriptors, they are closed at once.
     fn discard_first(&self, number: usize) -> bool {
-        let mut byte = [0; 1];
-        let mut none = RecvAncillaryBuffer::default();
-        let buffers = &mut [IoSliceMut::new(&mut byte)];
-        let received = rustix::net::recvmsg(&self.sockets[number].receiver, buffers, &mut none, RecvFlags::DONTWAIT);
-        received.is_ok_and(|message| message.bytes > 0)
+        let received = rustix::net::recv(&self.sockets[number].receiver, &mut [0; 1][..], RecvFlags::DONTWAIT);
+        received.is_ok_and(|(length, _)| length > 0)
     }
 
     fn send(&self, number: usize, batch: &[(u64, BorrowedFd<'_>)]) -> io::Result<()> {

@@ -13,6 +13,7 @@ use crate::Result;
 use crate::backing;
 use crate::marks::LayerId;
 use crate::node::{Ino, Kind, Stat, Timestamp};
+use crate::upper::Given;
 
 /// What to change about a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +64,7 @@ impl Tree {
         if let Some(size) = change.size {
             self.accounted(&object, fd.as_fd(), || self.truncate(&object, fd.as_fd(), size))?;
         }
+        let mut privileged = change.kill_privileges;
         if change.uid.is_some() || change.gid.is_some() {
             let stored = |id: Option<u32>| match id {
                 None if self.ids.squashes() => Ok(None),
@@ -70,10 +72,14 @@ impl Tree {
             };
             let uid = change.uid.map_or(Ok(None), |id| stored(self.ids.uid_to_disk(id)))?;
             let gid = change.gid.map_or(Ok(None), |id| stored(self.ids.gid_to_disk(id)))?;
-            self.set_owner(fd.as_fd(), uid, gid)?;
+            if self.writable_upper()?.owners().set_owner(fd.as_fd(), uid, gid)? == Given::ByFilesystem {
+                privileged = false;
+            }
+        }
+        if privileged {
+            self.drop_privileges(&object, fd.as_fd())?;
         }
         if change.kill_privileges {
-            self.drop_privileges(fd.as_fd())?;
             self.forget_capability(&object, fd.as_fd())?;
         }
         if let Some(permissions) = change.permissions {
@@ -163,7 +169,7 @@ impl Tree {
     }
 
     /// Takes away set-user-id, set-group-id (if it is not about locking) and file capabilities.
-    pub(super) fn drop_privileges(&self, fd: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn drop_privileges(&self, object: &Object, fd: BorrowedFd<'_>) -> Result<()> {
         let raw = self.upper_stat(fd)?;
         if raw.mode & libc::S_IFMT != libc::S_IFREG {
             return Ok(());
@@ -172,6 +178,9 @@ impl Tree {
         let kept = file::without_privileges(permissions);
         if kept != permissions {
             self.set_permissions(fd, kept)?;
+        }
+        if !object.is_capable() {
+            return Ok(());
         }
         match backing::remove_xattr(fd, crate::capability::NAME) {
             // Whoever may not remove it could not have set it; and the kernel takes it away at the write itself.
@@ -183,10 +192,6 @@ impl Tree {
     /// Returns what the upper says about one of its files.
     pub(super) fn upper_stat(&self, fd: BorrowedFd<'_>) -> Result<backing::RawStat> {
         self.upper.as_ref().ok_or(Errno::STALE)?.owners().stat(fd)
-    }
-
-    fn set_owner(&self, fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-        self.writable_upper()?.owners().set_owner(fd, uid, gid)
     }
 
     pub(super) fn set_permissions(&self, fd: BorrowedFd<'_>, permissions: u16) -> Result<()> {

@@ -15,7 +15,8 @@ use super::directory::is_plain_name;
 use super::file::DataPlace;
 use super::object::{Content, Object, State};
 use crate::Result;
-use crate::backing;
+use crate::backing::{self, Identity};
+use crate::capability;
 use crate::lower::Place;
 use crate::marks::{self, Recorded};
 use crate::node::{Ino, Kind, Stat, is_null_device};
@@ -117,7 +118,7 @@ impl Tree {
             // A change of attributes returns them.
             self.outdated.add(object.ino);
         }
-        self.account_new(object, staged.file.as_fd(), admission);
+        self.account_new(object, staged.finished.file.as_fd(), admission);
         Ok(())
     }
 
@@ -149,14 +150,14 @@ impl Tree {
             self.account_before(&parent, parent_fd.as_fd())?;
             let staged = upper.staging_name();
             rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
-            let finished = self.finish_staged(upper, &object, &staged).inspect_err(|_| upper.discard(&staged))?;
+            let finished = self.finish_staged(upper, &object, &staged, None).inspect_err(|_| upper.discard(&staged))?;
             let before = backing::stat(parent_fd.as_fd())?;
             self.mark_impure(upper, &parent, parent_fd.as_fd()).inspect_err(|_| upper.discard(&staged))?;
             upper.put_in_free_place(&staged, parent_fd.as_fd(), &place.name)?;
             backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
-            self.account_new(&object, finished.as_fd(), admission);
+            self.account_new(&object, finished.file.as_fd(), admission);
             self.account_directory(&parent);
-            self.now_in_upper(&object, finished, true)?;
+            self.now_in_upper(&object, &finished, true);
             self.outdated.add(parent.ino);
             self.outdated.add(object.ino);
         }
@@ -175,10 +176,11 @@ impl Tree {
         let admission = self.admit_copy(object.ino, Wanted::Everything)?;
         let staged = upper.staging_name();
         rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
-        let finished = self.finish_staged(upper, object, &staged).inspect_err(|_| upper.discard(&staged))?;
+        let finished = self.finish_staged(upper, object, &staged, None).inspect_err(|_| upper.discard(&staged))?;
         rustix::fs::unlinkat(upper.staging(), &staged, AtFlags::REMOVEDIR)?;
-        self.account_new(object, finished.as_fd(), admission);
-        self.now_in_upper(object, finished, false)
+        self.account_new(object, finished.file.as_fd(), admission);
+        self.now_in_upper(object, &finished, false);
+        Ok(())
     }
 
     /// Returns the object of a node, made if need be. The caller holds `namespace`.
@@ -203,24 +205,26 @@ impl Tree {
     fn stage_copy(&self, upper: &UpperLayer, object: &Object, wanted: Wanted) -> Result<Staged> {
         let staged = upper.staging_name();
         let stat = self.lower.stat(object.ino)?;
-        let mut content = Content::Own;
+        let finish = |open| self.finish_staged(upper, object, &staged, open);
         let made = match object.kind {
-            Kind::Regular => self.stage_file(upper, object, &staged, &stat, wanted).map(|made| content = made),
+            Kind::Regular => self
+                .stage_file(upper, object, &staged, &stat, wanted)
+                .and_then(|(file, content)| Ok(Finished { content, ..finish(Some(file))? })),
             Kind::Symlink => {
                 let target = self.lower.read_link(object.ino)?;
-                rustix::fs::symlinkat(&*target, upper.staging(), &staged)
+                rustix::fs::symlinkat(&*target, upper.staging(), &staged).and_then(|()| finish(None))
             }
-            kind if is_null_device(kind, stat.device) => {
-                upper.make_null_device(upper.staging(), staged.as_bytes(), Mode::RUSR | Mode::WUSR)
-            }
+            kind if is_null_device(kind, stat.device) => upper
+                .make_null_device(upper.staging(), staged.as_bytes(), Mode::RUSR | Mode::WUSR)
+                .and_then(|()| finish(None)),
             _ => {
                 let node = (object.kind, stat.device);
-                upper.owners().make_node(upper.staging(), staged.as_bytes(), node, Mode::RUSR | Mode::WUSR)
+                let made = upper.owners().make_node(upper.staging(), staged.as_bytes(), node, Mode::RUSR | Mode::WUSR);
+                made.and_then(|()| finish(None))
             }
         };
-        let finished = made.and_then(|()| self.finish_staged(upper, object, &staged));
-        let file = finished.inspect_err(|_| upper.discard(&staged))?;
-        Ok(Staged { name: staged, file, content })
+        let finished = made.inspect_err(|_| upper.discard(&staged))?;
+        Ok(Staged { name: staged, finished })
     }
 
     fn stage_file(
@@ -230,11 +234,13 @@ impl Tree {
         staged: &str,
         stat: &Stat,
         wanted: Wanted,
-    ) -> Result<Content> {
+    ) -> Result<(OwnedFd, Content)> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(upper.staging(), staged, flags, Mode::RUSR | Mode::WUSR)?;
         let length = match wanted {
-            Wanted::Attributes if self.leaves_data(upper, &file, stat)? => return Ok(Content::Lower(object.ino)),
+            Wanted::Attributes if self.leaves_data(upper, &file, stat)? => {
+                return Ok((file, Content::Lower(object.ino)));
+            }
             Wanted::Attributes | Wanted::Everything => stat.size,
             Wanted::Data(length) => length.min(stat.size),
         };
@@ -244,25 +250,32 @@ impl Tree {
                 rustix::fs::fdatasync(&file)?;
             }
         }
-        Ok(Content::Own)
+        Ok((file, Content::Own))
     }
 
-    /// Gives what was staged the attributes of the lower node, and opens it.
-    fn finish_staged(&self, upper: &UpperLayer, object: &Object, staged: &str) -> Result<OwnedFd> {
+    /// Gives what was staged, and may be `open`, the attributes of the lower node.
+    fn finish_staged(
+        &self,
+        upper: &UpperLayer,
+        object: &Object,
+        staged: &str,
+        open: Option<OwnedFd>,
+    ) -> Result<Finished> {
         let stat = self.lower.stat(object.ino)?;
         let file = rustix::fs::openat(upper.staging(), staged, LOOK, Mode::empty())?;
-        let fd = file.as_fd();
+        let fd = open.as_ref().unwrap_or(&file).as_fd();
         let owners = upper.owners();
         let raw = owners.stat(fd)?;
         if raw.uid != stat.uid || raw.gid != stat.gid {
             match owners.set_owner(fd, Some(stat.uid), Some(stat.gid)) {
                 // An owner that our user namespace has no number for; the file cannot be anybody's but ours.
                 Err(Errno::INVAL | Errno::PERM) => {}
-                result => result?,
+                result => drop(result?),
             }
         }
-        let mut result = Ok(());
-        self.lower.for_each_xattr(object.ino, &mut |name, value| {
+        let (mut result, mut capable) = (Ok(()), false);
+        let origin = self.lower.for_each_xattr_with_origin(object.ino, &mut |name, value| {
+            capable |= name == capability::NAME;
             if result.is_ok() && !is_mark(name) && !override_stat::is_override(name) {
                 result = copy_xattr(fd, name, value);
             }
@@ -276,14 +289,13 @@ impl Tree {
             let layer = self.lower.layer_of(object.ino).ok_or(Errno::STALE)?;
             upper.record_number(fd, Recorded { ino: object.ino, layer, shared: stat.nlink > 1 })?;
             // As overlayfs: of several names only one would lead to the copy there.
-            if stat.nlink == 1
-                && let Some(origin) = self.lower.origin(object.ino)
-            {
+            if let Some(origin) = origin {
                 upper.record_origin(fd, &origin)?;
             }
         }
         backing::restore_times(fd, stat.atime, stat.mtime)?;
-        Ok(file)
+        let identity = backing::identity(&raw);
+        Ok(Finished { file: Arc::new(file), identity, content: Content::Own, capable })
     }
 
     /// Makes a finished copy the node's file. The caller holds `namespace` for writing.
@@ -298,20 +310,20 @@ impl Tree {
         let Some(Place { parent, name }) = place.filter(|place| is_plain_name(&place.name)) else {
             // Deleted, but held: it has no name here either. Others that nobody has looked at yet must lead to it.
             if let Some(link) = link.filter(|link| link.covered < link.all) {
-                upper.links().add_copy(object.ino, staged.file.as_fd())?;
+                upper.links().add_copy(object.ino, staged.finished.file.as_fd())?;
                 upper.set_link(object.ino, Link { copied: true, ..link })?;
                 object.state().link = Some(Link { copied: true, ..link });
             }
             rustix::fs::unlinkat(upper.staging(), &staged.name, AtFlags::empty())?;
-            object.state().content = staged.content;
-            return self.now_in_upper(object, rustix::io::fcntl_dupfd_cloexec(&staged.file, 0)?, false);
+            self.now_in_upper(object, &staged.finished, false);
+            return Ok(());
         };
         let (parent, parent_fd) = self.copy_up_directory(parent).inspect_err(|_| upper.discard(&staged.name))?;
         self.account_before(&parent, parent_fd.as_fd())?;
         if let Some(link) = link {
             let linked = upper
                 .links()
-                .add_copy(object.ino, staged.file.as_fd())
+                .add_copy(object.ino, staged.finished.file.as_fd())
                 .and_then(|()| upper.set_link(object.ino, Link { copied: true, covered: link.covered + 1, ..link }));
             linked.inspect_err(|_| upper.discard(&staged.name))?;
         }
@@ -321,30 +333,27 @@ impl Tree {
         backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
         self.account_directory(&parent);
         self.outdated.add(parent.ino);
+        if link.is_some()
+            && let Some(link) = &mut object.state().link
         {
-            let mut state = object.state();
-            state.content = staged.content;
-            if let Some(link) = &mut state.link {
-                link.copied = true;
-                link.covered += 1;
-            }
+            link.copied = true;
+            link.covered += 1;
         }
-        self.now_in_upper(object, rustix::io::fcntl_dupfd_cloexec(&staged.file, 0)?, true)
+        self.now_in_upper(object, &staged.finished, true);
+        Ok(())
     }
 
     /// Notes that a node has this file in the upper now.
-    fn now_in_upper(&self, object: &Object, file: OwnedFd, named: bool) -> Result<()> {
-        let identity = backing::identity(&backing::stat(file.as_fd())?);
-        let file = Arc::new(file);
+    fn now_in_upper(&self, object: &Object, finished: &Finished, named: bool) {
         if named {
-            self.handles.insert(object.ino, Arc::clone(&file));
+            self.handles.insert(object.ino, Arc::clone(&finished.file));
         }
+        object.set_capable(finished.capable);
         let mut state = object.state();
-        state.upper = Some(identity);
+        (state.upper, state.content) = (Some(finished.identity), finished.content);
         if !named {
-            state.pinned = Some(file);
+            state.pinned = Some(Arc::clone(&finished.file));
         }
-        Ok(())
     }
 }
 
@@ -354,8 +363,17 @@ const MUCH: u64 = 4 << 20;
 /// A finished copy in the staging folder.
 struct Staged {
     name: String,
-    file: OwnedFd,
+    finished: Finished,
+}
+
+/// A file with the attributes of a lower node.
+struct Finished {
+    /// Open as a path.
+    file: Arc<OwnedFd>,
+    identity: Identity,
     content: Content,
+    /// It may have file capabilities.
+    capable: bool,
 }
 
 /// Returns whether an object is in the upper with all that is wanted of it.

@@ -18,6 +18,7 @@ use super::intent::Intent;
 use super::object::{Data, Object, State};
 use crate::Result;
 use crate::backing::{self, RawStat};
+use crate::lower::Place;
 use crate::node::{Device, Ino, Kind, Stat, is_null_device};
 use crate::survive;
 use crate::upper::{LOOK, UpperLayer};
@@ -83,7 +84,7 @@ impl Tree {
         let maker = self.maker(upper, &parent, parent_fd, new, mode, umask, caller)?;
         let admission = self.admit(if matches!(new, New::Directory | New::Symlink(_)) { FIRST_BLOCK } else { 0 })?;
         let opaque = new == New::Directory && directory.lower.is_some();
-        let Made { file, data, raw } = if found.whiteout {
+        let Made { file, raw } = if found.whiteout {
             let (staged, made) = maker.stage(opaque)?;
             if new == New::Directory {
                 upper.exchange(&staged, parent_fd, name)?;
@@ -97,19 +98,25 @@ impl Tree {
             maker.make(parent_fd, name, opaque)?
         };
         let ino = self.number(backing::identity(&raw));
+        let open = new == New::File { open: true };
         let state = State {
             upper: Some(backing::identity(&raw)),
             opaque,
-            opens: u64::from(new == New::File { open: true }),
-            data: data.map(|fd| Data { file: Arc::new(fd), writable: true }),
+            opens: u64::from(open),
+            data: open.then(|| Data { file: Arc::clone(&file), writable: true }),
+            places: vec![Place { parent: dir, name: name.to_vec() }],
             ..State::default()
         };
         survive::step();
-        let object = self.objects.insert(Object::new(ino, new.kind(), false, state));
-        object.add_place(dir, name);
+        let object = Object::new(ino, new.kind(), false, state);
+        object.set_capable(false);
+        let object = self.objects.insert(object);
         self.account_new(&object, file.as_fd(), admission);
         self.account_directory(&parent);
-        self.handles.insert(ino, Arc::new(file));
+        if new.kind() != Kind::Regular {
+            // The file of a regular one can be written to. Nobody but who has it open is to have it.
+            self.handles.insert(ino, file);
+        }
         parent.list(name);
         self.count_one(ino, dir, name)?;
         let stat = self.object_stat_with(&object, Some(&raw)).inspect_err(|_| self.forget(ino, 1))?;
@@ -278,9 +285,8 @@ struct Maker<'a> {
 
 /// A new node.
 struct Made {
-    file: OwnedFd,
-    /// Its data, if it is a regular file that is to be open.
-    data: Option<OwnedFd>,
+    /// Open for reading and writing if it is a regular file.
+    file: Arc<OwnedFd>,
     /// Its attributes.
     raw: RawStat,
 }
@@ -338,11 +344,11 @@ impl Maker<'_> {
     /// Makes the node as `name` in `dir`, where the name is free. On failure nothing is left.
     fn make(&self, dir: BorrowedFd<'_>, name: &[u8], opaque: bool) -> Result<Made> {
         let mode = Mode::from_raw_mode(self.bits & 0o777);
-        let mut data = None;
+        let mut file = None;
         match self.new {
-            New::File { open } => {
+            New::File { .. } => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                data = Some(rustix::fs::openat(dir, name, flags, mode)?).filter(|_| open);
+                file = Some(rustix::fs::openat(dir, name, flags, mode)?);
             }
             New::Directory => rustix::fs::mkdirat(dir, name, mode)?,
             New::Symlink(target) => rustix::fs::symlinkat(target, dir, name)?,
@@ -351,22 +357,23 @@ impl Maker<'_> {
         }
         survive::step();
         let finish = || {
-            let file = rustix::fs::openat(dir, name, LOOK, Mode::empty())?;
+            let file = file.map_or_else(|| rustix::fs::openat(dir, name, LOOK, Mode::empty()), Ok)?;
             let raw = self.finish(file.as_fd(), opaque)?;
-            Ok((file, raw))
+            Ok(Made { file: Arc::new(file), raw })
         };
-        let (file, raw) = finish().inspect_err(|_: &Errno| {
+        finish().inspect_err(|_: &Errno| {
             let flags = if self.new == New::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             let _ = rustix::fs::unlinkat(dir, name, flags);
-        })?;
-        Ok(Made { file, data, raw })
+        })
     }
 
     /// Gives a new node what it is to have, and returns its attributes.
     fn finish(&self, file: BorrowedFd<'_>, opaque: bool) -> Result<RawStat> {
         let owners = self.upper.owners();
+        if opaque {
+            self.upper.set_opaque(file)?;
+        }
         let mut raw = owners.stat(file)?;
-        let mut changed = false;
         if raw.uid != self.uid || raw.gid != self.gid {
             owners.set_owner(file, Some(self.uid), Some(self.gid))?;
             raw = owners.stat(file)?;
@@ -377,13 +384,9 @@ impl Maker<'_> {
             let wanted = self.bits & 0o7000 | ordinary;
             if raw.mode & 0o7777 != wanted {
                 owners.set_permissions(file, crate::node::permission_bits(wanted))?;
-                changed = true;
+                raw = owners.stat(file)?;
             }
         }
-        if opaque {
-            self.upper.set_opaque(file)?;
-            changed = true;
-        }
-        if changed { owners.stat(file) } else { Ok(raw) }
+        Ok(raw)
     }
 }

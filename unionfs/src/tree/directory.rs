@@ -32,7 +32,7 @@ pub(super) struct Found {
     pub(super) ino: Ino,
     pub(super) kind: Kind,
     /// The file in the upper under this very name.
-    pub(super) upper: Option<(OwnedFd, RawStat)>,
+    pub(super) upper: Option<(Arc<OwnedFd>, RawStat)>,
     /// A directory through which a lower one shows, which then has the same number.
     pub(super) merged: bool,
     pub(super) opaque: bool,
@@ -112,6 +112,7 @@ impl Tree {
             };
             return Ok(Name { found, covered, whiteout: false });
         };
+        let fd = Arc::new(fd);
         if let Some(ino) = self.plain_file(dir.ino, name, &raw) {
             let found = Found { upper: Some((fd, raw)), ..Found::lower(ino, Kind::Regular) };
             return Ok(Name { found: Some(found), covered, whiteout: false });
@@ -189,7 +190,7 @@ impl Tree {
         let (object, _) = counted?;
         object.add_place(dir, name);
         if self.handles.get(object.ino).is_none() {
-            self.handles.insert(object.ino, Arc::new(rustix::io::fcntl_dupfd_cloexec(fd, 0)?));
+            self.handles.insert(object.ino, Arc::clone(fd));
         }
         Ok(Some(object))
     }
@@ -247,10 +248,11 @@ impl Tree {
         if object.ino == Ino::ROOT {
             return self.root_file.clone();
         }
-        if let Some(pinned) = &object.state().pinned {
-            return Some(Arc::clone(pinned));
-        }
-        self.handles.get(object.ino)
+        let open = {
+            let state = object.state();
+            state.pinned.as_ref().or(state.data.as_ref().map(|data| &data.file)).map(Arc::clone)
+        };
+        open.or_else(|| self.handles.get(object.ino))
     }
 
     /// Returns a name of the object under which its file lies in the upper.

@@ -142,7 +142,7 @@ impl Tree {
         let object = self.upper_object(ino).ok_or(Errno::BADF)?;
         let file = self.data_now(&object, true)?;
         if foreign {
-            self.drop_privileges(file.as_fd())?;
+            self.drop_privileges(&object, file.as_fd())?;
         }
         self.write_accounted(&object, &file, data, offset)
     }
@@ -276,7 +276,7 @@ impl Tree {
         if access.truncate {
             self.accounted(object, file.as_fd(), || rustix::fs::ftruncate(&*file, 0))?;
             if access.kill_privileges {
-                self.drop_privileges(file.as_fd())?;
+                self.drop_privileges(object, file.as_fd())?;
             }
         }
         Ok(())

@@ -365,14 +365,17 @@ impl Tree {
                 }
                 return Err(Errno::NOENT);
             };
-            let adopted = if self.upper.is_some() {
-                self.adopt(directory.ino, name, &found, Hold::Yes).map(|object| object.is_some())
-            } else {
-                Ok(false)
-            };
+            let adopted =
+                if self.upper.is_some() { self.adopt(directory.ino, name, &found, Hold::Yes) } else { Ok(None) };
             match adopted {
-                Ok(true) => return self.stat_of(found.ino).inspect_err(|_| self.forget(found.ino, 1)),
-                Ok(false) => return self.hold(found.ino, directory.ino, name),
+                Ok(Some(object)) => {
+                    let stat = match &found.upper {
+                        Some((_, raw)) => self.object_stat_with(&object, Some(raw)).map(|stat| self.to_shown(stat)),
+                        None => self.stat_of(found.ino),
+                    };
+                    return stat.inspect_err(|_| self.forget(found.ino, 1));
+                }
+                Ok(None) => return self.hold(found.ino, directory.ino, name),
                 // The kernel forgot it after it was found and before it was held.
                 Err(Errno::STALE) => {}
                 Err(error) => return Err(error),

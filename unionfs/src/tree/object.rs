@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::accounting::Account;
@@ -42,6 +42,8 @@ pub(super) struct Object {
     /// What is made in the directory inherits, once that was asked for. Set with `Tree::namespace` held for writing,
     /// forgotten with it held at all.
     heritage: Mutex<Option<Heritage>>,
+    /// May have file capabilities. False only of what had none when it came into the upper, until it is given some.
+    capable: AtomicBool,
     /// A name that is neither in the directory nor hidden there, and the state of all names when that was found.
     absent: Mutex<Option<(u64, Vec<u8>)>>,
     pub(super) account: Account,
@@ -162,6 +164,7 @@ impl Object {
             kept: OnceLock::new(),
             listing: Mutex::default(),
             heritage: Mutex::default(),
+            capable: AtomicBool::new(true),
             absent: Mutex::default(),
             account: Account::default(),
         }
@@ -176,6 +179,16 @@ impl Object {
     /// Returns what is made in the directory inherits, if that is known.
     pub(super) fn heritage(&self) -> MutexGuard<'_, Option<Heritage>> {
         self.heritage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether the file in the upper may have capabilities. They need not be asked for otherwise, nor taken away.
+    pub(super) fn is_capable(&self) -> bool {
+        self.capable.load(Ordering::Acquire)
+    }
+
+    /// Notes whether it may have them: when it comes into the upper, and before it is given some.
+    pub(super) fn set_capable(&self, capable: bool) {
+        self.capable.store(capable, Ordering::Release);
     }
 
     /// Returns the name that was last found to be absent.

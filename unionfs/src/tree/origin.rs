@@ -1,6 +1,7 @@
 //! Where in the lowers something in the upper came from: its number, its data, what shows through it.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -22,7 +23,7 @@ impl Tree {
     pub(super) fn found_directory(
         &self,
         dir: &Directory,
-        (fd, raw): (OwnedFd, RawStat),
+        (fd, raw): (Arc<OwnedFd>, RawStat),
         marks: &Marks,
         covered: Option<(Ino, Kind)>,
     ) -> Result<Found> {
@@ -59,7 +60,7 @@ impl Tree {
         &self,
         dir: &Directory,
         name: &[u8],
-        (fd, raw, kind): (OwnedFd, RawStat, Kind),
+        (fd, raw, kind): (Arc<OwnedFd>, RawStat, Kind),
         marks: &Marks,
         covered: Option<(Ino, Kind)>,
     ) -> Result<Found> {

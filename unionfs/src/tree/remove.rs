@@ -1,7 +1,7 @@
 //! Taking names away.
 
 use std::ops::ControlFlow;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::fs::AtFlags;
@@ -56,7 +56,17 @@ impl Tree {
             (false, true) => return Err(Errno::ISDIR),
             _ => {}
         }
-        let removed = self.prepare_removal(dir, name, found)?;
+        let removed = self.object_to_remove(dir, name, found)?;
+        // Where nothing can show through, the filesystem says whether a directory is empty, unless its names are known.
+        let unseen = directory
+            && found.upper.is_some()
+            && !found.merged
+            && looked.covered.is_none()
+            && removed.listing().is_none();
+        if directory && !unseen && !self.is_empty(&removed, found)? {
+            return Err(Errno::NOTEMPTY);
+        }
+        self.pin_if_last(&removed)?;
         if self.keep_a_name(upper, &removed, found, (dir, name), search) {
             return Ok(Removal::AfterSearch(removed.ino));
         }
@@ -73,7 +83,8 @@ impl Tree {
         if looked.covered.is_some() {
             upper.put_whiteout(parent_fd, name, replaced)?;
         } else if directory {
-            remove_directory(upper, parent_fd, name)?;
+            let shows_nothing = || if unseen { self.is_empty(&removed, found) } else { Ok(true) };
+            remove_directory(upper, parent_fd, name, shows_nothing).inspect_err(|_| self.unpin_named(&removed))?;
         } else {
             rustix::fs::unlinkat(parent_fd, name, AtFlags::empty())?;
         }
@@ -84,32 +95,36 @@ impl Tree {
         Ok(Removal::Done)
     }
 
-    /// Gets hold of what is about to lose a name, so that it can still be served. The caller holds `namespace` for
-    /// writing.
+    /// Gets hold of what is about to lose a name, so that it can still be served; fails if it is a directory that shows
+    /// names. The caller holds `namespace` for writing.
     pub(super) fn prepare_removal(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Arc<Object>> {
-        let object = match self.adopt(dir, name, found, Hold::No)? {
-            Some(object) => object,
-            None => match self.objects.get(found.ino) {
-                Some(object) => object,
-                None => {
-                    self.lower.lookup(dir, name)?;
-                    let state = State { merged: found.merged, ..State::default() };
-                    let object =
-                        self.objects.get_or_insert(found.ino, || Object::new(found.ino, found.kind, true, state));
-                    object.add_place(dir, name);
-                    object
-                }
-            },
-        };
+        let object = self.object_to_remove(dir, name, found)?;
         if found.kind == Kind::Directory && !self.is_empty(&object, found)? {
             return Err(Errno::NOTEMPTY);
         }
+        self.pin_if_last(&object)?;
+        Ok(object)
+    }
+
+    fn object_to_remove(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Arc<Object>> {
+        if let Some(object) = self.adopt(dir, name, found, Hold::No)?.or_else(|| self.objects.get(found.ino)) {
+            return Ok(object);
+        }
+        self.lower.lookup(dir, name)?;
+        let state = State { merged: found.merged, ..State::default() };
+        let object = self.objects.get_or_insert(found.ino, || Object::new(found.ino, found.kind, true, state));
+        object.add_place(dir, name);
+        Ok(object)
+    }
+
+    /// Keeps the file of what has one name at most, so that it can be served without.
+    fn pin_if_last(&self, object: &Object) -> Result<()> {
         let last = object.state().places.len() <= 1;
         if last && object.is_in_upper() {
-            let file = self.upper_file(&object)?;
+            let file = self.upper_file(object)?;
             object.state().pinned = Some(file);
         }
-        Ok(object)
+        Ok(())
     }
 
     /// Notes that a name is gone, under which the upper had a file unless it was `only_in_lower`.
@@ -186,10 +201,18 @@ enum Removal {
     AfterSearch(Ino),
 }
 
-/// Removes a directory of the upper that shows no names but may hold whiteouts.
-pub(super) fn remove_directory(upper: &UpperLayer, parent: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+/// Removes a directory of the upper that may hold whiteouts. What else may be in it is asked only if there is something.
+fn remove_directory(
+    upper: &UpperLayer,
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    shows_nothing: impl FnOnce() -> Result<bool>,
+) -> Result<()> {
     match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
         Err(Errno::NOTEMPTY | Errno::EXIST) => {
+            if !shows_nothing()? {
+                return Err(Errno::NOTEMPTY);
+            }
             let staged = upper.staging_name();
             rustix::fs::renameat(parent, name, upper.staging(), &staged)?;
             upper.discard_directory(&staged)

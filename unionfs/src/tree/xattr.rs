@@ -33,6 +33,7 @@ impl Tree {
         let stored = marks::escaped(name);
         let _names = self.read_names();
         let value = match self.upper_object(ino) {
+            Some(object) if name == capability::NAME && !object.is_capable() => None,
             Some(object) => self.upper_xattr(self.upper_file(&object)?.as_fd(), &stored)?,
             None => {
                 let mut found = None;
@@ -110,6 +111,9 @@ impl Tree {
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
         *object.heritage() = None;
+        if name == capability::NAME {
+            object.set_capable(true);
+        }
         let mut flags = flags;
         if flags.contains(XattrFlags::CREATE) && backing::xattr(file.as_fd(), &stored)?.is_none() {
             Intent::AddXattr.note();

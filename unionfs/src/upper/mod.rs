@@ -7,7 +7,7 @@ mod links;
 mod owners;
 
 pub(crate) use links::{Link, Links};
-pub(crate) use owners::Owners;
+pub(crate) use owners::{Given, Owners};
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -38,6 +38,8 @@ pub(crate) struct UpperLayer {
     links: Links,
     marks: Namespace,
     owners: Owners,
+    /// User and group of the files that this process makes.
+    server: (u32, u32),
     /// Names that would be whiteouts in archives are neither seen nor made.
     by_name: bool,
     device: u64,
@@ -134,6 +136,7 @@ impl UpperLayer {
             links,
             marks,
             owners,
+            server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             by_name,
             device,
             next_name: AtomicU64::new(1),
@@ -187,7 +190,7 @@ impl UpperLayer {
 
     /// Returns user and group of the files that this process makes.
     pub(crate) fn server(&self) -> (u32, u32) {
-        (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+        self.server
     }
 
     /// Returns how owners, permissions and types are kept.

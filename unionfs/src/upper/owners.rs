@@ -18,6 +18,16 @@ pub(crate) struct Owners {
     lenient: bool,
 }
 
+/// How a file was given to another owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// By the filesystem, which takes away with that what lets it run as somebody else: set-user-id, set-group-id and
+    /// capabilities of anything but a directory (`chown_common` in Linux).
+    ByFilesystem,
+    /// It only looks so.
+    InName,
+}
+
 impl Owners {
     pub(crate) fn new(kept_beside: Override, lenient: bool) -> Owners {
         Owners { kept_beside, lenient }
@@ -36,16 +46,18 @@ impl Owners {
     }
 
     /// Changes owner and group.
-    pub(crate) fn set_owner(&self, file: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    pub(crate) fn set_owner(&self, file: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<Given> {
         if self.kept_beside.is_active() {
-            return self.change(file, |shown| {
-                shown.uid = uid.unwrap_or(shown.uid);
-                shown.gid = gid.unwrap_or(shown.gid);
-            });
+            return self
+                .change(file, |shown| {
+                    shown.uid = uid.unwrap_or(shown.uid);
+                    shown.gid = gid.unwrap_or(shown.gid);
+                })
+                .map(|()| Given::InName);
         }
         match backing::set_owner(file, uid, gid) {
-            Err(Errno::PERM | Errno::INVAL) if self.lenient => Ok(()),
-            result => result,
+            Err(Errno::PERM | Errno::INVAL) if self.lenient => Ok(Given::InName),
+            result => result.map(|()| Given::ByFilesystem),
         }
     }
 
