@@ -9,7 +9,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
-use strata_sys::clone::{CLONE_PARENT, CLONE_WITHOUT_NAMESPACES};
+use strata_sys::clone::{Announcement, CLONE_FOR_PARENT};
 use strata_sys::pidfd::wait_for_end;
 
 use crate::cgroup::CgroupName;
@@ -116,15 +116,17 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
         landlock,
         seccomp,
         birth,
+        successor: Announcement::new().map_err(|error| failed("share memory with the process", error))?,
     };
     let begin = Begin { plan: &plan, other_end: parent_end.as_fd() };
     let (pid, pidfd) =
         clone_child(&begin, joins_pids && birth == Birth::First).map_err(|source| SpawnError::Clone { source })?;
-    let JoinPlan { parent, process, cgroups, .. } = plan;
+    let JoinPlan { parent, process, cgroups, successor, .. } = plan;
     // The child has its own copy; ours would hide its death from us.
     drop(parent);
-    let mut starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
-    let told = Told { rootfs: None, process: &process, cgroups: &cgroups, notify: notify.as_ref() };
+    let mut starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end, successor: Some(successor) };
+    let full = exec.init.cgroup();
+    let told = Told { rootfs: None, process: &process, cgroups: &cgroups, notify: notify.as_ref(), full };
     let released = starting.score_and_release(&process);
     let console = starting.after_help(told, released, None)?;
     Ok(Running {
@@ -199,10 +201,9 @@ fn birth(
     }
     let Some(profile) = profile_of(spec, wanted)? else { return Ok(Birth::BehindWalls) };
     let bounding = process.capabilities.bounding;
-    let calls = ["setsid", "sendmsg", "close", "exit_group", "write"].into_iter().chain(terminal.then_some("ioctl"));
-    let mut calls = calls.into_iter();
-    let lets_through = profile.allows_clone(CLONE_PARENT | CLONE_WITHOUT_NAMESPACES, bounding)
-        && calls.all(|name| profile.always_allows(name, bounding));
+    let mut calls = ["setsid", "exit_group", "read", "write"].into_iter().chain(terminal.then_some("ioctl"));
+    let lets_through =
+        profile.allows_clone(CLONE_FOR_PARENT, bounding) && calls.all(|name| profile.always_allows(name, bounding));
     Ok(match (lets_through, process.no_new_privileges) {
         (true, _) => Birth::BehindWalls,
         (false, true) => Birth::BeforeWalls,

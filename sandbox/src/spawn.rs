@@ -9,9 +9,9 @@ use std::sync::{Mutex, OnceLock};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use strata_sys::clone::{CLONE_PARENT, Cloned, clone3, unshare};
+use strata_sys::clone::{Announcement, CLONE_PARENT, Cloned, Side, clone_for_parent, clone3, unshare};
 
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::systemd::Scope;
@@ -131,9 +131,14 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
         .map_err(|source| SpawnError::Clone { source })?;
     // The child has its own copies; ours would hide its death, and that it does not wait any more.
     drop((plan.parent, plan.gate));
-    let mut starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end };
-    let told =
-        Told { rootfs: Some(&plan.rootfs), process: &plan.process, cgroups: &plan.cgroups, notify: notify.as_ref() };
+    let mut starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end, successor: None };
+    let told = Told {
+        rootfs: Some(&plan.rootfs),
+        process: &plan.process,
+        cgroups: &plan.cgroups,
+        notify: notify.as_ref(),
+        full: None,
+    };
     if let Some(stages) = stages.as_deref_mut() {
         stages.cloned(pid)?;
     }
@@ -179,6 +184,8 @@ pub(crate) struct Told<'a> {
     pub(crate) cgroups: &'a [Door],
     /// Who answers for the filter.
     pub(crate) notify: Option<&'a Destination<'a>>,
+    /// The cgroup that may have no room for one more process.
+    pub(crate) full: Option<&'a Cgroup>,
 }
 
 impl Told<'_> {
@@ -193,6 +200,8 @@ pub(crate) struct Starting {
     pub(crate) pid: u32,
     pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) socket: OwnedFd,
+    /// Where the process is noted that the child makes in its place, if it is to.
+    pub(crate) successor: Option<Announcement>,
 }
 
 impl Starting {
@@ -253,6 +262,8 @@ impl Starting {
         let mut console = None;
         let mut executing = false;
         let mut hook_output = String::new();
+        // Put back when the process is its program, or is none.
+        let mut room = None;
         loop {
             let report = receive(self.socket.as_fd())
                 .map_err(|errno| SpawnError::Parent { what: "listen to the child", source: errno.into() })?;
@@ -278,35 +289,44 @@ impl Starting {
                         destination.deliver(listener, self.pid)?;
                     }
                 }
-                Some(Report::Child { pid, pidfd }) => self.succeed(pid, pidfd),
-                // Only said by one that is started, which this is not.
-                Some(Report::HookText(_)) => {}
+                Some(Report::Full) => {
+                    // Once: it may be somebody in the container who says so, who has taken the process over.
+                    if let (None, Some(full)) = (&room, plan.full) {
+                        let fail = |source| SpawnError::Parent { what: "make room for the process", source };
+                        room = Some(full.make_room().map_err(fail)?);
+                    }
+                    self.release()?;
+                }
+                // Only said by one that is started, or to one that joins a user namespace.
+                Some(Report::HookText(_) | Report::Child { .. }) => {}
                 Some(Report::Failed(failure)) => {
-                    self.take_up_successor();
+                    // To the end, for who has failed may have been quicker than its maker.
+                    while let Ok(Some(_)) = receive(self.socket.as_fd()) {}
+                    self.take_up_successor()?;
                     return Err(describe::failure(plan, failure, hook_output));
                 }
-                None if executing => return Ok(console),
-                None => return Err(SpawnError::Died { status: self.reap()? }),
+                None => {
+                    self.take_up_successor()?;
+                    return if executing { Ok(console) } else { Err(SpawnError::Died { status: self.reap()? }) };
+                }
             }
         }
     }
 
-    /// Reads on to the end, for who has failed may have been quicker than who made it for us: nobody else would reap it, and a
-    /// dead process that nobody reaps keeps the pid namespace of its container alive. Both are about to exit.
-    fn take_up_successor(&mut self) {
-        while let Ok(Some(report)) = receive(self.socket.as_fd()) {
-            if let Report::Child { pid, pidfd } = report {
-                self.succeed(pid, pidfd);
-            }
-        }
-    }
-
-    /// Goes on with the process that the one listened to has made in its place. That one ends.
-    fn succeed(&mut self, pid: u32, pidfd: OwnedFd) {
+    /// Goes on with the process that the one listened to has made in its place, and with which it has ended, or was killed. It is
+    /// ours: nobody else would reap it, and a dead process that nobody reaps keeps the pid namespace of its container alive.
+    fn take_up_successor(&mut self) -> Result<(), SpawnError> {
+        let Some(pid) = self.successor.take().and_then(|successor| successor.pid()) else { return Ok(()) };
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH);
+        // Our child, not reaped: the number is its own.
+        let pidfd = number
+            .and_then(|number| pidfd_open(number, PidfdFlags::empty()))
+            .map_err(|errno| SpawnError::Parent { what: "hold the process", source: errno.into() })?;
         self.pid = pid;
         if let Some(first) = self.pidfd.replace(pidfd) {
             while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(first.as_fd()), WaitIdOptions::EXITED) {}
         }
+        Ok(())
     }
 
     fn write_id_maps(&self, spec: &Spec) -> Result<(), SpawnError> {
@@ -518,6 +538,20 @@ pub(crate) fn clone_process<T>(
     match unsafe { clone3(flags, cgroup) }? {
         Cloned::Parent { pid, pidfd } => Ok((pid, pidfd)),
         Cloned::Child => child(context),
+    }
+}
+
+/// Makes a process for the caller's parent, which learns of it by `announcement`, and has it run `child` on its copy of `context` and
+/// nothing else.
+///
+/// # Preconditions
+/// As for [`clone_process`].
+#[expect(unsafe_code, reason = "as above, for a process that has no use for the new one")]
+pub(crate) fn clone_successor<T>(announcement: &Announcement, context: &T, child: fn(&T) -> !) -> io::Result<()> {
+    // SAFETY: as above.
+    match unsafe { clone_for_parent(announcement) }? {
+        Side::Maker => Ok(()),
+        Side::Made => child(context),
     }
 }
 

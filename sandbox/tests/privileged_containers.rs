@@ -4,6 +4,7 @@
 
 mod attacks;
 mod fields;
+mod moments;
 mod support;
 mod systemd;
 mod walls;
@@ -26,6 +27,9 @@ use strata_sandbox::{Access, Landlock, Launch, Root, Sandbox, Seccomp, SpawnErro
 use support::{Container, rootfs};
 
 fn main() {
+    if let Some(bundle) = std::env::var_os(moments::KILLED) {
+        moments::create_and_die(Path::new(&bundle));
+    }
     let mut arguments = Arguments::from_args();
     // One of them counts descriptors.
     arguments.test_threads = Some(1);
@@ -101,7 +105,9 @@ fn main() {
         trial("descriptors_of_the_host_do_not_come_along", descriptors_of_the_host_do_not_come_along, &no_python),
         trial("landlock_holds_where_the_mounts_would_not", landlock_holds_where_the_mounts_would_not, &landlock),
     ];
-    for (name, test, missing) in [walls::cases(), attacks::cases(), fields::cases(), systemd::cases()].concat() {
+    for (name, test, missing) in
+        [walls::cases(), attacks::cases(), fields::cases(), moments::cases(), systemd::cases()].concat()
+    {
         trials.push(trial(name, test, &missing));
     }
     libtest_mimic::run(&arguments, trials).exit();

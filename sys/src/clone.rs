@@ -1,7 +1,10 @@
-//! `clone3`: a child in new namespaces, with a pidfd, born in its cgroup.
+//! `clone3`: a child in new namespaces, with a pidfd, born in its cgroup; and `clone`: a child of the caller's parent.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use crate::shared::SharedWords;
 
 /// Which side of the call this is.
 #[derive(Debug)]
@@ -20,8 +23,7 @@ pub enum Cloned {
 /// Makes a copy of the calling process in the new namespaces of `namespaces` (`CLONE_NEW*` bits).
 ///
 /// With [`CLONE_PARENT`], the child is one of the caller's parent. With `cgroup`, a cgroup v2 directory, it is born inside it.
-/// Signal handlers are reset in the child. Below a filter that hides `clone3`, as that of Docker does, a child that needs
-/// nothing of it is made by `clone`, and keeps them.
+/// Signal handlers are reset in the child.
 ///
 /// # Errors
 /// The errno of `clone3`; `ENOSYS` on kernels before 5.7.
@@ -48,14 +50,6 @@ pub unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     // SAFETY: `arguments` is a valid `struct clone_args` of the size passed, `pidfd` outlives the call, no stack is
     // given so that the child goes on with a copy of this one (no CLONE_VM). The caller keeps to the rules above.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) };
-    let hidden = pid < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS);
-    let pid = if hidden && namespaces & !CLONE_PARENT == 0 && cgroup.is_none() {
-        let flags = namespaces | CLONE_WITHOUT_NAMESPACES;
-        // SAFETY: as above; the descriptor's place is the third argument on every architecture.
-        unsafe { libc::syscall(libc::SYS_clone, flags, std::ptr::null::<u8>(), &raw mut pidfd, 0, 0) }
-    } else {
-        pid
-    };
     match pid {
         0 => Ok(Cloned::Child),
         pid if pid > 0 => Ok(Cloned::Parent {
@@ -67,8 +61,61 @@ pub unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     }
 }
 
-/// The flags with which `clone` makes a child below a filter that hides `clone3`.
-pub const CLONE_WITHOUT_NAMESPACES: u64 = CLONE_PIDFD | libc::SIGCHLD.unsigned_abs() as u64;
+/// Where the kernel notes the number of a process that is made for somebody else: in memory of whoever makes it and of those it is
+/// made for.
+///
+/// The number is there as soon as the process is, and before it runs, whatever becomes of its maker.
+#[derive(Debug)]
+pub struct Announcement(SharedWords);
+
+impl Announcement {
+    /// Makes room for one number. It is shared with processes that are forked afterwards.
+    ///
+    /// # Errors
+    /// The errno of `mmap`.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(SharedWords::new(1)?))
+    }
+
+    /// Returns the number of the process in its maker's pid namespace, once there is one.
+    pub fn pid(&self) -> Option<u32> {
+        let [low, high, other, one, ..] = self.0[0].load(Ordering::Acquire).to_ne_bytes();
+        Some(u32::from_ne_bytes([low, high, other, one])).filter(|pid| *pid != 0)
+    }
+}
+
+/// Which side of [`clone_for_parent`] this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The caller, whose sibling the new process is.
+    Maker,
+    /// The new process.
+    Made,
+}
+
+/// Makes a copy of the calling process that is a child of its parent. It keeps the caller's signal handlers.
+///
+/// By `clone`, since filters hide `clone3`, whose flags they cannot see.
+///
+/// # Errors
+/// The errno of `clone`.
+///
+/// # Safety
+/// As for [`clone3`].
+pub unsafe fn clone_for_parent(announcement: &Announcement) -> io::Result<Side> {
+    let place = announcement.0.as_ptr().cast::<libc::pid_t>();
+    // SAFETY: the place is that of a whole word of a mapping that outlives the call; no stack is given, so the child goes on with a
+    // copy of this one. The caller keeps to the rules. The place is the third argument on every architecture.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, CLONE_FOR_PARENT, std::ptr::null::<u8>(), place, 0, 0) };
+    match pid {
+        0 => Ok(Side::Made),
+        pid if pid > 0 => Ok(Side::Maker),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The flags of [`clone_for_parent`], for filters.
+pub const CLONE_FOR_PARENT: u64 = CLONE_PARENT | CLONE_PARENT_SETTID | libc::SIGCHLD.unsigned_abs() as u64;
 
 /// Makes a child one of the caller's parent.
 pub const CLONE_PARENT: u64 = 0x8000;
@@ -105,7 +152,40 @@ struct CloneArguments {
 }
 
 const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_PARENT_SETTID: u64 = 0x10_0000;
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Mount, cgroup, UTS, IPC, user, pid, network and time namespaces, and `CLONE_FS`.
 const UNSHAREABLE: u64 = 0x7e02_0000 | 0x80 | 0x200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever makes it is killed right afterwards.
+    #[test]
+    fn a_process_for_the_parent_is_known_whatever_becomes_of_its_maker() {
+        let announcement = Announcement::new().unwrap();
+        assert_eq!(announcement.pid(), None);
+        // SAFETY: both children make system calls alone.
+        let maker = match unsafe { clone3(0, None) }.unwrap() {
+            Cloned::Parent { pid, .. } => pid,
+            // SAFETY: as above.
+            Cloned::Child => unsafe {
+                match clone_for_parent(&announcement) {
+                    Ok(Side::Made) => libc::_exit(7),
+                    _ => libc::kill(libc::getpid(), libc::SIGKILL),
+                };
+                libc::_exit(1)
+            },
+        };
+        let wait = |pid: u32| {
+            let mut status = 0;
+            // SAFETY: writes one number.
+            assert_eq!(unsafe { libc::waitpid(pid.cast_signed(), &raw mut status, 0) }, pid.cast_signed());
+            status
+        };
+        assert!(libc::WIFSIGNALED(wait(maker)));
+        assert_eq!(libc::WEXITSTATUS(wait(announcement.pid().unwrap())), 7);
+    }
+}

@@ -1,6 +1,7 @@
 //! Docker's form: one JSON object per line, with `log`, `stream` and `time`.
 
 use serde::{Deserialize, Serialize};
+use strata_imagestore::Timestamp;
 
 use super::{LogRecord, LogStream};
 
@@ -13,12 +14,12 @@ struct Line<'a> {
 }
 
 /// Appends a record to `out`. Bytes that are no text are replaced, as Docker does.
-pub(super) fn encode(record: &LogRecord, out: &mut Vec<u8>) {
-    let stream = match record.stream {
+pub(super) fn encode(stream: LogStream, at: Timestamp, text: &[u8], out: &mut Vec<u8>) {
+    let stream = match stream {
         LogStream::Output => "stdout",
         LogStream::Error => "stderr",
     };
-    let line = Line { log: String::from_utf8_lossy(&record.text), stream: stream.into(), time: record.at.to_string() };
+    let line = Line { log: String::from_utf8_lossy(text), stream: stream.into(), time: at.to_string() };
     serde_json::to_writer(&mut *out, &line).expect("strings, written to memory");
     out.push(b'\n');
 }
@@ -39,14 +40,13 @@ pub(super) fn length(bytes: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use strata_imagestore::Timestamp;
 
     #[test]
     fn lines_are_docker_s() {
         let at = Timestamp { seconds: 1_700_000_000, nanoseconds: 120_000_000 };
         let record = LogRecord { stream: LogStream::Output, at, text: b"say \"hi\"\n".to_vec() };
         let mut bytes = Vec::new();
-        encode(&record, &mut bytes);
+        encode(record.stream, record.at, &record.text, &mut bytes);
         let expected = r#"{"log":"say \"hi\"\n","stream":"stdout","time":"2023-11-14T22:13:20.12Z"}"#;
         assert_eq!(String::from_utf8(bytes.clone()).unwrap(), format!("{expected}\n"));
         assert_eq!(decode(&bytes), Some((record, bytes.len())));

@@ -14,18 +14,18 @@ pub(super) const MAGIC: &[u8; 8] = b"strlog1\n";
 const HEADER: usize = 24;
 
 /// Appends a record to `out`.
-pub(super) fn encode(record: &LogRecord, out: &mut Vec<u8>) {
-    let length = u32::try_from(record.text.len()).expect("records are short");
-    let stream = match record.stream {
+pub(super) fn encode(stream: LogStream, at: Timestamp, text: &[u8], out: &mut Vec<u8>) {
+    let length = u32::try_from(text.len()).expect("records are short");
+    let stream = match stream {
         LogStream::Output => 1,
         LogStream::Error => 2,
     };
     out.extend(length.to_le_bytes());
     out.extend([stream, 0, 0, 0]);
-    out.extend(record.at.seconds.to_le_bytes());
-    out.extend(record.at.nanoseconds.to_le_bytes());
+    out.extend(at.seconds.to_le_bytes());
+    out.extend(at.nanoseconds.to_le_bytes());
     out.extend(check(length, stream).to_le_bytes());
-    out.extend(&record.text);
+    out.extend(text);
 }
 
 /// Reads the record at the beginning of `bytes` and how long it is; `None` when it is not whole, or is none.
@@ -68,7 +68,7 @@ mod tests {
         let at = Timestamp { seconds: 1_700_000_000, nanoseconds: 5 };
         let record = LogRecord { stream: LogStream::Error, at, text: b"a line\n".to_vec() };
         let mut bytes = Vec::new();
-        encode(&record, &mut bytes);
+        encode(record.stream, record.at, &record.text, &mut bytes);
         assert_eq!(decode(&bytes), Some((record, bytes.len())));
         for length in 0..bytes.len() {
             assert_eq!(decode(&bytes[..length]), None, "{length}");

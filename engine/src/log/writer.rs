@@ -5,9 +5,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use memchr::memchr;
 use strata_imagestore::Timestamp;
 
-use super::{LogRecord, LogStream, MAX_RECORD, json, local, rotated};
+use super::{LogStream, MAX_RECORD, json, local, rotated};
 use crate::container::{Container, LogConfig, LogDriver};
 
 /// The log of a container whose process runs.
@@ -43,20 +44,24 @@ impl LogWriter {
     }
 
     /// Takes what was written to `stream`: whole lines go to the file, the rest waits for its end.
-    pub(crate) fn write(&mut self, stream: LogStream, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&mut self, stream: LogStream, mut bytes: &[u8]) -> io::Result<()> {
         let now = Timestamp::now();
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let mut piece = piece;
-            while !piece.is_empty() {
-                let pending = &mut self.pending[stream as usize];
-                pending.since.get_or_insert(now);
-                let room = MAX_RECORD - pending.text.len();
-                let (taken, rest) = piece.split_at(room.min(piece.len()));
-                pending.text.extend(taken);
-                if pending.text.ends_with(b"\n") || pending.text.len() == MAX_RECORD {
-                    self.end_record(stream)?;
-                }
-                piece = rest;
+        while !bytes.is_empty() {
+            let pending = &mut self.pending[stream as usize];
+            let room = MAX_RECORD - pending.text.len();
+            let reach = &bytes[..room.min(bytes.len())];
+            let end = memchr(b'\n', reach).map_or(reach.len(), |position| position + 1);
+            let (taken, rest) = bytes.split_at(end);
+            bytes = rest;
+            let is_whole = taken.ends_with(b"\n") || taken.len() == room;
+            if is_whole && pending.text.is_empty() {
+                self.add(stream, now, taken)?;
+                continue;
+            }
+            pending.since.get_or_insert(now);
+            pending.text.extend(taken);
+            if is_whole {
+                self.end_record(stream)?;
             }
         }
         self.flush()
@@ -73,11 +78,15 @@ impl LogWriter {
         let Pending { text, since: Some(at) } = std::mem::take(&mut self.pending[stream as usize]) else {
             return Ok(());
         };
-        let record = LogRecord { stream, at, text };
+        self.add(stream, at, &text)
+    }
+
+    /// Puts a record into the buffer; one that has no room in the file any more begins the next one.
+    fn add(&mut self, stream: LogStream, at: Timestamp, text: &[u8]) -> io::Result<()> {
         let before = self.buffer.len();
         match self.config.driver {
-            LogDriver::JsonFile => json::encode(&record, &mut self.buffer),
-            LogDriver::Local | LogDriver::None => local::encode(&record, &mut self.buffer),
+            LogDriver::JsonFile => json::encode(stream, at, text, &mut self.buffer),
+            LogDriver::Local | LogDriver::None => local::encode(stream, at, text, &mut self.buffer),
         }
         if self.size + self.buffer.len() as u64 > self.config.size_limit() && self.size + before as u64 > 0 {
             let record = self.buffer.split_off(before);
@@ -95,9 +104,12 @@ impl LogWriter {
         }
         let written = self.file.write_all(&self.buffer);
         self.size += self.buffer.len() as u64;
+        // What a burst took is kept for the rest of it.
+        let is_burst = self.buffer.len() > MAX_RECORD;
         self.buffer.clear();
-        // Bursts are not kept in memory.
-        self.buffer.shrink_to(MAX_RECORD);
+        if !is_burst {
+            self.buffer.shrink_to(MAX_RECORD);
+        }
         written
     }
 
@@ -152,6 +164,7 @@ fn end_of_lines(file: &File, length: u64) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LogRecord;
     use super::super::reader::{LogOptions, LogReader};
     use super::*;
 

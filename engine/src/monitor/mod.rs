@@ -17,6 +17,7 @@
 //! If the command is gone before the task arrives, the monitor ends, and the record is that of a start that came to
 //! nothing. If the monitor is killed, so is the container, by the kernel; the next command writes that down.
 
+mod allowance;
 mod client;
 mod connection;
 mod execution;

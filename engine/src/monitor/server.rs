@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use strata_imagestore::Timestamp;
 use strata_sandbox::audit::Audit;
 
+use super::allowance::{Allowance, cpu_time};
 use super::connection::{Connection, Role};
 use super::frame::{Frame, Kind};
 use super::protocol::{Refusal, Reply, Request, Task};
@@ -76,6 +77,7 @@ pub fn watch() -> Result<(), MonitorError> {
         restarts_at_once: false,
         kill_at: None,
         restart: None,
+        allowance: Allowance::new(),
         buffer: vec![0; 64 << 10],
     };
     match server.start(spare, size) {
@@ -112,6 +114,8 @@ pub(super) struct Server {
     /// When a process that was asked to end is killed.
     pub(super) kill_at: Option<Instant>,
     pub(super) restart: Option<Restart>,
+    /// For output that nobody watches.
+    allowance: Allowance,
     buffer: Vec<u8>,
 }
 
@@ -278,10 +282,14 @@ impl Server {
         for member in &self.others {
             add(member.running().pidfd(), PollFlags::IN, Ready::OtherEnded(member.key));
         }
+        let rest = self.allowance.wait_until().filter(|until| *until > Instant::now());
+        let mut rests = false;
         for member in self.members() {
             let key = member.key;
+            let lies = rest.is_some() && !self.is_watched(key);
+            rests |= lies;
             // Whoever watches must keep up: output is never thrown away.
-            if !self.connections.iter().any(|connection| connection.is_full() && carries(connection, key)) {
+            if !lies && !self.connections.iter().any(|connection| connection.is_full() && carries(connection, key)) {
                 for (stream, fd) in member.outputs() {
                     add(fd, PollFlags::IN, Ready::Output(key, stream));
                 }
@@ -302,7 +310,7 @@ impl Server {
                 add(connection.fd(), PollFlags::OUT, Ready::ConnectionOut(number));
             }
         }
-        let deadlines = [self.kill_at, self.restart.map(|restart| restart.at)];
+        let deadlines = [self.kill_at, self.restart.map(|restart| restart.at), rest.filter(|_| rests)];
         match poll(&mut fds, timeout_until(deadlines.into_iter().flatten().min()).as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Vec::new()),
@@ -310,6 +318,10 @@ impl Server {
         }
         let ready = fds.iter().zip(tags).filter(|(fd, _)| !fd.revents().is_empty()).map(|(_, tag)| tag);
         Ok(ready.collect())
+    }
+
+    fn is_watched(&self, key: u32) -> bool {
+        self.connections.iter().any(|connection| carries(connection, key))
     }
 
     fn members(&self) -> impl Iterator<Item = &Member> {
@@ -324,7 +336,12 @@ impl Server {
     fn handle(&mut self, ready: Ready) -> Result<(), MonitorError> {
         match ready {
             Ready::Listener => self.accept(),
-            Ready::Output(key, stream) => self.read_output(key, stream),
+            Ready::Output(key, stream) if self.is_watched(key) => self.read_output(key, stream),
+            Ready::Output(key, stream) => {
+                let before = cpu_time();
+                self.read_output(key, stream);
+                self.allowance.charge(Instant::now(), cpu_time().saturating_sub(before));
+            }
             Ready::InputRoom(key) => {
                 if let Some(member) = self.member(key) {
                     member.flush_input();
@@ -520,7 +537,7 @@ impl Server {
         if let Some(mut log) = log {
             // A full disk costs the log lines, not the container. Findings that nobody is here to be told of are kept there.
             if let Some(findings) = &findings
-                && !self.connections.iter().any(|connection| carries(connection, key))
+                && !self.is_watched(key)
             {
                 let _ = log.write(LogStream::Error, findings.as_bytes());
             }

@@ -10,6 +10,7 @@ mod group;
 mod hierarchies;
 mod limits;
 mod manager;
+mod room;
 mod settings;
 pub mod systemd;
 mod usage;

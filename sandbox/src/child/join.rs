@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, ThreadNameSpaceType};
-use strata_sys::clone::CLONE_PARENT;
+use strata_sys::clone::Announcement;
 use strata_sys::process;
 
-use super::report::{At, Failure, Step, receive_go, send_child};
+use super::report::{At, Failure, Step, receive_go, write_full};
 use super::{
     Never, Walls, attach_stdio, become_program, become_user, confine, console, execute, give_up, identity, put_up,
     rootfs, say_executing, take_limits, take_terminal, tuning,
@@ -20,7 +20,7 @@ use crate::landlock::LandlockPlan;
 use crate::plan::process::ProcessPlan;
 use crate::plan::tuning::Affinity;
 use crate::plan::{ConsolePlan, SeccompPlan, StdioPlan};
-use crate::spawn::clone_process;
+use crate::spawn::clone_successor;
 
 /// Everything the child does, worked out before it exists.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub(crate) struct JoinPlan {
     pub(crate) seccomp: Option<SeccompPlan>,
     /// Whether the program's process is made last, by one that the container does not see.
     pub(crate) birth: Birth,
+    /// Where that process is noted.
+    pub(crate) successor: Announcement,
 }
 
 /// When the process that the container sees is made.
@@ -130,15 +132,25 @@ fn make_confined(plan: &JoinPlan, walls: Walls<'_>) -> Result<Never, Failure> {
         }
     };
     let ruleset = ruleset.as_ref().map(AsFd::as_fd);
-    let (pid, pidfd) =
-        clone_process(CLONE_PARENT, None, &(plan, walls, ruleset), |(plan, walls, ruleset)| {
+    let make = || {
+        clone_successor(&plan.successor, &(plan, walls, ruleset), |(plan, walls, ruleset)| {
             match finish(plan, *walls, *ruleset) {
                 Ok(never) => match never {},
                 Err(failure) => give_up(plan.parent.as_fd(), failure),
             }
         })
-        .at(Step::Join, 1)?;
-    send_child(parent, pid, pidfd.as_fd()).at(Step::Parent, 9)?;
+    };
+    // The parent finds it, whatever becomes of us.
+    match make() {
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+            // The container is full, by us at the latest. Whoever may make room does.
+            write_full(parent).at(Step::Parent, 9)?;
+            receive_go(parent).at(Step::Parent, 9)?;
+            make()
+        }
+        made => made,
+    }
+    .at(Step::Join, 1)?;
     process::exit_now(0)
 }
 
