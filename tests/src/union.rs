@@ -63,6 +63,11 @@ impl Union {
         self
     }
 
+    /// The mount options that were added.
+    pub fn options(&self) -> &str {
+        self.options.as_deref().unwrap_or_default()
+    }
+
     /// Where everything lies.
     pub fn folder(&self) -> &Path {
         self.strata.folder()

@@ -14,6 +14,8 @@ use strata_tests::tier::{Need, Suite};
 use strata_tests::tree::{DirectoryLinks, Listing};
 use strata_tests::union::{Server, Union};
 
+use super::{RING, mount};
+
 pub(crate) fn register(suite: &mut Suite) {
     let needs = [Need::Fuse, Need::Program("python3")];
     suite.add("coherence::privileged_small_files", &needs, || ours("text", "passthrough=auto", &[]));
@@ -23,6 +25,10 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("coherence::privileged_programs_without_passthrough", &needs, || ours("elf", "passthrough=off", &[]));
     suite
         .add("coherence::privileged_large_files_without_passthrough", &needs, || ours("large", "passthrough=off", &[]));
+    let needs = [Need::Fuse, Need::Program("python3"), Need::Uring];
+    suite.add("coherence::privileged_small_files_over_io_uring", &needs, || ours("text", RING, &[]));
+    suite.add("coherence::privileged_programs_over_io_uring", &needs, || ours("elf", RING, SPLIT));
+    suite.add("coherence::privileged_databases_over_io_uring", &needs, || ours("database", RING, &[]));
     let needs = [Need::Server(Server::Overlayfs), Need::Program("python3")];
     suite.add("coherence::privileged_overlayfs_for_comparison", &needs, overlayfs);
 }
@@ -52,7 +58,7 @@ fn overlayfs() -> Result<()> {
 fn ask(union: &Union, class: &str, exceptions: &[(&str, &str)]) -> Result<()> {
     python(union, &["prepare", "lower0", class])?;
     let before = Listing::of(&union.bottom(), DirectoryLinks::Reported)?;
-    union.mount()?;
+    mount(union)?;
     let answers = python(union, &["check", "mnt", class])?;
     ensure!(answers.len() > 40, "only {} checks: {answers:?}", answers.len());
     let otherwise: BTreeMap<&str, &str> = answers

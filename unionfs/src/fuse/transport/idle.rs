@@ -315,18 +315,18 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 const NICEST: i32 = 19;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::fuse::cpus::Cpus;
 
     /// Looks at the policy in `/proc/PID/stat`.
-    fn is_idle(thread: u32) -> bool {
+    pub(in super::super) fn is_idle(thread: u32) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{thread}/stat")).unwrap();
         let after_name = stat.rsplit_once(')').unwrap().1;
         after_name.split_ascii_whitespace().nth(38) == Some("5")
     }
 
-    fn becomes(what: &str, mut is: impl FnMut() -> bool) {
+    pub(in super::super) fn becomes(what: &str, mut is: impl FnMut() -> bool) {
         let begun = Instant::now();
         while !is() {
             assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
@@ -334,25 +334,39 @@ mod tests {
         }
     }
 
-    /// Runs `test` in a thread that is watched, and gives it its number and what is heard of its being held up.
-    fn watched(test: impl FnOnce(&Watch, u32, &Mutex<Vec<Duration>>) + Send) {
+    /// Runs `test` in a thread beside one that watches, on a machine that is calm with less than so many others running.
+    pub(in super::super) fn watching(cpus: usize, test: impl FnOnce(&Watch) + Send) {
+        watching_and_hearing(cpus, |_, _| {}, test);
+    }
+
+    fn watching_and_hearing(cpus: usize, held_up: impl Fn(usize, Duration) + Send, test: impl FnOnce(&Watch) + Send) {
         if !std::thread::spawn(may_come_back).join().unwrap() {
             eprintln!("skipped: no thread may become ordinary again here");
             return;
         }
-        let watch = Watch::new(1, usize::MAX);
-        let held_up = Mutex::new(Vec::new());
+        let watch = Watch::new(1, cpus);
         std::thread::scope(|scope| {
-            scope.spawn(|| watch.run(|_| Some(false), |_, time| held_up.lock().unwrap().push(time)));
+            scope.spawn(|| watch.run(|_| Some(false), held_up));
             becomes("the watching thread is not there", || watch.may_be_idle() && watch.watcher.get().is_some());
-            let test = scope.spawn(|| {
-                let _entered = watch.enter(0);
-                let id = watch.threads[0].id().unwrap();
-                test(&watch, id, &held_up);
-            });
-            let result = test.join();
+            let result = scope.spawn(|| test(&watch)).join();
             watch.finish();
             result.unwrap();
+        });
+    }
+
+    /// Makes a thread one that has starved.
+    pub(in super::super) fn starve(watch: &Watch, number: usize) {
+        watch.threads[number].starved.store(true, Ordering::SeqCst);
+    }
+
+    /// Runs `test` in a thread that is watched, and gives it its number and what is heard of its being held up.
+    fn watched(test: impl FnOnce(&Watch, u32, &Mutex<Vec<Duration>>) + Send) {
+        let held_up = Mutex::new(Vec::new());
+        let hear = |_, time| held_up.lock().unwrap().push(time);
+        watching_and_hearing(usize::MAX, hear, |watch| {
+            let _entered = watch.enter(0);
+            let id = watch.threads[0].id().unwrap();
+            test(watch, id, &held_up);
         });
     }
 

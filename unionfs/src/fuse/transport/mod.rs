@@ -5,6 +5,7 @@ mod device;
 mod fuser;
 mod idle;
 mod policy;
+mod queue_turns;
 mod readers;
 mod ring;
 

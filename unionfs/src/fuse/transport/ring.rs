@@ -7,7 +7,6 @@
 //! which is why these are in memory that it shares with the one before. What the kernel has in its own lists meanwhile
 //! starts with the next new request from the same CPU; whoever keeps the mount makes one (`survive/kick.rs`).
 
-use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -19,9 +18,9 @@ use rustix::fs::OFlags;
 use strata_sys::fuse_ring::{Buffers, Event, Found, OUT_HEADER, Queue};
 use zerocopy::FromBytes as _;
 
-use super::calm::Calmness;
 use super::device::serve_channel;
-use super::idle::{Care, Entered, Watch};
+use super::idle::Watch;
+use super::queue_turns::QueueTurns;
 use super::{Sink, Transport, send, serve_frame};
 use crate::fuse::backing::{Backing, Register};
 use crate::fuse::cpus::Cpus;
@@ -244,47 +243,6 @@ fn serve_slot(
     answers.send_all(queue)
 }
 
-/// How one queue's thread takes its turns.
-struct QueueTurns<'a> {
-    watch: &'a Watch,
-    number: usize,
-    /// Requests in this window.
-    seen: Cell<u32>,
-    calmness: RefCell<Calmness>,
-    is_idle: Cell<bool>,
-    _watched: Entered<'a>,
-}
-
-impl<'a> QueueTurns<'a> {
-    /// Makes the calling thread the one of this number.
-    fn new(watch: &'a Watch, number: usize) -> QueueTurns<'a> {
-        let seen = Cell::new(0);
-        let (calmness, is_idle) = (RefCell::default(), Cell::new(false));
-        QueueTurns { watch, number, seen, calmness, is_idle, _watched: watch.enter(number) }
-    }
-
-    fn begin(&self) {
-        self.watch.begin(self.number);
-        let mut idle = self.is_idle.get();
-        if self.watch.has_starved(self.number) {
-            self.calmness.borrow_mut().gone_wrong();
-            idle = false;
-        }
-        self.seen.set(self.seen.get() + 1);
-        if self.seen.get() == WINDOW {
-            self.seen.set(0);
-            idle = self.calmness.borrow_mut().note(|| self.watch.may_be_idle() && self.watch.is_calm());
-        }
-        if self.is_idle.replace(idle) != idle {
-            self.watch.set(self.number, if idle { Care::Idle } else { Care::No });
-        }
-    }
-
-    fn end(&self) {
-        self.watch.end(self.number);
-    }
-}
-
 /// The answers of one queue on their way into it.
 #[derive(Debug)]
 struct Answers {
@@ -453,8 +411,6 @@ pub(crate) fn count_of_ranges(text: &str) -> Option<usize> {
     })
 }
 
-/// After so many requests it is looked whether the machine is calm.
-const WINDOW: u32 = 64;
 /// Requests at once from one CPU. Those that take long keep their slot meanwhile.
 const DEPTH: u16 = 8;
 /// The longest answer in two parts is that to CREATE.
