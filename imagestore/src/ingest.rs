@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 
 use sha2::{Digest as _, Sha256};
-use strata_layer::index::{Layer, NewIndex};
+use strata_layer::index::{Layer, NewIndex, TableError};
 use strata_layer::ingest::{LayerError, LayerIngest};
 use strata_layer::tar::Limits;
 use strata_layer::{DiffId, Digest};
@@ -59,7 +59,9 @@ impl IngestError {
     /// Returns whether the layer is to blame, and not the machine.
     pub(crate) fn is_content(&self) -> bool {
         match self {
-            IngestError::Layer(LayerError::Scratch(_)) | IngestError::Source(_) | IngestError::Disk(_) => false,
+            IngestError::Layer(LayerError::Table(TableError::Scratch(_)))
+            | IngestError::Source(_)
+            | IngestError::Disk(_) => false,
             IngestError::Decompress(_) | IngestError::Layer(_) => true,
         }
     }
@@ -101,7 +103,7 @@ pub(crate) fn ingest_layer(
         return Err(IngestError::Source(error));
     }
     let (layer, index) = ingested.map_err(|error| match error {
-        IngestError::Layer(LayerError::Scratch(error)) => failed_in(&folder, error).into(),
+        IngestError::Layer(LayerError::Table(TableError::Scratch(error))) => failed_in(&folder, error).into(),
         error => error,
     })?;
 

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use strata_layer::index::NewIndex;
+use strata_layer::index::{NewIndex, TableError};
 use strata_layer::ingest::{LayerError, LayerIngest};
 use strata_layer::tar::Limits;
 use strata_layer::{ChainId, DiffId, Digest, Scratch, index, merge};
@@ -245,7 +245,9 @@ impl Store {
         let damaged = |found| StackError::DamagedLayer { layer, found };
         // The tar was accepted once, so bytes that are refused now are not the ones that were stored.
         let refused = |error| match error {
-            LayerError::Scratch(error) => StoreError::from(failed_in(&self.layout.work(), error)).into(),
+            LayerError::Table(TableError::Scratch(error)) => {
+                StoreError::from(failed_in(&self.layout.work(), error)).into()
+            }
             _ => damaged(None),
         };
         let mut ingest = LayerIngest::new(Limits::default());
@@ -413,7 +415,7 @@ impl StackError {
     /// Says why layers could not be merged with temporary files in `folder`: a full disk is no fault of theirs.
     pub(crate) fn merge(folder: &Path, error: merge::MergeError) -> StackError {
         match error {
-            merge::MergeError::Scratch(error) => failed_in(folder, error).into(),
+            merge::MergeError::Table(TableError::Scratch(error)) => failed_in(folder, error).into(),
             source => StackError::Merge { source },
         }
     }

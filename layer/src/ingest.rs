@@ -6,10 +6,10 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::index::{BuildError, Builder, Content, IndexFull, Layer, Metadata, NewIndex, TableError};
+use crate::index::{BuildError, Builder, Content, Layer, Metadata, NewIndex, TableError};
 use crate::objects::Segment;
 use crate::path::{self, InvalidPath};
-use crate::table::{Scratch, ScratchError};
+use crate::table::Scratch;
 use crate::tar::{BLOCK, Entry, EntryKind, Event, Limits, Parser, TarError};
 use crate::whiteout::{self, InvalidMarker, Meaning};
 use crate::{DiffId, Digest};
@@ -101,7 +101,7 @@ impl LayerIngest {
     pub fn finish(self) -> Result<IngestedLayer, LayerError> {
         let entries = self.entries;
         let (Layer { diff_id, tar_size }, index) = self.finish_index()?;
-        Ok(IngestedLayer { diff_id, tar_size, index: index.into_bytes()?, entries })
+        Ok(IngestedLayer { diff_id, tar_size, index: index.into_bytes().map_err(TableError::from)?, entries })
     }
 
     /// Ends the layer as [`finish`](Self::finish) does, without holding its index in memory.
@@ -119,7 +119,7 @@ impl LayerIngest {
     /// Ends an outline, and returns the index that the layer has if the tar is what was said of it.
     pub fn finish_outline(self, layer: Layer) -> Result<Vec<u8>, LayerError> {
         self.parser.finish()?;
-        Ok(self.builder.finish(layer)?.into_bytes()?)
+        Ok(self.builder.finish(layer)?.into_bytes().map_err(TableError::from)?)
     }
 
     /// Returns how many bytes of the tar were pushed.
@@ -241,28 +241,16 @@ pub enum LayerError {
     /// More names and attributes than [`Limits::metadata_bytes`].
     #[error("names and attributes of the layer take more than {0} bytes")]
     TooMuchMetadata(u64),
-    /// More than the index can count.
+    /// More than the index can count, or there was no place for what the layer makes us hold: then it is not to blame.
     #[error(transparent)]
-    Full(#[from] IndexFull),
-    /// There was no place for what the layer makes us hold; the layer is not to blame.
-    #[error(transparent)]
-    Scratch(#[from] ScratchError),
+    Table(#[from] TableError),
 }
 
 impl LayerError {
     fn of_entry(entry: Vec<u8>, offset: u64, problem: BuildError) -> LayerError {
         match problem {
-            BuildError::Scratch(error) => error.into(),
+            BuildError::Table(error @ TableError::Scratch(_)) => error.into(),
             problem => LayerError::Entry { entry, offset, problem: problem.into() },
-        }
-    }
-}
-
-impl From<TableError> for LayerError {
-    fn from(error: TableError) -> LayerError {
-        match error {
-            TableError::Full(error) => error.into(),
-            TableError::Scratch(error) => error.into(),
         }
     }
 }

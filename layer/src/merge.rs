@@ -17,7 +17,7 @@ use crate::index::format::{
 };
 use crate::index::writer::Writer;
 use crate::index::{Child, Children, Index, IndexFull, Kind, NewIndex, NodeId, TableError, implicit_directory};
-use crate::table::{Bits, Scratch, ScratchError, Table};
+use crate::table::{Bits, Scratch, Table};
 use crate::{path, tar};
 
 /// Merges layers, bottom first, into the bytes of one index.
@@ -522,20 +522,18 @@ pub enum MergeError {
         /// Where it points to.
         target: Vec<u8>,
     },
-    /// The result is too large.
+    /// The result is too large, or there is no place for it.
     #[error(transparent)]
-    Full(#[from] IndexFull),
-    /// There is no place for the result.
-    #[error(transparent)]
-    Scratch(#[from] ScratchError),
+    Table(TableError),
 }
 
-impl From<TableError> for MergeError {
-    fn from(error: TableError) -> MergeError {
-        match error {
-            TableError::Full(error) => error.into(),
-            TableError::Scratch(error) => error.into(),
-        }
+/// Whatever a table cannot hold, for either reason.
+impl<E> From<E> for MergeError
+where
+    TableError: From<E>,
+{
+    fn from(error: E) -> MergeError {
+        MergeError::Table(error.into())
     }
 }
 

@@ -17,6 +17,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use strata_layer::index::TableError;
 use strata_layer::{ChainId, DiffId, Digest, Scratch, index, merge};
 
 pub use self::finding::{Finding, Outcome, Subject};
@@ -244,7 +245,9 @@ impl Check<'_> {
         let Some(indexes) = indexes else { return Ok(()) };
         let expected = match merge::merge_index(&indexes.iter().collect::<Vec<_>>(), self.scratch.as_ref()) {
             Ok(merged) => merged.checksum().map_err(|error| failed_in(&self.store.layout.work(), error))?,
-            Err(merge::MergeError::Scratch(error)) => return Err(failed_in(&self.store.layout.work(), error).into()),
+            Err(merge::MergeError::Table(TableError::Scratch(error))) => {
+                return Err(failed_in(&self.store.layout.work(), error).into());
+            }
             Err(_) => return Ok(()),
         };
         if present.is_some_and(|present| present.is_the_one_of(&expected)) {

@@ -424,20 +424,18 @@ pub enum BuildError {
     /// The root cannot be deleted.
     #[error("whiteout of the root")]
     WhiteoutOfRoot,
-    /// The layer is too large.
+    /// The layer is too large, or there is no place for what it makes us hold.
     #[error(transparent)]
-    Full(#[from] IndexFull),
-    /// There is more than memory is given for, and no place for it.
-    #[error(transparent)]
-    Scratch(#[from] ScratchError),
+    Table(TableError),
 }
 
-impl From<TableError> for BuildError {
-    fn from(error: TableError) -> BuildError {
-        match error {
-            TableError::Full(error) => error.into(),
-            TableError::Scratch(error) => error.into(),
-        }
+/// Whatever a table cannot hold, for either reason.
+impl<E> From<E> for BuildError
+where
+    TableError: From<E>,
+{
+    fn from(error: E) -> BuildError {
+        BuildError::Table(error.into())
     }
 }
 

@@ -491,7 +491,7 @@ fn temporary_files_that_cannot_be_had_or_written_are_an_error() {
                 true => std::fs::File::options().read(true).write(true).open("/dev/full"),
             });
             match merged(&scratch) {
-                Err(MergeError::Scratch(error)) => {
+                Err(MergeError::Table(TableError::Scratch(error))) => {
                     assert_eq!(error.to_io().raw_os_error(), Some(errno.raw_os_error()), "{errno} at file {nth}");
                     failed += 1;
                 }

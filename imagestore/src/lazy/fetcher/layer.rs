@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use strata_layer::index::NewIndex;
+use strata_layer::index::{NewIndex, TableError};
 use strata_layer::ingest::{LayerError, LayerIngest};
 use strata_layer::tar::Limits;
 use strata_layer::{DiffId, Digest};
@@ -388,7 +388,7 @@ impl FetchedLayer {
         let layer = self.diff_id;
         let refused = |source: LayerError| match source {
             // The disk's fault and not the layer's.
-            LayerError::Scratch(error) => FetchError::from(failed_in(work.path(), error)),
+            LayerError::Table(TableError::Scratch(error)) => FetchError::from(failed_in(work.path(), error)),
             source => FetchError::Layer { layer, source: Box::new(IngestError::from(source)) },
         };
         let mut ingest = LayerIngest::new(Limits::default()).with_scratch(scratch_in(work.path()));
