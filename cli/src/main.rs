@@ -21,6 +21,7 @@ mod relay;
 mod root;
 mod runtime;
 mod terminal;
+mod usage;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, Write};
@@ -88,7 +89,7 @@ fn main() -> ExitCode {
             }
             finish(run(cli))
         }
-        Err(error) => usage(&error),
+        Err(error) => usage::report(&error, std::env::args_os()),
     }
 }
 
@@ -259,19 +260,4 @@ fn finish(outcome: Outcome) -> ExitCode {
         Err(failure) if output::is_closed_pipe(&failure.error) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
-}
-
-/// Shows help and version, or what is wrong with the command line.
-fn usage(error: &clap::Error) -> ExitCode {
-    use clap::error::ErrorKind;
-    // Without a verb, as docker does: the help, and no complaint.
-    let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && std::env::args_os().len() < 2;
-    if help || !error.use_stderr() {
-        // A closed pipe has no reader to tell.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
-    }
-    let text = error.render().to_string();
-    eprint!("strata: {}", text.strip_prefix("error: ").unwrap_or(&text));
-    ExitCode::from(125)
 }

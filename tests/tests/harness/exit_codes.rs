@@ -52,7 +52,6 @@ fn run_table(user: User) -> Result<()> {
         (&["run", "--rm", "-w", "relative", busybox::REFERENCE, "true"], "relative"),
         (&["run", "--rm", "-u", "nosuchuser", busybox::REFERENCE, "true"], "nosuchuser"),
         (&["run", "--rm", "-v", "/no/such/source:/x:bad-option", busybox::REFERENCE, "true"], "bad-option"),
-        (&["run"], ""),
     ] {
         let finished = strata.exits(125, arguments)?;
         ensure!(finished.stderr.contains(word), "the message does not say {word:?}:\n{finished}");
@@ -140,6 +139,10 @@ fn refusals() -> Result<()> {
         (1, "not mounted", &["umount", &folder]),
         (1, "/no/such/folder", &["mount", busybox::REFERENCE, "/no/such/folder"]),
         (125, "--no-such-flag", &["images", "--no-such-flag"]),
+        (1, "'strata run' requires at least 1 argument", &["run"]),
+        (1, "'strata tag' requires 2 arguments", &["tag", "one"]),
+        (1, "'strata image ls' requires at most 1 argument", &["image", "ls", "one", "two"]),
+        (1, "nosuch", &["nosuch"]),
     ] {
         let finished = strata.exits(code, arguments)?;
         let message = finished.stderr.to_lowercase();
