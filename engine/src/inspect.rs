@@ -90,6 +90,8 @@ fn image_json(image: &Image) -> Value {
         "Architecture": config.architecture,
         "Os": config.os,
         "Size": image.size,
+        // The same for long. Docker leaves it out since its API 1.44; older scripts ask for it.
+        "VirtualSize": image.size,
         "GraphDriver": { "Name": "strata", "Data": null },
         "RootFS": {
             "Type": "layers",

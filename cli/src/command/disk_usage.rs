@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use strata_engine::{ImageRef, ImageSummary, State, Timestamp, Usage};
+use strata_engine::{ImageSummary, State, Timestamp, Usage};
 
 use super::{Context, Outcome, images, ps};
 use crate::output::{Column, Format, List, human};
@@ -91,13 +91,14 @@ pub(crate) fn run(context: &Context, options: &DiskUsage, out: &mut impl Write) 
     }
     let all = engine.images().images()?;
     let now = Timestamp::now();
-    let images: Vec<_> = all.iter().map(|image| image_row(image, &usage, now)).collect();
+    // As in Docker, only tables cut identifiers and commands.
+    let whole = matches!(format, Format::Json | Format::Line(_));
+    let images: Vec<_> = all.iter().map(|image| image_row(image, &usage, whole, now)).collect();
     let containers: Vec<_> = usage
         .containers
         .iter()
         .map(|(container, bytes)| {
-            let mut row = ps::row(container, false, now);
-            row.retain(|field, _| CONTAINERS.iter().any(|column| column.field == field));
+            let mut row = ps::row(container, whole, now);
             row.insert("Size".to_owned(), Value::from(human::space(*bytes)));
             row
         })
@@ -163,20 +164,18 @@ fn line(kind: &str, total: usize, active: usize, bytes: u64, reclaimable: u64) -
 }
 
 /// One line for an image, with the first of its names.
-fn image_row(image: &ImageSummary, usage: &Usage, now: Timestamp) -> Map<String, Value> {
-    const NONE: &str = "<none>";
+fn image_row(image: &ImageSummary, usage: &Usage, whole: bool, now: Timestamp) -> Map<String, Value> {
     let name = image.names.iter().find(|name| name.tag().is_some()).or(image.names.first());
-    let (whole, alone) = (usage.store.of_image(image.id), usage.store.of_image_alone(image.id));
-    row([
+    let (all, alone) = (usage.store.of_image(image.id), usage.store.of_image_alone(image.id));
+    let mut fields = images::row(image, name, whole, now);
+    fields.extend(row([
         ("Containers", usage.uses(image.id).to_string()),
-        ("CreatedSince", images::created_since(image, now)),
-        ("ID", image.id.short()),
-        ("Repository", name.map_or_else(|| NONE.to_owned(), |name| name.familiar_repository().into_owned())),
-        ("SharedSize", human::space(whole - alone)),
-        ("Size", human::space(whole)),
-        ("Tag", name.and_then(ImageRef::tag).unwrap_or(NONE).to_owned()),
+        ("SharedSize", human::space(all - alone)),
+        ("Size", human::space(all)),
         ("UniqueSize", human::space(alone)),
-    ])
+        ("VirtualSize", human::space(all)),
+    ]));
+    fields
 }
 
 /// What is neither an image nor a container.

@@ -169,9 +169,9 @@ fn state(image: &ImageSummary) -> String {
     }
 }
 
-fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestamp) -> Map<String, Value> {
+/// The fields of one line: an image by one of its names.
+pub(super) fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestamp) -> Map<String, Value> {
     const NONE: &str = "<none>";
-    let size = human::size(image.size);
     let fields = [
         ("Containers", "N/A".to_owned()),
         ("CreatedAt", image.created.map_or_else(|| "N/A".to_owned(), human::moment)),
@@ -180,16 +180,16 @@ fn row(image: &ImageSummary, name: Option<&ImageRef>, whole: bool, now: Timestam
         ("ID", if whole { image.id.to_string() } else { image.id.short() }),
         ("Repository", name.map_or_else(|| NONE.to_owned(), |name| name.familiar_repository().into_owned())),
         ("SharedSize", "N/A".to_owned()),
-        ("Size", size.clone()),
+        ("Size", human::size(image.size)),
         ("State", state(image)),
         ("Tag", name.and_then(ImageRef::tag).unwrap_or(NONE).to_owned()),
         ("UniqueSize", "N/A".to_owned()),
-        ("VirtualSize", size),
+        ("VirtualSize", human::space(image.size)),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect()
 }
 
 /// How long ago an image was made.
-pub(super) fn created_since(image: &ImageSummary, now: Timestamp) -> String {
+fn created_since(image: &ImageSummary, now: Timestamp) -> String {
     image.created.map_or_else(|| "N/A".to_owned(), |created| human::age(created, now))
 }

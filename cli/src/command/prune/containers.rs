@@ -24,7 +24,7 @@ pub(crate) struct PruneContainers {
 /// Removes containers, prints their ids and what was won.
 pub(crate) fn run(context: &Context, prune: &PruneContainers, out: &mut impl Write) -> Outcome {
     let conditions = Conditions::of(&prune.filter, &["label", "label!", "until"])?;
-    if !prune.force && !confirm("This will remove all stopped containers.")? {
+    if !prune.force && !confirm("This will remove all stopped containers.", out)? {
         return Ok(0);
     }
     let (removed, bytes) = context.engine()?.prune_containers(|container| fits(container, &conditions))?;

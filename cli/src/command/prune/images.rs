@@ -35,7 +35,7 @@ pub(crate) fn run(context: &Context, prune: &PruneImages, out: &mut impl Write) 
         Unused::All => "This will remove all images without at least one container associated to them.",
         Unused::Untagged => "This will remove all dangling images.",
     };
-    if !prune.force && !confirm(warning)? {
+    if !prune.force && !confirm(warning, out)? {
         return Ok(0);
     }
     let pruned = context.engine()?.prune_images(unused, |image| fits(image, &conditions))?;

@@ -40,9 +40,10 @@ impl<'a> Conditions<'a> {
     }
 }
 
-/// Asks whether it is meant.
-fn confirm(warning: &str) -> io::Result<bool> {
-    eprint!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ");
+/// Asks whether it is meant, where the answer to the command itself goes, as Docker does.
+fn confirm(warning: &str, out: &mut impl Write) -> io::Result<bool> {
+    write!(out, "WARNING! {warning}\nAre you sure you want to continue? [y/N] ")?;
+    out.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

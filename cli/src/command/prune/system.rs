@@ -30,7 +30,7 @@ pub(crate) struct PruneSystem {
 /// Removes, prints what, and what was won.
 pub(crate) fn run(context: &Context, prune: &PruneSystem, out: &mut impl Write) -> Outcome {
     let conditions = Conditions::of(&prune.filter, &["label", "label!", "until"])?;
-    if !prune.force && !confirm(&warning(prune))? {
+    if !prune.force && !confirm(&warning(prune), out)? {
         return Ok(0);
     }
     let engine = context.engine()?;
