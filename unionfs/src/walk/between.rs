@@ -74,7 +74,9 @@ pub fn compare(
 ) -> Result<(), WalkError> {
     let open = |spec| Tree::observe(spec).map_err(Box::new).map_err(|error: Box<OpenError>| WalkError::Open(error));
     let made = [before.1, after.1];
-    Comparison { before: &open(before.0)?, after: &open(after.0)?, made }.run(tell)
+    let (before, after) = (open(before.0)?, open(after.0)?);
+    let buffers = [vec![0; COMPARED], vec![0; COMPARED]];
+    Comparison { before: &before, after: &after, made, buffers }.run(tell)
 }
 
 struct Comparison<'a> {
@@ -82,6 +84,8 @@ struct Comparison<'a> {
     after: &'a Tree,
     /// What was made for each of them to mount on.
     made: [&'a MountPoints; 2],
+    /// For the bytes of two files, one file after the other.
+    buffers: [Vec<u8>; 2],
 }
 
 /// A directory on the way. They are kept in a list, so that depth costs no stack.
@@ -100,7 +104,7 @@ struct Sides {
 }
 
 impl Comparison<'_> {
-    fn run(&self, tell: &mut dyn FnMut(Difference) -> std::io::Result<()>) -> Result<(), WalkError> {
+    fn run(&mut self, tell: &mut dyn FnMut(Difference) -> std::io::Result<()>) -> Result<(), WalkError> {
         let root = (self.before.stat(Ino::ROOT)?, self.after.stat(Ino::ROOT)?);
         let aspects = self.aspects(&root.0, &root.1)?;
         if !aspects.is_empty() {
@@ -175,7 +179,7 @@ impl Comparison<'_> {
     }
 
     /// Returns in what two nodes differ.
-    fn aspects(&self, before: &Stat, after: &Stat) -> Result<Vec<Aspect>> {
+    fn aspects(&mut self, before: &Stat, after: &Stat) -> Result<Vec<Aspect>> {
         if before.kind != after.kind {
             return Ok(vec![Aspect::Kind]);
         }
@@ -193,7 +197,7 @@ impl Comparison<'_> {
         Ok(found)
     }
 
-    fn same_content(&self, before: &Stat, after: &Stat) -> Result<bool> {
+    fn same_content(&mut self, before: &Stat, after: &Stat) -> Result<bool> {
         match before.kind {
             Kind::Regular if before.size != after.size => Ok(false),
             Kind::Regular => {
@@ -209,11 +213,11 @@ impl Comparison<'_> {
         }
     }
 
-    fn same_bytes(&self, before: &Stat, after: &Stat) -> Result<bool> {
-        let (mut old, mut new) = (vec![0; COMPARED], vec![0; COMPARED]);
+    fn same_bytes(&mut self, before: &Stat, after: &Stat) -> Result<bool> {
+        let [old, new] = &mut self.buffers;
         let mut offset = 0;
         while offset < before.size {
-            let read = self.before.read(before.ino, &mut old, offset)?;
+            let read = self.before.read(before.ino, old, offset)?;
             if read == 0 || self.after.read(after.ino, &mut new[..read], offset)? != read || old[..read] != new[..read]
             {
                 return Ok(false);
