@@ -49,13 +49,19 @@ fn serve(folder: &Path, access: Access, tls: Option<Tls>) -> Server {
     Server::start(options).unwrap()
 }
 
-/// An address of this machine that counts as another's: it proves who it is, and is reached through proxies.
-fn outside_address() -> Option<String> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Nothing is sent.
-    socket.connect("192.0.2.1:9").ok()?;
-    let address = socket.local_addr().ok()?.ip();
-    (!address.is_loopback() && !address.is_unspecified()).then(|| address.to_string())
+/// Runs a test where this machine has an address that counts as another's: it proves who it is, and is reached through
+/// proxies. There is no other network.
+fn elsewhere(test: impl FnOnce(&str) + Send) {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: a network of the test's own needs root");
+        return;
+    }
+    let address = std::net::Ipv4Addr::new(192, 0, 2, 7);
+    let inside = strata_tests::network::inside(&[("registry.test", address)], || {
+        test(&address.to_string());
+        Ok(())
+    });
+    inside.unwrap();
 }
 
 fn settings(folder: &Path) -> RegistrySettings {
@@ -83,54 +89,56 @@ fn push(store: &Store, settings: RegistrySettings, name: &ImageRef) -> Result<()
 }
 
 #[test]
-fn certificates_are_checked_unless_that_is_waived() {
-    let Some(host) = outside_address() else { return eprintln!("skipped: this machine has no address but loopback") };
-    let folder = fast_folder();
-    let authority = Authority::new();
-    let (certificate, key) = authority.sign(&[&host]);
-    let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
-    let server = serve(folder.path(), Access::open(), Some(tls));
-    let registry = format!("{host}:{}", server.address().port());
-    let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
-    let store = source(folder.path(), &name.to_string());
+fn privileged_certificates_are_checked_unless_that_is_waived() {
+    elsewhere(|host| {
+        let folder = fast_folder();
+        let authority = Authority::new();
+        let (certificate, key) = authority.sign(&[host]);
+        let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
+        let server = serve(folder.path(), Access::open(), Some(tls));
+        let registry = format!("{host}:{}", server.address().port());
+        let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
+        let store = source(folder.path(), &name.to_string());
 
-    let refused = chain(&push(&store, settings(folder.path()), &name).unwrap_err());
-    assert!(refused.contains("tls: invalid peer certificate"), "{refused}");
-    let waived = RegistrySettings { insecure: vec![registry.clone()], ..settings(folder.path()) };
-    push(&store, waived, &name).unwrap();
+        let refused = chain(&push(&store, settings(folder.path()), &name).unwrap_err());
+        assert!(refused.contains("tls: invalid peer certificate"), "{refused}");
+        let waived = RegistrySettings { insecure: vec![registry.clone()], ..settings(folder.path()) };
+        push(&store, waived, &name).unwrap();
 
-    // The authority is known for this host and port, and for no other.
-    let certificates = folder.path().join("certs.d").join(&registry);
-    fs::create_dir_all(&certificates).unwrap();
-    fs::write(certificates.join("ca.crt"), &authority.certificate).unwrap();
-    push(&store, settings(folder.path()), &name).unwrap();
-    fs::write(certificates.join("ca.crt"), Authority::new().certificate).unwrap();
-    assert!(push(&store, settings(folder.path()), &name).is_err());
+        // The authority is known for this host and port, and for no other.
+        let certificates = folder.path().join("certs.d").join(&registry);
+        fs::create_dir_all(&certificates).unwrap();
+        fs::write(certificates.join("ca.crt"), &authority.certificate).unwrap();
+        push(&store, settings(folder.path()), &name).unwrap();
+        fs::write(certificates.join("ca.crt"), Authority::new().certificate).unwrap();
+        assert!(push(&store, settings(folder.path()), &name).is_err());
+    });
 }
 
 #[test]
-fn an_upload_does_not_leave_the_encryption() {
-    let Some(host) = outside_address() else { return eprintln!("skipped: this machine has no address but loopback") };
-    let folder = fast_folder();
-    let authority = Authority::new();
-    let (certificate, key) = authority.sign(&[&host]);
-    let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
-    let server = serve(folder.path(), Access::open(), Some(tls));
-    let plain = serve(folder.path(), Access::open(), None);
-    let registry = format!("{host}:{}", server.address().port());
-    let certificates = folder.path().join("certs.d").join(&registry);
-    fs::create_dir_all(&certificates).unwrap();
-    fs::write(certificates.join("ca.crt"), &authority.certificate).unwrap();
-    let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
-    let store = source(folder.path(), &name.to_string());
-    let to = format!("http://{host}:{}/v2/app/blobs/uploads/x", plain.address().port());
-    for method in ["POST", "PATCH"] {
-        server.misbehave(format!("{method} /v2/*/blobs/uploads/* header=Location:{to}").parse().unwrap());
-        let refused = push(&store, settings(folder.path()), &name).unwrap_err();
-        assert!(matches!(refused, RegistryError::Downgrade { .. }), "{method}: {}", chain(&refused));
-        assert!(plain.exchanges().is_empty(), "{method}");
-        server.behave();
-    }
+fn privileged_an_upload_does_not_leave_the_encryption() {
+    elsewhere(|host| {
+        let folder = fast_folder();
+        let authority = Authority::new();
+        let (certificate, key) = authority.sign(&[host]);
+        let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
+        let server = serve(folder.path(), Access::open(), Some(tls));
+        let plain = serve(folder.path(), Access::open(), None);
+        let registry = format!("{host}:{}", server.address().port());
+        let certificates = folder.path().join("certs.d").join(&registry);
+        fs::create_dir_all(&certificates).unwrap();
+        fs::write(certificates.join("ca.crt"), &authority.certificate).unwrap();
+        let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
+        let store = source(folder.path(), &name.to_string());
+        let to = format!("http://{host}:{}/v2/app/blobs/uploads/x", plain.address().port());
+        for method in ["POST", "PATCH"] {
+            server.misbehave(format!("{method} /v2/*/blobs/uploads/* header=Location:{to}").parse().unwrap());
+            let refused = push(&store, settings(folder.path()), &name).unwrap_err();
+            assert!(matches!(refused, RegistryError::Downgrade { .. }), "{method}: {}", chain(&refused));
+            assert!(plain.exchanges().is_empty(), "{method}");
+            server.behave();
+        }
+    });
 }
 
 #[test]
@@ -156,20 +164,21 @@ fn a_registry_may_ask_for_a_certificate() {
 }
 
 #[test]
-fn a_plain_registry_is_refused_unless_it_is_declared_insecure() {
-    let Some(host) = outside_address() else { return eprintln!("skipped: this machine has no address but loopback") };
-    let folder = fast_folder();
-    let server = serve(folder.path(), Access::open(), None);
-    let name: ImageRef = format!("{host}:{}/app:1", server.address().port()).parse().unwrap();
-    let store = source(folder.path(), &name.to_string());
-    let refused = chain(&push(&store, settings(folder.path()), &name).unwrap_err());
-    assert!(
-        refused.contains("server gave HTTP response to HTTPS client") || refused.contains("handshake"),
-        "{refused}"
-    );
-    for entry in [host.clone(), format!("{host}/32"), "0.0.0.0/0".to_owned()] {
-        push(&store, RegistrySettings { insecure: vec![entry], ..settings(folder.path()) }, &name).unwrap();
-    }
+fn privileged_a_plain_registry_is_refused_unless_it_is_declared_insecure() {
+    elsewhere(|host| {
+        let folder = fast_folder();
+        let server = serve(folder.path(), Access::open(), None);
+        let name: ImageRef = format!("{host}:{}/app:1", server.address().port()).parse().unwrap();
+        let store = source(folder.path(), &name.to_string());
+        let refused = chain(&push(&store, settings(folder.path()), &name).unwrap_err());
+        assert!(
+            refused.contains("server gave HTTP response to HTTPS client") || refused.contains("handshake"),
+            "{refused}"
+        );
+        for entry in [host.to_owned(), format!("{host}/32"), "0.0.0.0/0".to_owned()] {
+            push(&store, RegistrySettings { insecure: vec![entry], ..settings(folder.path()) }, &name).unwrap();
+        }
+    });
 }
 
 /// A proxy for both kinds of request; returns its address and the lines it was asked with.
@@ -219,33 +228,34 @@ fn pass_on(mut client: TcpStream, noted: &Mutex<Vec<String>>) {
 }
 
 #[test]
-fn proxies_are_used_for_what_is_elsewhere() {
-    let Some(host) = outside_address() else { return eprintln!("skipped: this machine has no address but loopback") };
-    let folder = fast_folder();
-    let authority = Authority::new();
-    let (certificate, key) = authority.sign(&[&host]);
-    let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
-    for (encrypted, tls) in [(true, Some(tls)), (false, None)] {
-        let server = serve(&folder.path().join(encrypted.to_string()), Access::open(), tls);
-        let registry = format!("{host}:{}", server.address().port());
-        let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
-        let store = source(&folder.path().join(encrypted.to_string()), &name.to_string());
-        let (address, lines) = proxy();
-        let through = Some(format!("http://u:p@{address}"));
-        let proxies = Proxies { http: through.clone(), https: through, no_proxy: None };
-        let insecure = vec![registry.clone()];
-        let with = RegistrySettings { proxies: proxies.clone(), insecure, ..settings(folder.path()) };
-        push(&store, with.clone(), &name).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        let other = Store::open(&folder.path().join(format!("pulled-{encrypted}"))).unwrap();
-        other.pull(&RegistryClient::new(with.clone()), &name, &PullOptions::default(), &()).unwrap();
-        let asked = std::mem::take(&mut *lines.lock().unwrap());
-        let expected = if encrypted { format!("CONNECT {registry} ") } else { format!(" http://{registry}/v2/") };
-        assert!(asked.iter().any(|line| line.contains(&expected)), "{asked:?}");
-        assert!(asked.iter().all(|line| line.ends_with("(u)")), "{asked:?}");
-        let proxies = Proxies { no_proxy: Some(host.clone()), ..proxies };
-        push(&store, RegistrySettings { proxies, ..with }, &name).unwrap();
-        assert!(lines.lock().unwrap().is_empty());
-    }
+fn privileged_proxies_are_used_for_what_is_elsewhere() {
+    elsewhere(|host| {
+        let folder = fast_folder();
+        let authority = Authority::new();
+        let (certificate, key) = authority.sign(&[host]);
+        let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
+        for (encrypted, tls) in [(true, Some(tls)), (false, None)] {
+            let server = serve(&folder.path().join(encrypted.to_string()), Access::open(), tls);
+            let registry = format!("{host}:{}", server.address().port());
+            let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
+            let store = source(&folder.path().join(encrypted.to_string()), &name.to_string());
+            let (address, lines) = proxy();
+            let through = Some(format!("http://u:p@{address}"));
+            let proxies = Proxies { http: through.clone(), https: through, no_proxy: None };
+            let insecure = vec![registry.clone()];
+            let with = RegistrySettings { proxies: proxies.clone(), insecure, ..settings(folder.path()) };
+            push(&store, with.clone(), &name).unwrap_or_else(|error| panic!("{}", chain(&error)));
+            let other = Store::open(&folder.path().join(format!("pulled-{encrypted}"))).unwrap();
+            other.pull(&RegistryClient::new(with.clone()), &name, &PullOptions::default(), &()).unwrap();
+            let asked = std::mem::take(&mut *lines.lock().unwrap());
+            let expected = if encrypted { format!("CONNECT {registry} ") } else { format!(" http://{registry}/v2/") };
+            assert!(asked.iter().any(|line| line.contains(&expected)), "{asked:?}");
+            assert!(asked.iter().all(|line| line.ends_with("(u)")), "{asked:?}");
+            let proxies = Proxies { no_proxy: Some(host.to_owned()), ..proxies };
+            push(&store, RegistrySettings { proxies, ..with }, &name).unwrap();
+            assert!(lines.lock().unwrap().is_empty());
+        }
+    });
 }
 
 #[test]

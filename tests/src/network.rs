@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sched::{CloneFlags, unshare};
+use rustix::mount::MountPropagationFlags;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 /// Runs `body` where this machine has the addresses of `hosts`, under their names, and no other network. So do the processes
@@ -26,6 +27,9 @@ pub fn inside(hosts: &[(&str, Ipv4Addr)], body: impl FnOnce() -> Result<()> + Se
 
 fn enter(hosts: &[(&str, Ipv4Addr)]) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
+    // What is mounted below stays here.
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
     let flags = SocketFlags::CLOEXEC;
     // No protocol is that of routes and addresses.
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
