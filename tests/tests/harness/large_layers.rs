@@ -23,7 +23,7 @@ const MOST: u64 = 64 << 10;
 fn memory() -> Result<()> {
     let entries = std::env::var("STRATA_LARGE_LAYER").ok().and_then(|text| text.parse().ok()).unwrap_or(ENTRIES);
     let strata = Strata::new()?;
-    let peak = import(&strata, entries)?;
+    let peak = import(&strata, entries, Names::Scattered)?;
     ensure!(peak <= MOST, "an import of {entries} entries took {peak} KiB, more than {MOST}");
     let mut check = strata.command(["fsck"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let peak = watch(&mut check)?;
@@ -45,11 +45,11 @@ fn memory() -> Result<()> {
 }
 
 /// Imports a layer of so many entries as `large:1`; returns the most memory that it took, in KiB.
-fn import(strata: &Strata, entries: u64) -> Result<u64> {
+fn import(strata: &Strata, entries: u64, names: Names) -> Result<u64> {
     let mut import = strata.command(["import", "-", "large:1"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
     let input = import.stdin.take().context("no standard input")?;
     let (peak, written) = std::thread::scope(|scope| {
-        let writer = scope.spawn(move || write_layer(input, entries));
+        let writer = scope.spawn(move || write_layer(input, entries, names));
         let peak = watch(&mut import);
         (peak, writer.join())
     });
@@ -63,7 +63,7 @@ fn merged_indexes(strata: &Strata) -> Result<Vec<std::path::PathBuf>> {
     Ok(stacks.into_iter().map(|stack| stack.path().join("index")).filter(|path| path.exists()).collect())
 }
 
-/// Waits for the end of a command and returns the most memory that it was seen with, in KiB, beside what its program itself takes.
+/// Waits for the end of a command and returns the most memory that it ever had, in KiB, with what its program itself takes.
 fn watch(child: &mut Child) -> Result<u64> {
     let mut peak = 0;
     while child.try_wait()?.is_none() {
@@ -75,9 +75,10 @@ fn watch(child: &mut Child) -> Result<u64> {
                 let line = status.lines().find_map(|line| line.strip_prefix(name));
                 line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0)
             };
-            peak = peak.max(field("VmRSS:"));
+            // The kernel keeps the highest mark, so that nothing is missed between two looks but the last moment.
+            peak = peak.max(field("VmHWM:"));
         }
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(10));
     }
     ensure!(peak > 0, "the command was not seen at all");
     Ok(peak)
@@ -86,7 +87,8 @@ fn watch(child: &mut Child) -> Result<u64> {
 /// Merging needs temporary files here. Too few descriptors or too little space are named, and nothing is left behind.
 fn no_room() -> Result<()> {
     let strata = Strata::new()?;
-    import(&strata, 200_000)?;
+    // Just too many, and in the order that costs least.
+    import(&strata, 180_000, Names::InOrder)?;
     let forget = || merged_indexes(&strata)?.into_iter().try_for_each(|path| anyhow::Ok(fs::remove_file(path)?));
     let left = || -> Result<usize> { Ok(fs::read_dir(strata.state().join("tmp"))?.count()) };
     forget()?;
@@ -123,12 +125,21 @@ fn no_room() -> Result<()> {
     Ok(())
 }
 
-/// Half of the entries are in one folder and in no order, the others a hundred in each; every tenth is a hard link.
-fn write_layer(out: impl Write, entries: u64) -> Result<()> {
+/// In which order names come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    /// Half of the entries are in one folder and in no order, the others a hundred in each.
+    Scattered,
+    /// A hundred in each folder, one after the other.
+    InOrder,
+}
+
+/// Every tenth entry is a hard link.
+fn write_layer(out: impl Write, entries: u64, names: Names) -> Result<()> {
     let mut layer = LayerWriter::new(BufWriter::with_capacity(1 << 20, out));
     let meta = Meta::mode(0o644);
     for number in 0..entries {
-        let name = if number % 2 == 0 {
+        let name = if names == Names::Scattered && number % 2 == 0 {
             format!("all/{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
         } else {
             format!("some/{}/{}/{number}", number / 100_000, number / 100 % 1000)
