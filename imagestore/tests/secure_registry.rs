@@ -53,7 +53,7 @@ fn serve(folder: &Path, access: Access, tls: Option<Tls>) -> Server {
 /// proxies. There is no other network.
 fn elsewhere(test: impl FnOnce(&str) + Send) {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: a network of the test's own needs root");
+        let _ = writeln!(std::io::stderr(), "skipped: a network of the test's own needs root");
         return;
     }
     let address = std::net::Ipv4Addr::new(192, 0, 2, 7);
