@@ -108,13 +108,13 @@ fn run(cli: Cli) -> Outcome {
     if needs_ids(&cli.verb) {
         let entered = match &cli.verb {
             Verb::Run(run) | Verb::Container(ContainerVerb::Run(run)) => {
-                strata_engine::enter_rootless_to_start(&context.root, Some(run.user_namespace()), &[])
+                strata_engine::enter_rootless_to_start(&context.root, &run.joined(), &[])
             }
             Verb::Start(start) | Verb::Container(ContainerVerb::Start(start)) => {
-                strata_engine::enter_rootless_to_start(&context.root, None, &start.containers)
+                strata_engine::enter_rootless_to_start(&context.root, &[], &start.containers)
             }
             Verb::Restart(restart) | Verb::Container(ContainerVerb::Restart(restart)) => {
-                strata_engine::enter_rootless_to_start(&context.root, None, &restart.containers)
+                strata_engine::enter_rootless_to_start(&context.root, &[], &restart.containers)
             }
             _ => strata_engine::enter_rootless().map(drop),
         };

@@ -7,8 +7,8 @@ use strata_sandbox::cgroup::CgroupManager;
 use strata_sandbox::userns;
 
 use crate::container::{
-    Config, ContainerId, ContainerName, Limits, LogConfig, Mount, Network, RestartPolicy, Rlimit, SeccompChoice,
-    Security, UserNamespace, VERSION,
+    Config, ContainerId, ContainerName, Device, DeviceRule, Limits, LogConfig, Mount, NameResolution, Namespace,
+    Namespaces, RestartPolicy, Rlimit, SeccompChoice, Security, UserNamespace, VERSION,
 };
 
 /// A container that is to be.
@@ -24,6 +24,10 @@ pub struct Creation {
     pub name: Option<ContainerName>,
     /// The host name; the beginning of the identifier if there is none.
     pub hostname: Option<String>,
+    /// The NIS domain name; none if there is none.
+    pub domainname: Option<String>,
+    /// What its files say of other hosts.
+    pub names: NameResolution,
     /// Environment variables, `NAME=value`, over those of the image.
     pub environment: Vec<String>,
     /// Where the process starts, in place of the image's.
@@ -44,8 +48,14 @@ pub struct Creation {
     pub read_only: bool,
     /// What is mounted in it.
     pub mounts: Vec<Mount>,
+    /// Devices of the host.
+    pub devices: Vec<Device>,
+    /// Rules about devices it may use beside its own.
+    pub device_rules: Vec<DeviceRule>,
     /// Resource limits.
     pub limits: Limits,
+    /// Its processes wait for memory where the kernel would end one.
+    pub oom_kill_disable: bool,
     /// Capabilities to add.
     pub cap_add: Vec<String>,
     /// Capabilities to drop.
@@ -57,7 +67,9 @@ pub struct Creation {
     /// The other walls.
     pub security: Security,
     /// The network.
-    pub network: Network,
+    pub network: Namespace,
+    /// The other namespaces, but that of users.
+    pub namespaces: Namespaces,
     /// The user namespace.
     pub user_namespace: UserNamespace,
     /// The signal that asks the process to end, in place of the image's.
@@ -96,6 +108,12 @@ pub enum InvalidCreation {
     /// The host name has characters that no host name has.
     #[error("invalid hostname: {0:?}")]
     Hostname(String),
+    /// A domain or an option would not be one word in `resolv.conf`.
+    #[error("{0:?} is no domain to search and no option of a resolver")]
+    Resolver(String),
+    /// Two options cannot be had together.
+    #[error("conflicting options: {0}")]
+    Conflict(&'static str),
     /// Something would be cut at a zero byte by the kernel.
     #[error("{0} has a zero byte in it")]
     ZeroByte(&'static str),
@@ -115,13 +133,23 @@ impl Creation {
         if !working_directory.starts_with('/') {
             return Err(InvalidCreation::WorkingDirectory(working_directory.to_owned()));
         }
-        let hostname = match (&self.hostname, self.network) {
-            (Some(name), _) => name.clone(),
-            (None, Network::Host) => rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            (None, Network::None) => id.short().to_owned(),
+        if let Some(option) = self.conflict() {
+            return Err(option);
+        }
+        let hostname = match &self.hostname {
+            Some(name) => name.clone(),
+            None if self.network == Namespace::Host || self.namespaces.host_uts => {
+                rustix::system::uname().nodename().to_string_lossy().into_owned()
+            }
+            // Who joins another's network is given its name.
+            None => id.short().to_owned(),
         };
         if hostname.is_empty() || hostname.len() > 64 || hostname.contains(|letter: char| letter.is_control()) {
             return Err(InvalidCreation::Hostname(hostname));
+        }
+        let is_word = |word: &String| !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control());
+        if let Some(word) = self.names.search.iter().chain(&self.names.options).find(|word| !is_word(word)) {
+            return Err(InvalidCreation::Resolver(word.clone()));
         }
         let mut environment = defaults.env.clone().unwrap_or_default();
         set_variables(&mut environment, &self.environment);
@@ -145,6 +173,8 @@ impl Creation {
             user: self.user.clone().unwrap_or_else(|| defaults.user.clone()),
             working_directory: working_directory.to_owned(),
             hostname,
+            domainname: self.domainname.clone(),
+            names: self.names.clone(),
             labels,
             stop_signal: self
                 .stop_signal
@@ -157,13 +187,17 @@ impl Creation {
             auto_remove: self.auto_remove,
             read_only: self.read_only,
             mounts: self.mounts.clone(),
+            devices: self.devices.clone(),
+            device_rules: self.device_rules.clone(),
             limits: self.limits.clone(),
+            oom_kill_disable: self.oom_kill_disable,
             cap_add: self.cap_add.clone(),
             cap_drop: self.cap_drop.clone(),
             seccomp: self.seccomp.clone(),
             no_new_privileges: self.no_new_privileges,
             security: self.security.clone(),
-            network: self.network,
+            network: self.network.clone(),
+            namespaces: self.namespaces.clone(),
             // A plain user's containers are in one already.
             user_namespace: match self.security.hardened
                 && self.user_namespace == UserNamespace::Host
@@ -186,6 +220,18 @@ impl Creation {
             // Said by the engine.
             cgroup_manager: CgroupManager::default(),
         })
+    }
+
+    /// What is asked for and cannot be had together.
+    fn conflict(&self) -> Option<InvalidCreation> {
+        let joins = matches!(self.network, Namespace::Container(_));
+        let conflicts = [
+            (self.hostname.is_some() && self.namespaces.host_uts, "hostname and the UTS mode"),
+            (self.hostname.is_some() && joins, "hostname and the network mode"),
+            (!self.names.servers.is_empty() && joins, "dns and the network mode"),
+            (!self.names.hosts.is_empty() && joins, "custom host-to-IP mapping and the network mode"),
+        ];
+        conflicts.into_iter().find(|(conflicts, _)| *conflicts).map(|(_, what)| InvalidCreation::Conflict(what))
     }
 
     /// An entrypoint of the user's own takes the image's command away with the image's entrypoint.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use strata_imagestore::{Image, ImageError, LayerDetails, LazyProgress};
 
-use crate::container::{Config, Container, FindError, Mount, Network, State};
+use crate::container::{Config, Container, Device, FindError, Mount, Namespace, State};
 use crate::engine::Engine;
 
 /// An object that `inspect` was asked for.
@@ -163,10 +163,7 @@ fn container_json(container: &Container) -> Value {
     let config = &container.config;
     let (entrypoint, command) = config.command.split_at(config.entrypoint_length.min(config.command.len()));
     let (path, arguments) = config.command.split_first().map_or(("", &[][..]), |(path, rest)| (path.as_str(), rest));
-    let network = match config.network {
-        Network::None => "none",
-        Network::Host => "host",
-    };
+    let network = config.network_name();
     json!({
         "Id": config.id.as_str(),
         "Created": config.created.to_string(),
@@ -179,28 +176,7 @@ fn container_json(container: &Container) -> Value {
         "LogPath": crate::log::path(container).unwrap_or_default(),
         "Driver": "strata",
         "Platform": "linux",
-        "HostConfig": {
-            "AutoRemove": config.auto_remove,
-            "CapAdd": config.cap_add,
-            "CapDrop": config.cap_drop,
-            "CpuShares": config.limits.cpu_shares.unwrap_or(0),
-            "CpusetCpus": config.limits.cpuset.clone().unwrap_or_default(),
-            "Memory": config.limits.memory.unwrap_or(0),
-            "MemorySwap": config.limits.memory_and_swap.unwrap_or(0),
-            "NanoCpus": config.limits.nano_cpus.unwrap_or(0),
-            "NetworkMode": network,
-            "PidsLimit": config.limits.pids,
-            "ReadonlyRootfs": config.read_only,
-            "RestartPolicy": { "Name": config.restart.name(), "MaximumRetryCount": config.restart.maximum() },
-            "LogConfig": { "Type": config.log.driver.name(), "Config": log_options(config) },
-            "Privileged": config.privileged,
-            "SecurityOpt": config.security.options,
-            "UsernsMode": config.user_namespace.to_string(),
-            "StorageOpt": config.storage_size.map(|size| json!({ "size": size.to_string() })),
-            "ShmSize": config.shm_size.unwrap_or(64 << 20),
-            "OomScoreAdj": config.oom_score.unwrap_or(0),
-            "GroupAdd": config.groups,
-        },
+        "HostConfig": host_config_json(config),
         "GraphDriver": {
             "Name": "strata",
             "Data": { "UpperDir": container.upper(), "WorkDir": container.work() },
@@ -208,6 +184,7 @@ fn container_json(container: &Container) -> Value {
         "Mounts": config.mounts.iter().map(mount_json).collect::<Vec<_>>(),
         "Config": {
             "Hostname": config.hostname,
+            "Domainname": config.domainname.clone().unwrap_or_default(),
             "User": config.user,
             "Tty": config.tty,
             "OpenStdin": config.open_stdin,
@@ -225,6 +202,60 @@ fn container_json(container: &Container) -> Value {
     })
 }
 
+fn host_config_json(config: &Config) -> Value {
+    let mut value = resources_json(config);
+    let others = json!({
+        "AutoRemove": config.auto_remove,
+        "CapAdd": config.cap_add,
+        "CapDrop": config.cap_drop,
+        "Dns": config.names.servers,
+        "DnsOptions": config.names.options,
+        "DnsSearch": config.names.search,
+        "ExtraHosts": config.names.hosts,
+        "NetworkMode": config.network_name(),
+        "CgroupnsMode": if config.namespaces.host_cgroup { "host" } else { "private" },
+        "IpcMode": if config.namespaces.host_ipc { "host" } else { "private" },
+        "PidMode": if config.namespaces.pid == Namespace::Private { String::new() } else { config.namespaces.pid.clone().into() },
+        "UTSMode": if config.namespaces.host_uts { "host" } else { "" },
+        "ReadonlyRootfs": config.read_only,
+        "RestartPolicy": { "Name": config.restart.name(), "MaximumRetryCount": config.restart.maximum() },
+        "LogConfig": { "Type": config.log.driver.name(), "Config": log_options(config) },
+        "Privileged": config.privileged,
+        "SecurityOpt": config.security.options,
+        "UsernsMode": config.user_namespace.to_string(),
+        "StorageOpt": config.storage_size.map(|size| json!({ "size": size.to_string() })),
+        "ShmSize": config.shm_size.unwrap_or(64 << 20),
+        "GroupAdd": config.groups,
+    });
+    if let (Value::Object(known), Value::Object(others)) = (&mut value, others) {
+        known.extend(others);
+    }
+    value
+}
+
+/// What it may use, of which `HostConfig` holds the fields beside its others.
+fn resources_json(config: &Config) -> Value {
+    let limits = &config.limits;
+    json!({
+        "BlkioWeight": limits.blkio_weight.unwrap_or(0),
+        "CpuPeriod": limits.cpu_period.unwrap_or(0),
+        "CpuQuota": limits.cpu_quota.unwrap_or(0),
+        "CpuShares": limits.cpu_shares.unwrap_or(0),
+        "CpusetCpus": limits.cpuset.clone().unwrap_or_default(),
+        "CpusetMems": limits.cpuset_mems.clone().unwrap_or_default(),
+        "Devices": config.devices.iter().map(device_json).collect::<Vec<_>>(),
+        "DeviceCgroupRules": config.device_rules,
+        "Memory": limits.memory.unwrap_or(0),
+        "MemorySwap": limits.memory_and_swap.unwrap_or(0),
+        "MemoryReservation": limits.memory_reservation.unwrap_or(0),
+        "MemorySwappiness": limits.swappiness,
+        "NanoCpus": limits.nano_cpus.unwrap_or(0),
+        "PidsLimit": limits.pids,
+        "OomKillDisable": config.oom_kill_disable,
+        "OomScoreAdj": config.oom_score.unwrap_or(0),
+    })
+}
+
 fn log_options(config: &Config) -> Value {
     let mut options = serde_json::Map::new();
     if let Some(size) = config.log.max_size {
@@ -234,6 +265,14 @@ fn log_options(config: &Config) -> Value {
         options.insert("max-file".to_owned(), json!(files.to_string()));
     }
     Value::Object(options)
+}
+
+fn device_json(device: &Device) -> Value {
+    json!({
+        "PathOnHost": device.host,
+        "PathInContainer": device.container,
+        "CgroupPermissions": device.access,
+    })
 }
 
 fn mount_json(mount: &Mount) -> Value {

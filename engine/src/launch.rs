@@ -16,7 +16,7 @@ use strata_unionfs::{Limits, Lower, MountSpec, Options, Upper};
 use crate::container::{Container, Containers, OwnIds, RecordError, Use};
 use crate::filesystem::{FilesystemError, FilesystemProcess, SpareProcess};
 use crate::monitor::Refusal;
-use crate::user_namespace::{self, JoinError};
+use crate::namespaces::{ForStart, JoinError};
 use crate::{network_files, own_accounts, spec};
 
 /// What a container's root stands on, kept in the store.
@@ -42,9 +42,9 @@ pub(crate) enum StartError {
     /// The files that say where the container is in the network.
     #[error("write the container's own files in /etc")]
     OwnFiles(#[source] io::Error),
-    /// The user namespace it is to be in.
+    /// Another container whose namespace it is to be in.
     #[error(transparent)]
-    UserNamespace(#[from] JoinError),
+    Join(#[from] JoinError),
     /// The configuration cannot be translated.
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
@@ -178,8 +178,8 @@ fn spawn(
         let accounts = own_accounts::prepare(container, &index, root.as_fd())?;
         Ok([network_files::prepare(container, &index)?, accounts].concat())
     });
-    let user_namespace = user_namespace::for_start(containers, config)?;
-    let spec = spec::build(config, &own_files.map_err(StartError::OwnFiles)?, user_namespace.in_spec())?;
+    let namespaces = ForStart::find(containers, config)?;
+    let spec = spec::build(config, &own_files.map_err(StartError::OwnFiles)?, namespaces.in_spec(config))?;
     let (stdio, pipes) = streams(config.tty, size, config.own_ids.as_ref()).map_err(StartError::Pipes)?;
     let mut launch = Launch::new(&spec, Root::Mount(root));
     // Nobody in particular is the superuser, whose groups and home the image may still know.

@@ -24,6 +24,7 @@ mod channel;
 mod commit;
 mod container;
 mod creation;
+mod device_nodes;
 mod disk_usage;
 mod disk_use;
 mod durable;
@@ -39,6 +40,7 @@ mod lifecycle;
 mod log;
 mod monitor;
 mod mount;
+mod namespaces;
 mod network_files;
 mod own_accounts;
 mod own_file;
@@ -57,12 +59,14 @@ pub use archive::{
 pub use bench::{BenchError, LookupReport, Machine, Measure};
 pub use commit::{ChangesError, CommitError, ContainerCommit};
 pub use container::{
-    Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, End, Ended, Event, FindError,
-    InvalidContainerId, InvalidName, InvalidRestartPolicy, InvalidUserNamespace, Limits, LogConfig, LogDriver, Mount,
-    Network, OwnIds, RecordError, Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, Security, StartFailure,
-    State, Tmpfs, UserNamespace,
+    Bind, Config, Container, ContainerId, ContainerName, Containers, CreateError, Device, DeviceRule, End, Ended,
+    Event, ExtraHost, FindError, InvalidContainerId, InvalidDevice, InvalidExtraHost, InvalidName,
+    InvalidRestartPolicy, InvalidUserNamespace, Limits, LogConfig, LogDriver, Mount, NameResolution, Namespace,
+    Namespaces, OwnIds, RecordError, Refused, RemoveError, RestartPolicy, Rlimit, SeccompChoice, Security,
+    StartFailure, State, Tmpfs, UserNamespace,
 };
 pub use creation::{Creation, InvalidCreation};
+pub use device_nodes::DeviceError;
 pub use disk_usage::{Usage, UsageError};
 pub use disk_use::ContainerSize;
 pub use engine::{Engine, EngineError, RemoveImageError};
@@ -84,6 +88,7 @@ pub use mount::{
     InvalidOption, MountError, MountMade, MountOptions, MountSource, UnmountError, Writable, mount_folders, remount,
     unmount,
 };
+pub use namespaces::{JoinError, ShareError, enter_rootless_to_start};
 pub use process::Process;
 pub use size::parse_size;
 pub use spec::SpecError;
@@ -102,4 +107,4 @@ pub use strata_sandbox::userns::{Rootless, UserNamespaceError, enter_rootless};
 pub use strata_unionfs::{
     Aspect, Change as FileChange, ChangeKind, Difference, Force, Kind as FileKind, RemountError, Side, Upper,
 };
-pub use user_namespace::{ChooseError, JoinError, enter_rootless_to_start};
+pub use user_namespace::ChooseError;

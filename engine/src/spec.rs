@@ -4,18 +4,20 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount as OciMount,
+    LinuxBlockIoBuilder, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxPidsBuilder, LinuxResources, Mount as OciMount,
     MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec,
 };
 use strata_sandbox::audit::Audit;
 use strata_sandbox::capabilities::{CapabilitySet, UnknownCapability};
 use strata_sandbox::policy::{AuditError, Policy, PolicyError};
 use strata_sandbox::seccomp::{Profile, ProfileError};
-use strata_sandbox::spec_default::{self, Defaults, UserNamespace, spec_default};
+use strata_sandbox::spec_default::{self, Defaults, spec_default};
 use strata_sandbox::{Landlock, Seccomp};
 
-use crate::container::{Bind, Config, Limits, Mount, Network, Rlimit, SeccompChoice, Tmpfs};
+use crate::container::{Bind, Config, Limits, Mount, Rlimit, SeccompChoice, Tmpfs};
 use crate::creation::process_environment;
+use crate::device_nodes::{self, DeviceError};
+use crate::namespaces::InSpec;
 
 /// A configuration that cannot be translated.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,9 @@ pub enum SpecError {
     /// A value that the specification cannot hold.
     #[error("invalid container configuration")]
     Value(#[from] OciSpecError),
+    /// A device that is none.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A folder that `-v` makes.
     #[error("create the bind source {path:?}")]
     BindSource {
@@ -45,11 +50,12 @@ pub enum SpecError {
     },
 }
 
-/// Translates a configuration, with further mounts of our own, for a start in a user namespace. Makes the folders that `-v` makes.
-pub(crate) fn build(config: &Config, own: &[Mount], user_namespace: UserNamespace) -> Result<Spec, SpecError> {
+/// Translates a configuration, with further mounts of our own, for a start in these namespaces. Makes the folders that `-v` makes.
+pub(crate) fn build(config: &Config, own: &[Mount], namespaces: InSpec) -> Result<Spec, SpecError> {
     let owners_differ = config.own_ids.as_ref().is_some_and(|ids| !ids.are_unchanged());
     let mut mounts = Vec::with_capacity(own.len() + config.mounts.len());
-    for mount in own.iter().chain(&config.mounts) {
+    let shared = shared_folders(config);
+    for mount in own.iter().chain(&shared).chain(&config.mounts) {
         mounts.push(match mount {
             Mount::Bind(bind) => bind_mount(bind, owners_differ)?,
             Mount::Tmpfs(tmpfs) => tmpfs_mount(tmpfs)?,
@@ -63,17 +69,19 @@ pub(crate) fn build(config: &Config, own: &[Mount], user_namespace: UserNamespac
         true => CapabilitySet::HARDENED,
         false => CapabilitySet::DOCKER,
     };
+    let (devices, own_rules): (Vec<_>, Vec<_>) = device_nodes::find(&config.devices)?.into_iter().unzip();
     let mut spec = spec_default(Defaults {
         args: config.command.clone(),
         env: process_environment(config),
         cwd: PathBuf::from(&config.working_directory),
         hostname: Some(config.hostname.clone()),
         terminal: config.tty,
-        network: match config.network {
-            Network::None => spec_default::Network::None,
-            Network::Host => spec_default::Network::Host,
-        },
-        user_namespace,
+        network: namespaces.network,
+        pid: namespaces.pid,
+        ipc: callers_if(config.namespaces.host_ipc),
+        uts: callers_if(config.namespaces.host_uts),
+        cgroup: callers_if(config.namespaces.host_cgroup),
+        user_namespace: namespaces.user,
         read_only_root: config.read_only,
         capabilities: capabilities.adjusted(&config.cap_add, &config.cap_drop)?,
         privileged: config.privileged,
@@ -82,7 +90,7 @@ pub(crate) fn build(config: &Config, own: &[Mount], user_namespace: UserNamespac
         mask: security.mask.clone(),
         unmask: security.unmask.clone(),
         private_proc: security.hardened,
-        resources: resources(&config.limits)?,
+        resources: all_resources(config, own_rules)?,
         mounts,
         rlimits,
         sysctls: config.sysctls.clone().into_iter().collect(),
@@ -95,7 +103,15 @@ pub(crate) fn build(config: &Config, own: &[Mount], user_namespace: UserNamespac
     {
         process.set_apparmor_profile(Some(profile.clone()));
     }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_devices(Some(devices));
+    }
+    spec.set_domainname(config.domainname.clone());
     Ok(spec)
+}
+
+fn callers_if(callers: bool) -> spec_default::Namespace {
+    if callers { spec_default::Namespace::Callers } else { spec_default::Namespace::Own }
 }
 
 /// The system call filter that was chosen.
@@ -147,6 +163,24 @@ fn policy(config: &Config) -> Result<Option<Policy>, SpecError> {
     Ok(config.security.policy.as_deref().map(Policy::parse).transpose()?)
 }
 
+/// What a container shares with the host as files once it shares its objects of System V.
+fn shared_folders(config: &Config) -> Vec<Mount> {
+    let is_wanted = |path: &&str| {
+        let is_taken = config.mounts.iter().any(|own| own.target() == *path);
+        config.namespaces.host_ipc && !is_taken && Path::new(path).is_dir()
+    };
+    let bind = |path: &str| {
+        Mount::Bind(Bind {
+            source: path.into(),
+            target: path.to_owned(),
+            read_only: false,
+            create_source: false,
+            propagation: String::new(),
+        })
+    };
+    ["/dev/shm", "/dev/mqueue"].into_iter().filter(is_wanted).map(bind).collect()
+}
+
 fn bind_mount(bind: &Bind, own_ids: bool) -> Result<OciMount, SpecError> {
     if bind.create_source {
         create_source(&bind.source)?;
@@ -191,33 +225,50 @@ fn rlimit(limit: &Rlimit) -> Result<PosixRlimit, OciSpecError> {
     PosixRlimitBuilder::default().typ(kind).soft(limit.soft).hard(limit.hard).build()
 }
 
+/// The limits of a container, and the rules about its devices, of which those of `own` are for nodes it is given.
+fn all_resources(config: &Config, own: Vec<LinuxDeviceCgroup>) -> Result<LinuxResources, SpecError> {
+    let mut resources = resources(&config.limits)?;
+    // One that may use every device needs no list of them, which would leave out all others.
+    if !config.privileged {
+        let said = config.device_rules.iter().map(device_nodes::rule);
+        resources.set_devices(Some(own.into_iter().map(Ok).chain(said).collect::<Result<_, _>>()?));
+    }
+    if config.oom_kill_disable {
+        let mut memory = (*resources.memory()).unwrap_or_default();
+        memory.set_disable_oom_killer(Some(true));
+        resources.set_memory(Some(memory));
+    }
+    Ok(resources)
+}
+
 /// Translates limits.
 pub(crate) fn resources(limits: &Limits) -> Result<LinuxResources, SpecError> {
-    let mut resources = LinuxResourcesBuilder::default();
-    if let Some(limit) = limits.memory {
-        // As Docker: without a word about swap, as much swap as memory.
-        let swap = limits.memory_and_swap.unwrap_or(limit.saturating_mul(2));
-        resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).swap(swap).build()?);
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(limits.memory);
+    // As Docker: without a word about swap, as much swap as memory.
+    memory.set_swap(limits.memory.map(|limit| limits.memory_and_swap.unwrap_or(limit.saturating_mul(2))));
+    memory.set_reservation(limits.memory_reservation);
+    memory.set_swappiness(limits.swappiness);
+
+    let mut cpu = LinuxCpu::default();
+    cpu.set_period(limits.cpu_period).set_quota(limits.cpu_quota).set_shares(limits.cpu_shares);
+    if let Some(nano) = limits.nano_cpus {
+        const PERIOD: u64 = 100_000;
+        let quota = i64::try_from(nano.saturating_mul(PERIOD) / 1_000_000_000).unwrap_or(i64::MAX);
+        cpu.set_period(Some(PERIOD)).set_quota(Some(quota));
     }
-    if limits.nano_cpus.is_some() || limits.cpu_shares.is_some() || limits.cpuset.is_some() {
-        let mut cpu = LinuxCpuBuilder::default();
-        if let Some(nano) = limits.nano_cpus {
-            const PERIOD: u64 = 100_000;
-            let quota = i64::try_from(nano.saturating_mul(PERIOD) / 1_000_000_000).unwrap_or(i64::MAX);
-            cpu = cpu.period(PERIOD).quota(quota);
-        }
-        if let Some(shares) = limits.cpu_shares {
-            cpu = cpu.shares(shares);
-        }
-        if let Some(list) = &limits.cpuset {
-            cpu = cpu.cpus(list);
-        }
-        resources = resources.cpu(cpu.build()?);
-    }
+    cpu.set_cpus(limits.cpuset.clone()).set_mems(limits.cpuset_mems.clone());
+
+    let mut resources = LinuxResources::default();
+    resources.set_memory(Some(memory).filter(|memory| *memory != LinuxMemory::default()));
+    resources.set_cpu(Some(cpu).filter(|cpu| *cpu != LinuxCpu::default()));
     if let Some(pids) = limits.pids {
-        resources = resources.pids(LinuxPidsBuilder::default().limit(pids).build()?);
+        resources.set_pids(Some(LinuxPidsBuilder::default().limit(pids).build()?));
     }
-    Ok(resources.build()?)
+    if let Some(weight) = limits.blkio_weight {
+        resources.set_block_io(Some(LinuxBlockIoBuilder::default().weight(weight).build()?));
+    }
+    Ok(resources)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::{LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder, RootBuilder, Spec};
 use strata_sandbox::capabilities::CapabilitySet;
 use strata_sandbox::cgroup::CgroupName;
-use strata_sandbox::spec_default::{Defaults, Network, spec_default};
+use strata_sandbox::spec_default::{Defaults, Namespace, spec_default};
 use strata_sandbox::{Launch, Root, Seccomp, Stdio, spawn};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -24,8 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(arguments.next().ok_or("usage: start_to_exit ROOTFS [COUNT]")?);
     let count: usize = arguments.next().map_or(Ok(200), |count| count.to_string_lossy().parse())?;
 
-    let full = spec(Network::None)?;
-    let host = spec(Network::Host)?;
+    let full = spec(Namespace::Own)?;
+    let host = spec(Namespace::Callers)?;
     println!("start to exit of true, {count} times each, interleaved; wall ms min / median / p90");
     let started = Instant::now();
     let program = strata_sandbox::seccomp::Profile::docker_default().compile(CapabilitySet::DOCKER)?;
@@ -68,7 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn spec(network: Network) -> Result<Spec, Box<dyn Error>> {
+fn spec(network: Namespace) -> Result<Spec, Box<dyn Error>> {
     let memory = LinuxMemoryBuilder::default().limit(256 << 20).build()?;
     let pids = LinuxPidsBuilder::default().limit(100).build()?;
     let defaults = Defaults {

@@ -11,7 +11,7 @@ use oci_spec::runtime::{
 
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::{CgroupName, Usage};
-use crate::spec_default::{Defaults, Network, spec_default};
+use crate::spec_default::{Defaults, Namespace, spec_default};
 use crate::{
     Exec, ExitStatus, Identity, Inherited, Landlock, Launch, Listener, Orphan, Root, Running, Seccomp, SpawnError,
     Stdio, exec, spawn,
@@ -29,7 +29,7 @@ pub struct Policy {
     /// The second wall.
     pub landlock: Landlock,
     /// What it sees of networks.
-    pub network: Network,
+    pub network: Namespace,
 }
 
 impl Policy {
@@ -41,7 +41,7 @@ impl Policy {
             no_new_privileges: true,
             seccomp: Seccomp::Default,
             landlock: Landlock::Auto,
-            network: Network::None,
+            network: Namespace::Own,
         }
     }
 

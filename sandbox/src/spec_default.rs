@@ -26,8 +26,17 @@ pub struct Defaults {
     pub hostname: Option<String>,
     /// Whether the process gets a terminal.
     pub terminal: bool,
-    /// Which network the container sees.
-    pub network: Network,
+    /// Whose network the container sees; one of its own has a loopback interface alone.
+    pub network: Namespace,
+    /// Whose processes it sees.
+    pub pid: Namespace,
+    /// With whom it shares System V objects and message queues. There is no `/dev/shm` and no `/dev/mqueue` where that is
+    /// not [`Namespace::Own`], but for mounts of the caller's.
+    pub ipc: Namespace,
+    /// Whose host name it has; its own is only set where that is [`Namespace::Own`].
+    pub uts: Namespace,
+    /// From where on it sees cgroups.
+    pub cgroup: Namespace,
     /// Which users and groups there are.
     pub user_namespace: UserNamespace,
     /// Whether the root is mounted read-only.
@@ -72,14 +81,14 @@ pub enum UserNamespace {
     Path(PathBuf),
 }
 
-/// Which network a container sees.
+/// Which namespace of a kind a container is in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Network {
-    /// One of its own with a loopback interface alone.
+pub enum Namespace {
+    /// One of its own.
     #[default]
-    None,
-    /// The host's.
-    Host,
+    Own,
+    /// That of the caller.
+    Callers,
     /// That of a namespace file, such as another container's `/proc/PID/ns/net`.
     Path(PathBuf),
 }
@@ -92,7 +101,11 @@ impl Default for Defaults {
             cwd: PathBuf::from("/"),
             hostname: None,
             terminal: false,
-            network: Network::None,
+            network: Namespace::Own,
+            pid: Namespace::Own,
+            ipc: Namespace::Own,
+            uts: Namespace::Own,
+            cgroup: Namespace::Own,
             user_namespace: UserNamespace::Callers,
             read_only_root: false,
             capabilities: CapabilitySet::DOCKER,
@@ -117,6 +130,7 @@ impl Default for Defaults {
 /// # Errors
 /// [`OciSpecError`] from the spec's builders, for values that the spec's types refuse.
 pub fn spec_default(defaults: Defaults) -> Result<Spec, OciSpecError> {
+    let namespaces = namespaces(&defaults)?;
     let capabilities = if defaults.privileged { CapabilitySet::ALL } else { defaults.capabilities };
     let sets = LinuxCapabilitiesBuilder::default()
         .bounding(capabilities.to_oci())
@@ -157,6 +171,9 @@ pub fn spec_default(defaults: Defaults) -> Result<Spec, OciSpecError> {
         options.extend(["subset=pid", "hidepid=ptraceable"].map(str::to_owned));
         proc.set_options(Some(options));
     }
+    if defaults.ipc != Namespace::Own {
+        mounts.retain(|mount| !["/dev/shm", "/dev/mqueue"].iter().any(|path| mount.destination() == Path::new(path)));
+    }
     // A mount of the user's own on one of these places replaces it.
     mounts.retain(|mount| !defaults.mounts.iter().any(|own| own.destination() == mount.destination()));
     mounts.extend(defaults.mounts);
@@ -168,7 +185,7 @@ pub fn spec_default(defaults: Defaults) -> Result<Spec, OciSpecError> {
     resources.set_devices(Some(rules.into_iter().chain(own_rules).chain(listed).collect()));
 
     let mut linux = LinuxBuilder::default()
-        .namespaces(namespaces(&defaults.network, &defaults.user_namespace)?)
+        .namespaces(namespaces)
         .resources(resources)
         .devices(defaults.devices)
         .sysctl(defaults.sysctls);
@@ -189,10 +206,9 @@ pub fn spec_default(defaults: Defaults) -> Result<Spec, OciSpecError> {
     // The path is not used: the root comes as a descriptor or path of its own.
     let root = RootBuilder::default().path("rootfs").readonly(defaults.read_only_root).build()?;
     let spec = SpecBuilder::default().root(root).process(process).mounts(mounts).linux(linux.build()?);
-    match defaults.hostname {
-        Some(hostname) => spec.hostname(hostname).build(),
-        None => spec.hostname("").build(),
-    }
+    // A name needs a namespace to be the name of.
+    let hostname = defaults.hostname.filter(|_| defaults.uts == Namespace::Own);
+    spec.hostname(hostname.unwrap_or_default()).build()
 }
 
 /// Tells whether a path of `unmask` is about a masked one: itself, or all of a folder as `/proc/*`.
@@ -230,20 +246,27 @@ fn ordinary_mounts(shm_size: u64, privileged: bool) -> Result<Vec<Mount>, OciSpe
     ])
 }
 
-fn namespaces(network: &Network, user: &UserNamespace) -> Result<Vec<LinuxNamespace>, OciSpecError> {
-    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, User, Uts};
-    let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    let at = |kind, path: &PathBuf| LinuxNamespaceBuilder::default().typ(kind).path(path.clone()).build();
-    let mut all = [Mount, Pid, Uts, Ipc, Cgroup].into_iter().map(new).collect::<Result<Vec<_>, _>>()?;
-    match network {
-        Network::None => all.push(new(Net)?),
-        Network::Host => {}
-        Network::Path(path) => all.push(at(Net, path)?),
+fn namespaces(defaults: &Defaults) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, User, Uts};
+    let builder = |kind| LinuxNamespaceBuilder::default().typ(kind);
+    let mut all = vec![builder(Mount).build()?];
+    for (kind, whose) in [
+        (Pid, &defaults.pid),
+        (Uts, &defaults.uts),
+        (Ipc, &defaults.ipc),
+        (Cgroup, &defaults.cgroup),
+        (Network, &defaults.network),
+    ] {
+        match whose {
+            Namespace::Own => all.push(builder(kind).build()?),
+            Namespace::Callers => {}
+            Namespace::Path(path) => all.push(builder(kind).path(path.clone()).build()?),
+        }
     }
-    match user {
+    match &defaults.user_namespace {
         UserNamespace::Callers => {}
-        UserNamespace::Own(_) => all.push(new(User)?),
-        UserNamespace::Path(path) => all.push(at(User, path)?),
+        UserNamespace::Own(_) => all.push(builder(User).build()?),
+        UserNamespace::Path(path) => all.push(builder(User).path(path.clone()).build()?),
     }
     Ok(all)
 }
@@ -314,7 +337,7 @@ mod tests {
             let linux = spec.linux().clone().unwrap();
             linux.namespaces().iter().flatten().filter(|entry| entry.typ() == LinuxNamespaceType::Network).count()
         };
-        assert_eq!((kinds(Network::None), kinds(Network::Host)), (1, 0));
+        assert_eq!((kinds(Namespace::Own), kinds(Namespace::Callers)), (1, 0));
     }
 
     #[test]

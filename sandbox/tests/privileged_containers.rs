@@ -21,7 +21,7 @@ use oci_spec::runtime::{
     LinuxResourcesBuilder, LinuxTimeOffset, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType,
 };
 use strata_sandbox::capabilities::CapabilitySet;
-use strata_sandbox::spec_default::{Network, UserNamespace};
+use strata_sandbox::spec_default::{Namespace, UserNamespace};
 use strata_sandbox::userns::IdMaps;
 use strata_sandbox::{Access, Landlock, Launch, Root, Sandbox, Seccomp, SpawnError, Stdio, WindowSize};
 use support::{Container, rootfs};
@@ -482,9 +482,11 @@ fn rlimits_and_sysctls_and_oom_score() {
     container.defaults.sysctls.insert("net.ipv4.ip_default_ttl".into(), "33".into());
     container.defaults.oom_score = Some(321);
     assert_eq!(container.text(), "77\n33\n321");
-    for (name, network) in
-        [("kernel.panic", Network::None), ("vm.swappiness", Network::None), ("net.ipv4.ip_forward", Network::Host)]
-    {
+    for (name, network) in [
+        ("kernel.panic", Namespace::Own),
+        ("vm.swappiness", Namespace::Own),
+        ("net.ipv4.ip_forward", Namespace::Callers),
+    ] {
         let root = rootfs();
         let mut container = Container::new(root.path(), &["true"]);
         container.defaults.sysctls.insert(name.into(), "1".into());
@@ -535,7 +537,7 @@ fn ids_of_its_own() {
     assert_eq!(user.text(), "33\n33 40\nlo");
     let mut host = Container::shell(root.path(), "ls /sys/class/net | wc -l; echo 1 > /sys/kernel/mm/ksm/run");
     host.defaults.user_namespace = UserNamespace::Own(IdMaps::block(1_100_000_000, 65_536));
-    host.defaults.network = Network::Host;
+    host.defaults.network = Namespace::Callers;
     let output = host.run().unwrap();
     assert!(output.stderr.contains("/sys/kernel/mm/ksm/run"), "{output:?}");
 }
@@ -678,14 +680,10 @@ fn namespaces_of_another_container_are_joined() {
     let first = Container::new(root.path(), &["sleep", "100"]).start(Stdio::Inherit).unwrap();
     let path = |kind: &str| PathBuf::from(format!("/proc/{}/ns/{kind}", first.pid()));
     let mut second = Container::shell(root.path(), "readlink /proc/self/ns/net; ps | grep -c 'sleep 10[0]'; echo $$");
-    second.defaults.network = Network::Path(path("net"));
+    second.defaults.network = Namespace::Path(path("net"));
+    second.defaults.pid = Namespace::Path(path("pid"));
     let (stdio, pipes) = Stdio::pipes().unwrap();
-    let mut spec = strata_sandbox::spec_default::spec_default(second.defaults).unwrap();
-    for namespace in spec.linux_mut().as_mut().unwrap().namespaces_mut().as_mut().unwrap() {
-        if namespace.typ() == LinuxNamespaceType::Pid {
-            namespace.set_path(Some(path("pid")));
-        }
-    }
+    let spec = strata_sandbox::spec_default::spec_default(second.defaults).unwrap();
     let running = strata_sandbox::spawn(Launch {
         stdio,
         seccomp: Seccomp::Default,

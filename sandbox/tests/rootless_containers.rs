@@ -14,7 +14,7 @@ use std::process::Command;
 
 use oci_spec::runtime::{LinuxMemoryBuilder, LinuxResourcesBuilder};
 use strata_sandbox::cgroup::{CgroupError, Hierarchies};
-use strata_sandbox::spec_default::{Network, UserNamespace};
+use strata_sandbox::spec_default::{Namespace, UserNamespace};
 use strata_sandbox::userns::{IdMaps, Rootless, enter_rootless};
 use strata_sandbox::{SpawnError, Stdio, WindowSize};
 use support::{Container, rootfs};
@@ -75,7 +75,7 @@ fn as_plain_user(root: &Path) {
 
     // Without a cgroup, as a user has none by default here, and with one asked for without limits.
     for cgroup in [false, true] {
-        for network in [Network::None, Network::Host] {
+        for network in [Namespace::Own, Namespace::Callers] {
             let mut container = Container::shell(
                 root,
                 "id -u; hostname; echo $$; echo x > /tmp/made && cat /tmp/made; : > /dev/null; head -c 3 /dev/zero | wc -c; test -r /sys/kernel && test -r /proc/self/status && echo seen",

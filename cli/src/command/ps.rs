@@ -112,7 +112,7 @@ pub(super) fn row(container: &Container, whole: bool, now: Timestamp) -> Map<Str
         ("LocalVolumes", "0".to_owned()),
         ("Mounts", mounts.join(",")),
         ("Names", config.name.to_string()),
-        ("Networks", config.network.to_string()),
+        ("Networks", config.network_name()),
         ("Ports", String::new()),
         ("RunningFor", human::age(config.created, now)),
         ("State", container.state.status().to_owned()),
@@ -202,7 +202,7 @@ fn fits(container: &Container, filters: &[Filter], bounds: &Bounds) -> bool {
         },
         "before" => bounds.before.is_none_or(|before| config.created < before),
         "since" => bounds.since.is_none_or(|since| config.created > since),
-        "network" => config.network.to_string() == filter.value,
+        "network" => config.network_name() == filter.value,
         "volume" => config.mounts.iter().any(|mount| match mount {
             Mount::Bind(bind) => bind.target == filter.value || bind.source.as_os_str() == filter.value.as_str(),
             Mount::Tmpfs(tmpfs) => tmpfs.target == filter.value,

@@ -47,9 +47,14 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// The user namespace that was asked for.
-    pub(crate) fn user_namespace(&self) -> &UserNamespace {
-        &self.container.userns
+    /// The containers whose namespaces it is to join, as they were named.
+    pub(crate) fn joined(&self) -> Vec<&str> {
+        let user = match &self.container.userns {
+            UserNamespace::Container(name) => Some(name.as_str()),
+            _ => None,
+        };
+        let others = [&self.container.pid, &self.container.network].map(|mode| mode.strip_prefix("container:"));
+        user.into_iter().chain(others.into_iter().flatten()).collect()
     }
 }
 

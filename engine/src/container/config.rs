@@ -8,7 +8,7 @@ use strata_imagestore::Timestamp;
 use strata_sandbox::cgroup::CgroupManager;
 
 use super::own_ids::{self, OwnIds};
-use super::{ContainerId, ContainerName, UserNamespace};
+use super::{ContainerId, ContainerName, Device, DeviceRule, NameResolution, Namespace, Namespaces, UserNamespace};
 use crate::timestamp;
 
 /// The form of `config.json` that this version writes.
@@ -42,6 +42,12 @@ pub struct Config {
     pub working_directory: String,
     /// The host name inside.
     pub hostname: String,
+    /// The NIS domain name inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domainname: Option<String>,
+    /// What its files say of other hosts.
+    #[serde(default, skip_serializing_if = "NameResolution::is_default")]
+    pub names: NameResolution,
     /// Labels of the image and of the command line.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -61,9 +67,18 @@ pub struct Config {
     /// Folders of the host and memory filesystems.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Devices of the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// Rules about devices it may use beside its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub device_rules: Vec<DeviceRule>,
     /// Resource limits.
     #[serde(default)]
     pub limits: Limits,
+    /// Its processes wait for memory where the kernel would end one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom_kill_disable: bool,
     /// Capabilities added to Docker's default set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cap_add: Vec<String>,
@@ -81,7 +96,10 @@ pub struct Config {
     pub security: Security,
     /// The network.
     #[serde(default)]
-    pub network: Network,
+    pub network: Namespace,
+    /// The other namespaces, but that of users.
+    #[serde(default, skip_serializing_if = "Namespaces::is_default")]
+    pub namespaces: Namespaces,
     /// The user namespace.
     #[serde(default)]
     pub user_namespace: UserNamespace,
@@ -121,6 +139,25 @@ pub struct Config {
     /// Who makes its cgroup.
     #[serde(default, skip_serializing_if = "CgroupManager::is_cgroupfs")]
     pub cgroup_manager: CgroupManager,
+}
+
+impl Config {
+    /// The containers whose namespaces it joins.
+    pub(crate) fn joined(&self) -> impl Iterator<Item = &str> {
+        let user = match &self.user_namespace {
+            UserNamespace::Container(id) => Some(id.as_str()),
+            _ => None,
+        };
+        user.into_iter().chain(self.namespaces.pid.joined()).chain(self.network.joined())
+    }
+
+    /// Docker's word for the network.
+    pub fn network_name(&self) -> String {
+        match &self.network {
+            Namespace::Private => "none".to_owned(),
+            other => other.clone().into(),
+        }
+    }
 }
 
 /// When a container that has ended is started again.
@@ -341,15 +378,33 @@ pub struct Limits {
     /// Bytes of memory and swap together; -1 for any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_and_swap: Option<i64>,
+    /// Bytes of memory that it is left when memory is short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_reservation: Option<i64>,
+    /// How readily its memory is swapped out, from 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swappiness: Option<u64>,
     /// Billionths of a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nano_cpus: Option<u64>,
+    /// Microseconds of CPU time in each period.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<i64>,
+    /// Microseconds of a period.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_period: Option<u64>,
     /// Relative weight of CPU time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_shares: Option<u64>,
     /// The CPUs it may run on, as a list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpuset: Option<String>,
+    /// The memory nodes it may use, as a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpuset_mems: Option<String>,
+    /// Relative weight of reads and writes of disks, from 10 to 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blkio_weight: Option<u16>,
     /// Processes and threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<i64>,
@@ -393,26 +448,6 @@ impl Security {
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
-    }
-}
-
-/// The network of a container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Network {
-    /// Its own, with the loopback interface only.
-    #[default]
-    None,
-    /// The host's.
-    Host,
-}
-
-impl std::fmt::Display for Network {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self {
-            Network::None => "none",
-            Network::Host => "host",
-        })
     }
 }
 

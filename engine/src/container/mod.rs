@@ -6,8 +6,11 @@
 mod cgroup;
 mod changes;
 mod config;
+mod device;
 mod id;
 mod name;
+mod name_resolution;
+mod namespace;
 mod own_ids;
 mod registry;
 mod state;
@@ -16,12 +19,15 @@ mod user_namespace;
 pub(crate) use cgroup::choose_manager;
 pub(crate) use config::VERSION;
 pub use config::{
-    Bind, Config, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit,
-    SeccompChoice, Security, Tmpfs,
+    Bind, Config, InvalidRestartPolicy, Limits, LogConfig, LogDriver, Mount, RestartPolicy, Rlimit, SeccompChoice,
+    Security, Tmpfs,
 };
+pub use device::{Device, DeviceRule, InvalidDevice};
 pub(crate) use id::random_bytes;
 pub use id::{ContainerId, InvalidContainerId};
 pub use name::{ContainerName, InvalidName};
+pub use name_resolution::{ExtraHost, InvalidExtraHost, NameResolution};
+pub use namespace::{Namespace, Namespaces};
 pub use own_ids::OwnIds;
 pub use registry::{Container, Containers, CreateError, FindError, RecordError, RemoveError};
 pub(crate) use registry::{Locked, Use};

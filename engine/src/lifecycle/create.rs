@@ -10,6 +10,7 @@ use crate::durable::Durability;
 use crate::engine::{Engine, lease_name};
 use crate::launch::{mark, open_index, prepare_upper};
 use crate::monitor::{AskError, Refusal};
+use crate::namespaces::{self, ShareError};
 use crate::user_namespace::{self, ChooseError};
 
 /// A container that was not made, or did not start.
@@ -51,6 +52,9 @@ pub enum RunError {
     /// There are no ids for its user namespace.
     #[error(transparent)]
     Ids(#[from] ChooseError),
+    /// It cannot be in the namespace of another container.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// Its processes are stopped. The text is Docker's.
     #[error("cannot start a paused container, try unpause instead")]
     Paused,
@@ -116,6 +120,7 @@ impl Engine {
         }
         let stack = self.images().stack(&image.id)?;
         let choosing = user_namespace::choose(self.registry(), &mut config, creation.user.is_some())?;
+        namespaces::resolve(self.registry(), &mut config)?;
         // One that goes with its process need not survive a power cut, once there is a process.
         let relaxed = config.auto_remove && state != State::created();
         let durability = if relaxed { Durability::Relaxed } else { Durability::Synced };

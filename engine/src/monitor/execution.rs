@@ -8,7 +8,7 @@ use super::requests::refusal;
 use super::server::Server;
 use super::streams::Member;
 use crate::container::{Config, Mount, State};
-use crate::{launch, spec, user_namespace};
+use crate::{launch, namespaces, spec};
 
 /// Starts a process and connects the command to it.
 pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -> Result<Vec<String>, Refusal> {
@@ -18,7 +18,7 @@ pub(super) fn start(server: &mut Server, number: usize, execution: &Execution) -
         return Err(refusal(format!("Container {name} is paused, unpause the container before exec")));
     }
     let config = configure(&main.container.config, execution);
-    let spec = spec::build(&config, &[], user_namespace::of_running(&config)).map_err(|error| Refusal::of(&error))?;
+    let spec = spec::build(&config, &[], namespaces::of_running(&config)).map_err(|error| Refusal::of(&error))?;
     let (stdio, pipes) =
         launch::streams(execution.tty, execution.size, config.own_ids.as_ref()).map_err(|error| Refusal::of(&error))?;
     let observe = launch::listen(main.audit.as_ref());
@@ -66,6 +66,8 @@ fn configure(config: &Config, execution: &Execution) -> Config {
     }
     config.tty = execution.tty;
     config.privileged |= execution.privileged;
+    // As it has its devices, which may be gone from the host.
+    config.devices.clear();
     for mount in &mut config.mounts {
         // The container has them already, and what is gone since is nothing to be made again.
         if let Mount::Bind(bind) = mount {

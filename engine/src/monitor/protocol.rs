@@ -115,13 +115,19 @@ impl Update {
                 known.clone_from(new);
             }
         }
-        let Limits { memory, memory_and_swap, nano_cpus, cpu_shares, cpuset, pids } = &self.limits;
-        set(&mut config.limits.memory, memory);
-        set(&mut config.limits.memory_and_swap, memory_and_swap);
-        set(&mut config.limits.nano_cpus, nano_cpus);
-        set(&mut config.limits.cpu_shares, cpu_shares);
-        set(&mut config.limits.cpuset, cpuset);
-        set(&mut config.limits.pids, pids);
+        let limits = &self.limits;
+        set(&mut config.limits.memory, &limits.memory);
+        set(&mut config.limits.memory_and_swap, &limits.memory_and_swap);
+        set(&mut config.limits.memory_reservation, &limits.memory_reservation);
+        set(&mut config.limits.swappiness, &limits.swappiness);
+        set(&mut config.limits.nano_cpus, &limits.nano_cpus);
+        set(&mut config.limits.cpu_quota, &limits.cpu_quota);
+        set(&mut config.limits.cpu_period, &limits.cpu_period);
+        set(&mut config.limits.cpu_shares, &limits.cpu_shares);
+        set(&mut config.limits.cpuset, &limits.cpuset);
+        set(&mut config.limits.cpuset_mems, &limits.cpuset_mems);
+        set(&mut config.limits.blkio_weight, &limits.blkio_weight);
+        set(&mut config.limits.pids, &limits.pids);
         if let Some(restart) = self.restart {
             config.restart = restart;
         }

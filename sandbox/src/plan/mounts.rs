@@ -174,9 +174,10 @@ impl View<'_> {
         }
     }
 
-    /// A filesystem that shows a namespace can only be mounted by who owns the namespace.
+    /// A filesystem that shows a namespace can only be mounted by who owns the namespace, and the caller's mount shows the
+    /// caller's. Whether one that is joined can be mounted the kernel knows.
     fn cannot_make(&self, kind: LinuxNamespaceType) -> bool {
-        self.restricted && !self.namespaces.has_new(kind)
+        self.restricted && !self.namespaces.is_private(kind)
     }
 
     fn host(mount: &Mount, source: &str, options: MountOptions) -> Result<MountPlan, SpawnError> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use strata_sandbox::Landlock;
 use strata_sandbox::policy::Policy;
 use strata_sandbox::seccomp::Profile;
-use strata_sandbox::spec_default::Network;
+use strata_sandbox::spec_default::Namespace;
 
 use super::Case;
 use crate::support::{Container, rootfs};
@@ -112,6 +112,6 @@ fn a_hardened_process_reaches_no_abstract_socket_of_the_host() {
         Container { landlock, ..container }.text()
     };
     // As in Docker.
-    assert_eq!(run(Landlock::Auto, Network::Host), "reached");
-    assert_eq!(run(Landlock::Hardened, Network::Host), "denied");
+    assert_eq!(run(Landlock::Auto, Namespace::Callers), "reached");
+    assert_eq!(run(Landlock::Hardened, Namespace::Callers), "denied");
 }

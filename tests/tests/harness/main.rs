@@ -16,6 +16,7 @@ mod large_layers;
 mod lazy;
 mod lifecycle;
 mod mounts;
+mod options;
 mod oracles;
 mod podman;
 mod power_cut;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
     large_layers::register(&mut suite);
     lifecycle::register(&mut suite);
     mounts::register(&mut suite);
+    options::register(&mut suite);
     oracles::register(&mut suite);
     podman::register(&mut suite);
     power_cut::register(&mut suite);

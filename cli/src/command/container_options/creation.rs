@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use strata_engine::{
-    Bind, Creation, Limits, LogConfig, LogDriver, Mount, Network, RestartPolicy, Rlimit, SeccompChoice, Security,
-    Tmpfs, clean_path, parse_size,
+    Bind, Creation, Limits, LogConfig, LogDriver, Mount, NameResolution, Namespace, Namespaces, RestartPolicy, Rlimit,
+    SeccompChoice, Security, Tmpfs, clean_path, parse_size,
 };
 
 use super::{ContainerOptions, LimitOptions};
@@ -41,6 +41,13 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
         }),
         name: run.name.clone(),
         hostname: run.hostname.clone(),
+        domainname: run.domainname.clone(),
+        names: NameResolution {
+            hosts: run.add_host.clone(),
+            servers: run.dns.clone(),
+            search: run.dns_search.clone(),
+            options: run.dns_option.clone(),
+        },
         environment,
         working_directory: run.workdir.clone(),
         user: run.user.clone(),
@@ -50,16 +57,23 @@ pub(crate) fn creation(run: &ContainerOptions) -> Result<Creation> {
         auto_remove: run.rm,
         read_only: run.read_only,
         mounts,
-        limits: limits(&run.limits)?,
+        devices: run.device.clone(),
+        device_rules: run.device_cgroup_rule.clone(),
+        limits: Limits {
+            swappiness: run.memory_swappiness.map(swappiness).transpose()?.flatten(),
+            ..limits(&run.limits)?
+        },
+        oom_kill_disable: run.oom_kill_disable,
         cap_add: run.cap_add.clone(),
         cap_drop: run.cap_drop.clone(),
         seccomp,
         no_new_privileges,
         security,
         network: network(&run.network)?,
+        namespaces: namespaces(run)?,
         user_namespace: run.userns.clone(),
         stop_signal: run.stop_signal.as_deref().map(signal).transpose()?,
-        labels: run.label.iter().map(|label| pair(label)).collect::<BTreeMap<_, _>>(),
+        labels: labels(&run.label_file, &run.label)?,
         privileged: run.privileged,
         rlimits: run.ulimit.iter().map(|limit| rlimit(limit)).collect::<Result<_>>()?,
         sysctls: run.sysctl.iter().map(|sysctl| pair(sysctl)).collect::<BTreeMap<_, _>>(),
@@ -246,10 +260,19 @@ fn variable(text: &str) -> Result<Option<String>> {
 }
 
 fn environment_file(path: &Path) -> Result<Vec<String>> {
+    let mut variables = Vec::new();
+    for line in lines_of_file(path, "variable")? {
+        variables.extend(variable(&line)?);
+    }
+    Ok(variables)
+}
+
+/// Reads the lines `NAME[=VALUE]` of a file of variables or labels, as Docker does, without comments and empty lines.
+fn lines_of_file(path: &Path, what: &str) -> Result<Vec<String>> {
     let bytes = std::fs::read(path).with_context(|| format!("open {}", path.display()))?;
     let text =
         String::from_utf8(bytes).map_err(|_| anyhow!("env file {} contains invalid utf8 bytes", path.display()))?;
-    let mut variables = Vec::new();
+    let mut lines = Vec::new();
     for line in text.trim_start_matches('\u{feff}').lines() {
         let line = line.trim_start();
         if line.is_empty() || line.starts_with('#') {
@@ -257,14 +280,14 @@ fn environment_file(path: &Path) -> Result<Vec<String>> {
         }
         let name = line.split('=').next().unwrap_or_default();
         if name.is_empty() {
-            bail!("poorly formatted environment: no variable name on line '{line}'");
+            bail!("poorly formatted environment: no {what} name on line '{line}'");
         }
         if name.contains(char::is_whitespace) {
-            bail!("poorly formatted environment: variable '{name}' contains whitespaces");
+            bail!("poorly formatted environment: {what} '{name}' contains whitespaces");
         }
-        variables.extend(variable(line)?);
+        lines.push(line.to_owned());
     }
-    Ok(variables)
+    Ok(lines)
 }
 
 /// What `--security-opt` and `--policy` say.
@@ -327,12 +350,34 @@ fn container_path(option: &str, path: &str) -> Result<String> {
     Ok(path.to_owned())
 }
 
-fn network(text: &str) -> Result<Network> {
+/// Reads whose namespaces it is to be in. The texts are Docker's where Docker has the case.
+fn namespaces(run: &ContainerOptions) -> Result<Namespaces> {
+    let is_host = |option: &str, kind: &str, text: &str| match text {
+        "" | "private" => Ok(false),
+        "host" => Ok(true),
+        _ => bail!("--{option}: invalid {kind} mode: {text}; use private or host"),
+    };
+    let pid = Namespace::from(run.pid.as_str());
+    if !matches!(run.pid.as_str(), "" | "private") && (pid == Namespace::Private || pid.joined() == Some("")) {
+        bail!("--pid: invalid PID mode: {}; use private, host or container:NAME", run.pid);
+    }
+    Ok(Namespaces {
+        pid,
+        // Nothing else of ours asks whether it may be shared.
+        host_ipc: run.ipc != "shareable" && is_host("ipc", "IPC", &run.ipc)?,
+        host_uts: is_host("uts", "UTS", &run.uts)?,
+        host_cgroup: is_host("cgroupns", "CGROUP", &run.cgroupns)?,
+    })
+}
+
+fn network(text: &str) -> Result<Namespace> {
     match text {
-        "none" => Ok(Network::None),
-        "host" => Ok(Network::Host),
-        "bridge" | "default" => bail!("bridge networking is not available yet; use --network none or --network host"),
-        other => bail!("network {other} not found; use --network none or --network host"),
+        "none" | "host" => Ok(text.into()),
+        text if text.strip_prefix("container:").is_some_and(|name| !name.is_empty()) => Ok(text.into()),
+        "bridge" | "default" => {
+            bail!("bridge networking is not available yet; use --network none, host or container:NAME")
+        }
+        other => bail!("network {other} not found; use --network none, host or container:NAME"),
     }
 }
 
@@ -361,14 +406,55 @@ pub(crate) fn limits(run: &LimitOptions) -> Result<Limits> {
         }
         _ => {}
     }
+    let reservation = run.memory_reservation.as_ref().map(|text| bytes("--memory-reservation", text)).transpose()?;
+    let memory_reservation = reservation.filter(|bytes| *bytes != 0);
+    if memory_reservation.is_some_and(|reservation| reservation < MINIMUM_MEMORY) {
+        bail!("Minimum memory reservation allowed is 6MB");
+    }
+    if memory.zip(memory_reservation).is_some_and(|(limit, reservation)| limit < reservation) {
+        bail!("Minimum memory limit can not be less than memory reservation limit, see usage");
+    }
+    let nano_cpus = run.cpus.as_deref().map(nano_cpus).transpose()?.filter(|nano| *nano != 0);
+    let cpu_quota = run.cpu_quota.filter(|quota| *quota != 0);
+    let cpu_period = run.cpu_period.filter(|period| *period != 0);
+    match (nano_cpus, cpu_period, cpu_quota) {
+        (Some(_), Some(_), _) => bail!("Conflicting options: Nano CPUs and CPU Period cannot both be set."),
+        (Some(_), _, Some(_)) => bail!("Conflicting options: Nano CPUs and CPU Quota cannot both be set."),
+        (_, Some(period), _) if !(1000..=1_000_000).contains(&period) => {
+            bail!("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+        }
+        (_, _, Some(quota)) if (0..1000).contains(&quota) => {
+            bail!("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+        }
+        _ => {}
+    }
+    let blkio_weight = run.blkio_weight.filter(|weight| *weight != 0);
+    if blkio_weight.is_some_and(|weight| !(10..=1000).contains(&weight)) {
+        bail!("Range of blkio weight is from 10 to 1000");
+    }
     Ok(Limits {
         memory,
         memory_and_swap,
-        nano_cpus: run.cpus.as_deref().map(nano_cpus).transpose()?.filter(|nano| *nano != 0),
+        memory_reservation,
+        swappiness: None,
+        nano_cpus,
+        cpu_quota,
+        cpu_period,
         cpu_shares: run.cpu_shares.filter(|shares| *shares != 0),
         cpuset: run.cpuset_cpus.clone().filter(|list| !list.is_empty()),
+        cpuset_mems: run.cpuset_mems.clone().filter(|list| !list.is_empty()),
+        blkio_weight,
         pids: run.pids_limit.filter(|pids| *pids > 0),
     })
+}
+
+/// Reads how readily memory is swapped out; -1 leaves it as it is.
+fn swappiness(number: i64) -> Result<Option<u64>> {
+    match number {
+        -1 => Ok(None),
+        0..=100 => Ok(Some(number.unsigned_abs())),
+        _ => bail!("Invalid value: {number}, valid memory swappiness range is 0-100"),
+    }
 }
 
 /// Reads a number of CPUs with at most nine decimals.
@@ -425,6 +511,16 @@ fn rlimit(text: &str) -> Result<Rlimit> {
         return Err(invalid("ulimit soft limit must be less than or equal to hard limit"));
     }
     Ok(Rlimit { name: name.to_owned(), soft, hard })
+}
+
+/// Reads labels: those of files first, in which, unlike in those of variables, a name alone has no value.
+fn labels(files: &[PathBuf], given: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    for file in files {
+        labels.extend(lines_of_file(file, "label")?.iter().map(|line| pair(line)));
+    }
+    labels.extend(given.iter().map(|label| pair(label)));
+    Ok(labels)
 }
 
 fn pair(text: &str) -> (String, String) {

@@ -5,7 +5,7 @@ mod creation;
 pub(super) use creation::{creation, environment, limits};
 
 use clap::{ArgAction, Args};
-use strata_engine::{ContainerName, Platform, RestartPolicy, UserNamespace};
+use strata_engine::{ContainerName, Device, DeviceRule, ExtraHost, Platform, RestartPolicy, UserNamespace};
 
 /// How a container is made.
 #[derive(Debug, Args)]
@@ -52,8 +52,35 @@ pub(crate) struct ContainerOptions {
     /// Set the container's host name
     #[arg(short = 'h', long, value_name = "NAME")]
     pub(super) hostname: Option<String>,
+    /// Set the container's NIS domain name
+    #[arg(long, value_name = "NAME")]
+    pub(super) domainname: Option<String>,
+    /// Add a line to /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub(super) add_host: Vec<ExtraHost>,
+    /// Ask this server for names
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) dns: Vec<std::net::IpAddr>,
+    /// Look for short names in this domain; . for none
+    #[arg(long, value_name = "DOMAIN")]
+    pub(super) dns_search: Vec<String>,
+    /// Set an option of the resolver, as ndots:2
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    pub(super) dns_option: Vec<String>,
+    /// Show a device of the host in the container
+    #[arg(long, value_name = "HOST[:CONTAINER][:rwm]")]
+    pub(super) device: Vec<Device>,
+    /// Allow devices, as 'c 10:* rwm'
+    #[arg(long, value_name = "RULE")]
+    pub(super) device_cgroup_rule: Vec<DeviceRule>,
     #[command(flatten)]
     pub(super) limits: LimitOptions,
+    /// Set how readily its memory is swapped out, 0 to 100; -1 as on the host
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pub(super) memory_swappiness: Option<i64>,
+    /// Let its processes wait for memory instead of ending one
+    #[arg(long)]
+    pub(super) oom_kill_disable: bool,
     /// Add a capability
     #[arg(long, value_name = "CAPABILITY")]
     pub(super) cap_add: Vec<String>,
@@ -90,9 +117,21 @@ pub(crate) struct ContainerOptions {
     /// Set how readily the kernel kills it when memory is short
     #[arg(long, value_name = "SCORE", allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     pub(super) oom_score_adj: Option<i32>,
-    /// Choose the network: none or host
+    /// Choose the network: none, host or container:NAME
     #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value = "none")]
     pub(super) network: String,
+    /// Show the processes of the host or of container:NAME
+    #[arg(long, value_name = "MODE", default_value = "private")]
+    pub(super) pid: String,
+    /// Share System V objects, message queues and /dev/shm with the host: private or host
+    #[arg(long, value_name = "MODE", default_value = "private")]
+    pub(super) ipc: String,
+    /// Have the host's name: private or host
+    #[arg(long, value_name = "MODE", default_value = "private")]
+    pub(super) uts: String,
+    /// See where in the host's cgroups it is: private or host
+    #[arg(long, value_name = "MODE", default_value = "private")]
+    pub(super) cgroupns: String,
     /// Choose the user namespace: host, auto, nomap, keep-id[:uid=UID,gid=GID] or container:NAME
     #[arg(long, value_name = "MODE", default_value = "host")]
     pub(super) userns: UserNamespace,
@@ -105,6 +144,9 @@ pub(crate) struct ContainerOptions {
     /// Set a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(super) label: Vec<String>,
+    /// Read labels from a file
+    #[arg(long, value_name = "FILE")]
+    pub(super) label_file: Vec<std::path::PathBuf>,
     /// Start it again when it ends: no, always, unless-stopped or on-failure[:MAX]
     #[arg(long, value_name = "POLICY", default_value = "no")]
     pub(super) restart: RestartPolicy,
@@ -149,15 +191,30 @@ pub(crate) struct LimitOptions {
     /// Limit memory and swap together; -1 for unlimited swap
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     pub(super) memory_swap: Option<String>,
+    /// Leave it so much memory when memory is short
+    #[arg(long, value_name = "BYTES")]
+    pub(super) memory_reservation: Option<String>,
     /// Limit CPU time to that of so many CPUs
     #[arg(long, value_name = "NUMBER")]
     pub(super) cpus: Option<String>,
     /// Set the relative weight of CPU time
     #[arg(short, long, value_name = "WEIGHT")]
     pub(super) cpu_shares: Option<u64>,
+    /// Limit CPU time to so many microseconds of each period
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    pub(super) cpu_quota: Option<i64>,
+    /// Set the length of a period in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(super) cpu_period: Option<u64>,
     /// Run only on these CPUs
     #[arg(long, value_name = "LIST")]
     pub(super) cpuset_cpus: Option<String>,
+    /// Use only memory of these nodes
+    #[arg(long, value_name = "LIST")]
+    pub(super) cpuset_mems: Option<String>,
+    /// Set the relative weight of disk accesses, 10 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    pub(super) blkio_weight: Option<u16>,
     /// Limit the number of processes; -1 for unlimited
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pub(super) pids_limit: Option<i64>,
