@@ -60,6 +60,11 @@ bench-sandbox *ARGS: dist
 bench-fs *ARGS: dist
     cargo run --release --package strata-benches --bin bench-fs -- {{ARGS}}
 
+# The order of the program's functions for the linker, from what a start uses: after large changes (x86-64, root)
+code-order:
+    STRATA_LINK_MAP="$(realpath target)/strata.map" cargo dist
+    STRATA_LINK_MAP="$(realpath target)/strata.map" cargo run --package strata-benches --bin code-order
+
 # Licences, sources and banned crates of all dependencies
 deny:
     cargo deny check bans licenses sources

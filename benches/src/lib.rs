@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod code_order;
 pub mod fs;
 pub mod images;
 pub mod load;

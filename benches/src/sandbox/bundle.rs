@@ -11,7 +11,7 @@ use strata_tests::oracle;
 
 /// Which bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Six namespaces, Docker's filter, limits of memory and processes.
     Full,
     /// The network is the host's.
@@ -23,7 +23,7 @@ pub(super) enum Kind {
 }
 
 /// Extracts the root that all bundles share.
-pub(super) fn root(work: &Path) -> Result<PathBuf> {
+pub(crate) fn root(work: &Path) -> Result<PathBuf> {
     let root = work.join("rootfs");
     fs::create_dir_all(&root)?;
     let folder = busybox::folder()?;
@@ -32,7 +32,7 @@ pub(super) fn root(work: &Path) -> Result<PathBuf> {
 }
 
 /// Writes a bundle for that root and returns its folder.
-pub(super) fn write(work: &Path, root: &Path, kind: Kind) -> Result<PathBuf> {
+pub(crate) fn write(work: &Path, root: &Path, kind: Kind) -> Result<PathBuf> {
     let folder = work.join(format!("bundle-{kind:?}"));
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("config.json"), configuration(root, kind)?.to_string())?;

@@ -1,6 +1,6 @@
 //! Starting, joining and keeping containers: `strata runtime` beside crun, runc and bubblewrap, `strata run` beside podman.
 
-mod bundle;
+pub(crate) mod bundle;
 mod engine;
 pub mod idle;
 pub mod neighbours;

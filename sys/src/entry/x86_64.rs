@@ -8,6 +8,8 @@ use super::{PROCESS_VERBS, RUNTIME_NAMES, RUNTIME_VERB};
 // The kernel enters with the stack pointer at the arguments, and with a function to be called at exit in `rdx`, both of which are
 // for the C library's `_start`.
 global_asm!(
+    // Of its own, so that it can be put where other starts are (`cli/code-order.ld`).
+    ".pushsection .text.strata_entry, \"ax\", @progbits",
     ".globl strata_entry",
     ".type strata_entry, @function",
     "strata_entry:",
@@ -20,6 +22,7 @@ global_asm!(
     "mov rsp, rbx",
     "mov rdx, [rsp - 8]",
     "jmp _start",
+    ".popsection",
     before = sym before,
 );
 
