@@ -318,7 +318,7 @@ fn real_time_client() -> Result<()> {
     scene.end([client, other])
 }
 
-/// The server has a twentieth of a CPU, and then next to nothing beside others.
+/// The server has a tenth of a CPU, and then next to nothing beside others.
 fn little_time() -> Result<()> {
     let Some(group) = Group::new()? else {
         eprintln!("skipped: no cgroups with a cpu controller here");
@@ -327,13 +327,13 @@ fn little_time() -> Result<()> {
     let scene = Scene::new(DEVICE)?;
     let client = scene.client("asked", Habit::Asks);
     scene.begin_calm("a cgroup");
-    group.limit(5000)?;
+    group.limit(10_000)?;
     group.add(scene.server)?;
-    client.asks(300, "a server with 5 ms in 100 ms")?;
+    client.asks(50, "a server with 10 ms in 100 ms")?;
     group.limit(-1)?;
     let busy = Busy::start(cpus()?, || ());
     client.answered(1)?;
-    client.asks(100, "a server with the least share beside others")?;
+    client.asks(30, "a server with the least share beside others")?;
     drop(busy);
     drop(group);
     client.asks(1000, "all is as before")?;
