@@ -181,6 +181,10 @@ impl Tree {
             let new = state.upper.is_none();
             if new {
                 (state.upper, state.content, state.held) = (Some(backing::identity(raw)), found.content, held);
+                if state.link.is_some() {
+                    // A copy that was put in place and not noted.
+                    state.link = link;
+                }
             }
             Ok(new)
         });
