@@ -541,6 +541,50 @@ fn times_do_not_move_while_nobody_changes_anything() {
     });
 }
 
+/// A copy-up is no change of the directory to users: the kernel goes on with what it knows of that, which stays right.
+#[test]
+fn copies_are_no_reason_to_ask_for_their_directory() {
+    if !privileged() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name);
+    for dir in ["lower", "lower/dir", "upper", "work", "mount"] {
+        fs::create_dir(at(dir)).unwrap();
+    }
+    (0..20).for_each(|number| fs::write(at(&format!("lower/dir/{number}")), "text").unwrap());
+    let spec = MountSpec {
+        lower: Lower::Folders(vec![at("lower")]),
+        upper: Some(Upper { dir: at("upper"), work: at("work") }),
+        options: options(),
+    };
+    let mount = TestMount::new(&spec, &at("mount"));
+    let look = |how| {
+        let flags = rustix::fs::StatxFlags::BASIC_STATS;
+        let found = rustix::fs::statx(rustix::fs::CWD, at("mount/dir"), how, flags).unwrap();
+        let [changed, modified] = [found.stx_ctime, found.stx_mtime].map(|time| (time.tv_sec, time.tv_nsec));
+        (changed, modified, found.stx_size, found.stx_blocks, found.stx_nlink)
+    };
+    let kept = || look(rustix::fs::AtFlags::empty());
+    let told = || look(rustix::fs::AtFlags::STATX_FORCE_SYNC);
+    let asked = || mount.counts.list().iter().find(|(kind, _)| *kind == "GETATTR").map_or(0, |(_, count)| *count);
+    let change = |number: u32| {
+        fs::set_permissions(at(&format!("mount/dir/{number}")), fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    // The directory itself is copied with the first.
+    change(0);
+    let (before, times) = (kept(), asked());
+    (1..20).for_each(change);
+    assert_eq!(asked(), times);
+    assert_eq!((kept(), told()), (before, before));
+    // What users do there is seen, and so are copies after that.
+    fs::write(at("mount/dir/new"), "").unwrap();
+    assert_ne!(kept().0, before.0);
+    fs::set_permissions(at("mount/dir"), fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(kept(), told());
+    mount.unmount();
+}
+
 #[test]
 fn a_reader_of_a_directory_sees_each_survivor_once() {
     fn prepare(lower: &Path) {

@@ -144,6 +144,9 @@ impl Tree {
         }
         let removed = object.is_removed();
         let state = object.state();
+        if let (Some(raw), Some(unmoved)) = (raw, &state.unmoved) {
+            unmoved.show(raw, &mut stat);
+        }
         stat.nlink = match (object.kind, state.link) {
             _ if removed && (object.kind == Kind::Directory || !in_upper && state.link.is_none()) => 0,
             // As overlayfs has it. What the lower alone has is told as the lower tells it, whatever is known of it here.

@@ -151,14 +151,9 @@ impl Tree {
             let staged = upper.staging_name();
             rustix::fs::mkdirat(upper.staging(), &staged, Mode::RWXU)?;
             let finished = self.finish_staged(upper, &object, &staged, None).inspect_err(|_| upper.discard(&staged))?;
-            let before = backing::stat(parent_fd.as_fd())?;
-            self.mark_impure(upper, &parent, parent_fd.as_fd()).inspect_err(|_| upper.discard(&staged))?;
-            upper.put_in_free_place(&staged, parent_fd.as_fd(), &place.name)?;
-            backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
+            self.move_copy(upper, &staged, (&parent, parent_fd.as_fd()), &place.name)?;
             self.account_new(&object, finished.file.as_fd(), admission);
-            self.account_directory(&parent);
             self.now_in_upper(&object, &finished, true);
-            self.outdated.add(parent.ino);
             self.outdated.add(object.ino);
         }
         let object = self.objects.get(ino).ok_or(Errno::STALE)?;
@@ -327,12 +322,7 @@ impl Tree {
                 .and_then(|()| upper.set_link(object.ino, Link { copied: true, covered: link.covered + 1, ..link }));
             linked.inspect_err(|_| upper.discard(&staged.name))?;
         }
-        let before = backing::stat(parent_fd.as_fd())?;
-        self.mark_impure(upper, &parent, parent_fd.as_fd()).inspect_err(|_| upper.discard(&staged.name))?;
-        upper.put_in_free_place(&staged.name, parent_fd.as_fd(), &name)?;
-        backing::restore_times(parent_fd.as_fd(), before.atime, before.mtime)?;
-        self.account_directory(&parent);
-        self.outdated.add(parent.ino);
+        self.move_copy(upper, &staged.name, (&parent, parent_fd.as_fd()), &name)?;
         if link.is_some()
             && let Some(link) = &mut object.state().link
         {
@@ -340,6 +330,23 @@ impl Tree {
             link.covered += 1;
         }
         self.now_in_upper(object, &staged.finished, true);
+        Ok(())
+    }
+
+    /// Moves what was staged to its place in a directory, which shows afterwards what it showed before.
+    fn move_copy(
+        &self,
+        upper: &UpperLayer,
+        staged: &str,
+        (parent, parent_fd): (&Object, BorrowedFd<'_>),
+        name: &[u8],
+    ) -> Result<()> {
+        let before = backing::stat(parent_fd)?;
+        self.mark_impure(upper, parent, parent_fd).inspect_err(|_| upper.discard(staged))?;
+        upper.put_in_free_place(staged, parent_fd, name)?;
+        backing::restore_times(parent_fd, before.atime, before.mtime)?;
+        self.account_directory(parent);
+        self.copy_has_come(parent, &before, &backing::stat(parent_fd)?);
         Ok(())
     }
 

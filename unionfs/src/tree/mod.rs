@@ -43,6 +43,7 @@ mod remove;
 mod rename;
 mod restore;
 mod statfs;
+mod unmoved;
 mod xattr;
 
 pub use attributes::{SetAttributes, SetTime};

@@ -14,6 +14,7 @@ use super::accounting::Account;
 use super::create::Heritage;
 use super::listing::Listing;
 use super::record;
+use super::unmoved::Unmoved;
 use rustix::io::Errno;
 
 use crate::backing::Identity;
@@ -76,6 +77,8 @@ pub(super) struct State {
     pub(super) opens: u64,
     /// The lower file has several names.
     pub(super) link: Option<Link>,
+    /// What a directory shows while nothing but copies has come into it.
+    pub(super) unmoved: Option<Unmoved>,
 }
 
 /// Where an object's state is written for the next server.

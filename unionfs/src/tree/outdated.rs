@@ -1,8 +1,7 @@
 //! Nodes that a request has changed although it was not about them.
 //!
-//! A copy-up makes a name in the directory above, and takes attributes from another file than before. Times of the last
-//! change move by that. Who keeps attributes must hear of it: one that saw an old time, then a new one, believes that the
-//! file has changed meanwhile (`tar` says so).
+//! After a copy-up attributes are those of another file than before, with another time of the last change. Who keeps them
+//! must hear of it: one that saw an old time, then a new one, believes that the file has changed meanwhile (`tar` says so).
 //!
 //! If a server dies between a change and the telling, the next one tells of everything in the upper.
 

@@ -1,6 +1,7 @@
 //! Objects as bytes, for the server that comes after this one. Both have the same code, so there is no version.
 
 use super::object::{Content, Object, State};
+use super::unmoved::Unmoved;
 use crate::backing::Identity;
 use crate::lower::Place;
 use crate::node::{Ino, Kind};
@@ -19,8 +20,21 @@ pub(super) struct Restored {
 /// Writes an object.
 pub(super) fn encode(object: &Object, state: &State) -> Vec<u8> {
     // How often it is open is known to whoever counts the kernel's handles, and the descriptor is opened again.
-    let State { upper, content, held, impure, merged, opaque, places, unnamed, pinned, data: _, opens: _, link } =
-        state;
+    let State {
+        upper,
+        content,
+        held,
+        impure,
+        merged,
+        opaque,
+        places,
+        unnamed,
+        pinned,
+        data: _,
+        opens: _,
+        link,
+        unmoved,
+    } = state;
     let mut writer = Writer(vec![OBJECT]);
     writer.number(object.ino.0);
     writer.number(kind_number(object.kind));
@@ -47,6 +61,9 @@ pub(super) fn encode(object: &Object, state: &State) -> Vec<u8> {
     });
     writer.number(held.map_or(0, |held| held.0));
     writer.number((*impure).into());
+    let unmoved = unmoved.map(Unmoved::to_words);
+    writer.number(unmoved.is_some().into());
+    unmoved.iter().flatten().for_each(|word| writer.number(*word));
     writer.0
 }
 
@@ -75,6 +92,10 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Restored> {
         impure: reader.number()? == 1,
         unnamed,
         link: linked.then_some(link),
+        unmoved: match reader.number()? {
+            0 => None,
+            _ => Some(Unmoved::of_words(reader.numbers()?)?),
+        },
         ..State::default()
     };
     Some(Restored { ino, kind, over_lower, state, pinned })
@@ -121,6 +142,14 @@ impl<'a> Reader<'a> {
         self.bytes(8)?.try_into().ok().map(u64::from_le_bytes)
     }
 
+    fn numbers<const COUNT: usize>(&mut self) -> Option<[u64; COUNT]> {
+        let mut numbers = [0; COUNT];
+        for number in &mut numbers {
+            *number = self.number()?;
+        }
+        Some(numbers)
+    }
+
     pub(super) fn text(&mut self) -> Option<Vec<u8>> {
         let length = usize::try_from(self.number()?).ok()?;
         self.bytes(length).map(<[u8]>::to_vec)
@@ -165,12 +194,14 @@ mod tests {
             impure: true,
             places: vec![place(1, b"a"), place(1 << 62, &[0xff; 255])],
             link: Some(Link { all: 3, covered: 2, copied: true }),
+            unmoved: Unmoved::of_words(std::array::from_fn(|number| number as u64)),
             ..State::default()
         };
         let object = Object::new(Ino(12), Kind::Regular, true, State::default());
         let bytes = encode(&object, &state);
         let restored = decode(&bytes).unwrap();
         assert_eq!((restored.ino, restored.kind, restored.over_lower), (Ino(12), Kind::Regular, true));
+        assert!(restored.state.unmoved.is_some());
         assert_eq!(format!("{:?}", restored.state), format!("{state:?}"));
         assert!(!restored.pinned);
         for length in 0..bytes.len() {
