@@ -8,7 +8,7 @@ use super::client::{RegistryClient, Remote};
 use super::error::RegistryError;
 use super::pull::{as_manifest, explain};
 use super::url::Url;
-use crate::model::{Descriptor, Document, MAX_MANIFEST, Manifest, Platform};
+use crate::model::{Descriptor, Document, ImageConfig, MAX_CONFIG, MAX_MANIFEST, Manifest, Platform};
 use crate::progress::Progress;
 use crate::reference::ImageRef;
 
@@ -175,15 +175,10 @@ fn check_size(descriptor: &Descriptor, received: u64) -> Result<(), RegistryErro
 impl RegistryClient {
     /// Lists the tags of a repository.
     pub fn tags(&self, reference: &ImageRef, progress: &dyn Progress) -> Result<Vec<String>, RegistryError> {
-        let repository = reference.path();
-        let endpoints = self.endpoints(reference.host(), true);
-        let tags = self.patiently_first_of(&endpoints, (progress, repository), |endpoint| {
-            let scopes = vec![format!("repository:{repository}:pull")];
-            let remote = Remote { client: self, endpoint: endpoint.clone(), scopes, login: None };
+        self.read(reference, progress, |remote, repository| {
             let first = remote.url(format!("/v2/{repository}/tags/list"));
             remote.pages(&first, "tags")
-        });
-        tags.map_err(|error| explain(error, reference))
+        })
     }
 
     /// Returns a manifest or index as the registry has it: its media type and bytes.
@@ -192,16 +187,42 @@ impl RegistryClient {
         reference: &ImageRef,
         progress: &dyn Progress,
     ) -> Result<(String, Digest, Vec<u8>), RegistryError> {
-        let repository = reference.path();
-        let endpoints = self.endpoints(reference.host(), true);
-        let fetched = self.patiently_first_of(&endpoints, (progress, repository), |endpoint| {
-            let scopes = vec![format!("repository:{repository}:pull")];
-            let remote = Remote { client: self, endpoint: endpoint.clone(), scopes, login: None };
-            remote.manifest(repository, reference)
-        });
-        let fetched = fetched.map_err(|error| explain(error, reference))?;
+        let fetched = self.read(reference, progress, |remote, repository| remote.manifest(repository, reference))?;
         fetched.parse()?;
         Ok((fetched.media_type, fetched.digest, fetched.bytes))
+    }
+
+    /// Returns what kind of machine an image of this manifest is for, as its configuration says; `None` for an index, and for what
+    /// is no image.
+    pub fn platform_of(
+        &self,
+        reference: &ImageRef,
+        manifest: &[u8],
+        progress: &dyn Progress,
+    ) -> Result<Option<Platform>, RegistryError> {
+        let fetched = Fetched { bytes: manifest.to_vec(), digest: Digest::of(manifest), media_type: String::new() };
+        let Ok(manifest) = as_manifest(fetched.parse()?) else { return Ok(None) };
+        let config = self.read(reference, progress, |remote, repository| {
+            remote.small_blob(repository, &manifest.config, MAX_CONFIG, progress)
+        })?;
+        let Ok(config) = ImageConfig::parse(&config) else { return Ok(None) };
+        Ok(Some(Platform { architecture: config.architecture, os: config.os, variant: config.variant }))
+    }
+
+    /// Asks the places of a repository for something to read, one after the other.
+    fn read<T>(
+        &self,
+        reference: &ImageRef,
+        progress: &dyn Progress,
+        mut ask: impl FnMut(&Remote<'_>, &str) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let repository = reference.path();
+        let endpoints = self.endpoints(reference.host(), true);
+        let found = self.patiently_first_of(&endpoints, (progress, repository), |endpoint| {
+            let scopes = vec![format!("repository:{repository}:pull")];
+            ask(&Remote { client: self, endpoint: endpoint.clone(), scopes, login: None }, repository)
+        });
+        found.map_err(|error| explain(error, reference))
     }
 }
 
