@@ -78,10 +78,10 @@ fn figures() -> Result<ExitCode> {
     if is_wanted("idle") {
         sandbox::idle::figures(&strata, work.path(), count, &mut report)?;
     }
+    // Last: these put this program into a mount namespace of its own.
     if is_wanted("neighbours") {
         sandbox::neighbours::figures(&strata, work.path(), 2, &mut report)?;
     }
-    // Last: it puts this program into a mount namespace of its own.
     if is_wanted("sandbox") {
         sandbox::figures(&strata, work.path(), rounds * 8, &mut report)?;
     }

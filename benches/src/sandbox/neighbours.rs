@@ -15,7 +15,10 @@ use crate::report::{Report, row};
 use crate::walk::run;
 
 /// Prints the table: for each engine the median and the 99th percentile, and how many times that alone the latter is.
+///
+/// As [`super::figures`], it puts this program into a mount namespace of its own: podman's crun refuses hybrid layouts.
 pub fn figures(strata: &Path, work: &Path, seconds: u32, report: &mut Report) -> Result<()> {
+    super::enter_view().context("get a mount namespace without the v2 tree")?;
     let archive = debian::folder()?.join(Form::DockerNew.file_name());
     report.say(format!(
         "microseconds of a request (a file written, read, and deleted; another looked at) in a container, one each millisecond\n\

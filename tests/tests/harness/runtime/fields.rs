@@ -164,14 +164,15 @@ fn resources(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// What is changed, and who takes it all the same.
-type Refused = (&'static str, fn(&mut Value), &'static [Runtime]);
+/// What is changed, what of it our message names, and who takes it all the same.
+type Refused = (&'static str, &'static str, fn(&mut Value), &'static [Runtime]);
 
 const REFUSED: &[Refused] = &[
-    ("a relative cwd", |spec| spec["process"]["cwd"] = json!("tmp"), &[Crun]),
-    ("no arguments", |spec| spec["process"]["args"] = json!([]), &[]),
+    ("a relative cwd", "cwd", |spec| spec["process"]["cwd"] = json!("tmp"), &[Crun]),
+    ("no arguments", "no command specified", |spec| spec["process"]["args"] = json!([]), &[]),
     (
         "a limit of the same kind twice",
+        "process.rlimits",
         |spec| {
             let limit = json!({ "type": "RLIMIT_CORE", "soft": 1, "hard": 1 });
             spec["process"]["rlimits"] = json!([limit, limit]);
@@ -180,6 +181,7 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "a limit that is none",
+        "RLIMIT_NONE",
         |spec| {
             spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NONE", "soft": 1, "hard": 1 }]);
         },
@@ -187,6 +189,7 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "a namespace twice",
+        "linux.namespaces",
         |spec| {
             if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
                 namespaces.push(json!({ "type": "pid" }));
@@ -196,22 +199,30 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "a namespace of another kind",
+        "linux.namespaces",
         |spec| {
             spec["linux"]["namespaces"][1]["path"] = json!("/proc/self/ns/net");
         },
         &[],
     ),
-    ("a sysctl of the host", |spec| spec["linux"]["sysctl"] = json!({ "vm.swappiness": "60" }), &[]),
+    ("a sysctl of the host", "vm.swappiness", |spec| spec["linux"]["sysctl"] = json!({ "vm.swappiness": "60" }), &[]),
     (
         "mappings without a user namespace",
+        "linux.uidMappings",
         |spec| {
             spec["linux"]["uidMappings"] = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
         },
         &[Runc, Crun],
     ),
-    ("a propagation that is none", |spec| spec["linux"]["rootfsPropagation"] = json!("sideways"), &[Crun]),
+    (
+        "a propagation that is none",
+        "rootfsPropagation",
+        |spec| spec["linux"]["rootfsPropagation"] = json!("sideways"),
+        &[Crun],
+    ),
     (
         "a device of an unknown type",
+        "`q`",
         |spec| {
             spec["linux"]["devices"] = json!([{ "path": "/dev/x", "type": "q", "major": 1, "minor": 5 }]);
         },
@@ -219,6 +230,7 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "an unknown action of seccomp",
+        "SCMP_ACT_NONE",
         |spec| {
             spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_NONE" });
         },
@@ -226,6 +238,7 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "a controller of version 2 that is not there",
+        "none.max",
         |spec| {
             spec["linux"]["resources"] = json!({ "unified": { "none.max": "1" } });
         },
@@ -233,6 +246,7 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "a page size that is not there",
+        "huge page limit",
         |spec| {
             spec["linux"]["resources"] = json!({ "hugepageLimits": [{ "pageSize": "3MB", "limit": 1 }] });
         },
@@ -240,14 +254,21 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "a share of a disk that only old kernels know",
+        "I/O leaf weight",
         |spec| {
             spec["linux"]["resources"] = json!({ "blockIO": { "leafWeight": 20 } });
         },
         &[],
     ),
-    ("an execution domain that is none", |spec| spec["linux"]["personality"] = json!({ "domain": "PDP" }), &[Runc]),
+    (
+        "an execution domain that is none",
+        "PDP",
+        |spec| spec["linux"]["personality"] = json!({ "domain": "PDP" }),
+        &[Runc],
+    ),
     (
         "flags of an execution domain that are none",
+        "linux.personality.flags",
         |spec| {
             spec["linux"]["personality"] = json!({ "domain": "LINUX", "flags": ["x"] });
         },
@@ -255,6 +276,7 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "a memory policy that is none",
+        "MPOL_NONE",
         |spec| {
             spec["linux"]["memoryPolicy"] = json!({ "mode": "MPOL_NONE" });
         },
@@ -262,17 +284,23 @@ const REFUSED: &[Refused] = &[
     ),
     (
         "a network device that is not there",
+        "strata-nothing",
         |spec| {
             spec["linux"]["netDevices"] = json!({ "strata-nothing": {} });
         },
         &[Runc, Crun],
     ),
-    ("classes of the processor's cache", |spec| spec["linux"]["intelRdt"] = json!({ "closID": "x" }), &[Runc, Crun]),
+    (
+        "classes of the processor's cache",
+        "linux.intelRdt",
+        |spec| spec["linux"]["intelRdt"] = json!({ "closID": "x" }),
+        &[Runc, Crun],
+    ),
 ];
 
 fn refused(bench: &mut Bench) -> Result<()> {
     let mut otherwise = Vec::new();
-    for (name, change, takers) in REFUSED {
+    for (name, named, change, takers) in REFUSED {
         bench.configure(|spec| {
             spec["process"]["args"] = json!(["true"]);
             change(spec);
@@ -283,6 +311,7 @@ fn refused(bench: &mut Bench) -> Result<()> {
             otherwise.push(format!("{name}: {finished}"));
         }
         if bench.runtime == Runtime::Strata {
+            ensure!(finished.stderr.contains(named), "{name}: {named:?} is not named: {finished}");
             ensure!(bench.left().is_empty(), "{name}: left {:?}", bench.left());
         }
     }
