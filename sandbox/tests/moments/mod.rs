@@ -48,6 +48,12 @@ fn a_process_is_added_to_a_container_that_is_full() {
     let (code, text) = add(&full, &spec).unwrap();
     assert!(code != 0 && text.is_empty(), "it makes processes: {code} {text}");
     assert_eq!((read("pids.max").as_str(), read("pids.current").as_str()), ("3", "3"));
+    // The container can do that, too: it gets nothing by it but that nothing is added.
+    let held = fs::File::open(&group).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(add(&full, &spec).is_err());
+    drop(held);
+    assert!(add(&full, &spec).is_ok());
     full.signal(libc::SIGKILL).unwrap();
     full.wait().unwrap();
 }
