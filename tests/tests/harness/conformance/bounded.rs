@@ -98,10 +98,9 @@ fn comes_back(union: &Union, most: u64) -> Result<()> {
     }
 }
 
-/// What may be left of what was known at most: the directories of the nodes that were forgotten last, and a twentieth of it in
-/// pieces.
+/// What may be left of what was known at most: the directories of the nodes that were forgotten last, and what is in pieces.
 fn left_of(known: u64) -> u64 {
-    16 * 1024 + known / 20
+    4 * 1024 + known / 4
 }
 
 fn forgotten_nodes() -> Result<()> {
