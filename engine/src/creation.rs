@@ -144,8 +144,9 @@ impl Creation {
             // Who joins another's network is given its name.
             None => id.short().to_owned(),
         };
-        if hostname.is_empty() || hostname.len() > 64 || hostname.contains(|letter: char| letter.is_control()) {
-            return Err(InvalidCreation::Hostname(hostname));
+        let is_name = |name: &String| !name.is_empty() && name.len() <= 64 && !name.contains(|c: char| c.is_control());
+        if let Some(name) = [&hostname].into_iter().chain(&self.domainname).find(|name| !is_name(name)) {
+            return Err(InvalidCreation::Hostname(name.clone()));
         }
         let is_word = |word: &String| !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control());
         if let Some(word) = self.names.search.iter().chain(&self.names.options).find(|word| !is_word(word)) {
@@ -227,6 +228,7 @@ impl Creation {
         let joins = matches!(self.network, Namespace::Container(_));
         let conflicts = [
             (self.hostname.is_some() && self.namespaces.host_uts, "hostname and the UTS mode"),
+            (self.domainname.is_some() && self.namespaces.host_uts, "domainname and the UTS mode"),
             (self.hostname.is_some() && joins, "hostname and the network mode"),
             (!self.names.servers.is_empty() && joins, "dns and the network mode"),
             (!self.names.hosts.is_empty() && joins, "custom host-to-IP mapping and the network mode"),

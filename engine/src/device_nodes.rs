@@ -19,8 +19,19 @@ pub struct DeviceError {
     source: std::io::Error,
 }
 
-/// Looks the devices up, with what may be done with each. A folder stands for all devices in it.
-pub(crate) fn find(devices: &[Device]) -> Result<Vec<(LinuxDevice, LinuxDeviceCgroup)>, crate::SpecError> {
+/// A device that was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// On the host.
+    pub(crate) host: PathBuf,
+    /// In the container.
+    pub(crate) node: LinuxDevice,
+    /// What may be done with it.
+    pub(crate) rule: LinuxDeviceCgroup,
+}
+
+/// Looks the devices up. A folder stands for all devices in it.
+pub(crate) fn find(devices: &[Device]) -> Result<Vec<Found>, crate::SpecError> {
     let mut found = Vec::new();
     for device in devices {
         let failed = |source| DeviceError { path: device.host.clone(), source };
@@ -28,7 +39,7 @@ pub(crate) fn find(devices: &[Device]) -> Result<Vec<(LinuxDevice, LinuxDeviceCg
         if nodes.is_empty() {
             return Err(failed(std::io::Error::other("not a device node")).into());
         }
-        for node in nodes {
+        for (host, node) in nodes {
             let rule = LinuxDeviceCgroupBuilder::default()
                 .allow(true)
                 .typ(node.typ())
@@ -36,7 +47,7 @@ pub(crate) fn find(devices: &[Device]) -> Result<Vec<(LinuxDevice, LinuxDeviceCg
                 .minor(node.minor())
                 .access(device.access.clone())
                 .build()?;
-            found.push((node, rule));
+            found.push(Found { host, node, rule });
         }
     }
     Ok(found)
@@ -61,22 +72,26 @@ pub(crate) fn rule(rule: &DeviceRule) -> Result<LinuxDeviceCgroup, OciSpecError>
 }
 
 /// The device at `host`, or all below it, to be seen at `container`. A link is followed if it was named, not in a folder.
-fn nodes(host: &Path, container: &Path) -> std::io::Result<Vec<LinuxDevice>> {
+fn nodes(host: &Path, container: &Path) -> std::io::Result<Vec<(PathBuf, LinuxDevice)>> {
     let metadata = std::fs::metadata(host)?;
     if !metadata.is_dir() {
-        return Ok(node(&metadata, container).into_iter().collect());
+        return Ok(node(&metadata, container).map(|node| (host.to_owned(), node)).into_iter().collect());
     }
     let mut found = Vec::new();
     let mut folders = vec![(host.to_owned(), container.to_owned())];
     while let Some((host, container)) = folders.pop() {
         for entry in std::fs::read_dir(host)? {
             let entry = entry?;
-            let metadata = entry.metadata()?;
+            let metadata = match entry.metadata() {
+                // Unplugged since.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
             let place = container.join(entry.file_name());
             if metadata.is_dir() {
                 folders.push((entry.path(), place));
             } else {
-                found.extend(node(&metadata, &place));
+                found.extend(node(&metadata, &place).map(|node| (entry.path(), node)));
             }
         }
     }
@@ -113,7 +128,7 @@ mod tests {
     #[test]
     fn a_device_keeps_its_numbers_and_has_the_place_and_letters_asked_for() {
         let found = find(&[device("/dev/null")]).unwrap();
-        let [(node, rule)] = &found[..] else { panic!("{found:?}") };
+        let [Found { node, rule, .. }] = &found[..] else { panic!("{found:?}") };
         assert_eq!((node.path().as_path(), node.major(), node.minor()), (Path::new("/dev/here"), 1, 3));
         assert_eq!((rule.allow(), rule.major(), rule.minor()), (true, Some(1), Some(3)));
         assert_eq!(rule.access().as_deref(), Some("r"));

@@ -81,8 +81,8 @@ pub use inspect::InspectError;
 pub use lifecycle::{LifecycleError, Processes, RemoveContainerError, RunError, StartOptions, Statistics, StopOptions};
 pub use log::{LogError, LogOptions, LogReader, LogRecord, LogStream};
 pub use monitor::{
-    AskError, Attach, Execution, Monitor, MonitorError, Refusal, Session, SessionEvent, Update, VERB as MONITOR_VERB,
-    watch as watch_container,
+    AskError, Attach, Execution, Monitor, MonitorError, Refusal, Session, SessionEvent, Update, UpdateConflict,
+    VERB as MONITOR_VERB, watch as watch_container,
 };
 pub use mount::{
     InvalidOption, MountError, MountMade, MountOptions, MountSource, UnmountError, Writable, mount_folders, remount,

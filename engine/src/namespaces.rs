@@ -70,29 +70,44 @@ pub enum JoinError {
 /// Finds the containers whose namespaces a container is to be in, and takes over what goes with their network. Its user
 /// namespace is chosen already.
 pub(crate) fn resolve(containers: &Containers, config: &mut Config) -> Result<(), ShareError> {
-    let has_own_ids = config.own_ids.is_some();
-    let users = config.user_namespace.clone();
+    let users = config.own_ids.is_some().then(|| owner_of_users(containers, config));
     let find = |option, name: &String| {
         let found = containers.find(name);
         let other = found.map_err(|source| ShareError::Absent { option, name: name.clone(), source })?.config;
-        match has_own_ids && users != UserNamespace::Container(other.id.as_str().to_owned()) {
+        match users.as_ref().is_some_and(|users| *users != owner_of_users(containers, &other)) {
             true => Err(ShareError::OtherUsers { option, name: name.clone() }),
             false => Ok(other),
         }
     };
     if let Namespace::Container(name) = &config.namespaces.pid {
-        config.namespaces.pid = Namespace::Container(find("pid", name)?.id.as_str().to_owned());
+        let other = find("pid", name)?;
+        config.namespaces.pid = match other.namespaces.pid {
+            Namespace::Host => Namespace::Host,
+            Namespace::Private | Namespace::Container(_) => Namespace::Container(other.id.as_str().to_owned()),
+        };
     }
     if let Namespace::Container(name) = &config.network {
         let other = find("network", name)?;
         config.network = match other.network {
-            Namespace::Private => Namespace::Container(other.id.as_str().to_owned()),
-            shared => shared,
+            Namespace::Host => Namespace::Host,
+            Namespace::Private | Namespace::Container(_) => Namespace::Container(other.id.as_str().to_owned()),
         };
         config.hostname = other.hostname;
         config.names = other.names;
     }
     Ok(())
+}
+
+/// The container whose user namespace a container is in.
+fn owner_of_users(containers: &Containers, config: &Config) -> String {
+    let mut owner = config.clone();
+    while let UserNamespace::Container(id) = &owner.user_namespace {
+        match containers.find(id) {
+            Ok(other) => owner = other.config,
+            Err(_) => return id.clone(),
+        }
+    }
+    owner.id.as_str().to_owned()
 }
 
 /// The namespaces for one start; those of other containers are held open.
@@ -146,9 +161,10 @@ impl ForStart {
     }
 }
 
-/// The namespaces of a container that runs, which whoever is added to it joins as a whole.
+/// The namespaces of a container that runs, which whoever is added to it joins as they are, but for those of the host, in
+/// which he is already.
 pub(crate) fn of_running(config: &Config) -> InSpec {
-    InSpec { user: user_of(config), pid: Default::default(), network: Default::default() }
+    ForStart { user: None, pid: None, network: None }.in_spec(config)
 }
 
 fn user_of(config: &Config) -> spec_default::UserNamespace {

@@ -12,11 +12,11 @@ use strata_sandbox::capabilities::{CapabilitySet, UnknownCapability};
 use strata_sandbox::policy::{AuditError, Policy, PolicyError};
 use strata_sandbox::seccomp::{Profile, ProfileError};
 use strata_sandbox::spec_default::{self, Defaults, spec_default};
-use strata_sandbox::{Landlock, Seccomp};
+use strata_sandbox::{Landlock, Seccomp, userns};
 
 use crate::container::{Bind, Config, Limits, Mount, Rlimit, SeccompChoice, Tmpfs};
 use crate::creation::process_environment;
-use crate::device_nodes::{self, DeviceError};
+use crate::device_nodes::{self, DeviceError, Found};
 use crate::namespaces::InSpec;
 
 /// A configuration that cannot be translated.
@@ -61,6 +61,19 @@ pub(crate) fn build(config: &Config, own: &[Mount], namespaces: InSpec) -> Resul
             Mount::Tmpfs(tmpfs) => tmpfs_mount(tmpfs)?,
         });
     }
+    // Nodes are made by root of the machine alone; for others the host's are shown.
+    let makes_nodes = config.own_ids.is_none() && userns::is_initial();
+    let (mut devices, mut rules) = (Vec::new(), Vec::new());
+    for Found { host, node, rule } in device_nodes::find(&config.devices)? {
+        rules.push(rule);
+        match makes_nodes {
+            true => devices.push(node),
+            false => {
+                let bind = MountBuilder::default().typ("bind").source(host).destination(node.path());
+                mounts.push(bind.options(["bind".to_owned(), "rprivate".to_owned()]).build()?);
+            }
+        }
+    }
     // What is mounted in a folder must come after what is mounted on it, whatever the order on the command line.
     mounts.sort_by_key(|mount| mount.destination().components().count());
     let rlimits = config.rlimits.iter().map(rlimit).collect::<Result<Vec<_>, _>>()?;
@@ -69,7 +82,6 @@ pub(crate) fn build(config: &Config, own: &[Mount], namespaces: InSpec) -> Resul
         true => CapabilitySet::HARDENED,
         false => CapabilitySet::DOCKER,
     };
-    let (devices, own_rules): (Vec<_>, Vec<_>) = device_nodes::find(&config.devices)?.into_iter().unzip();
     let mut spec = spec_default(Defaults {
         args: config.command.clone(),
         env: process_environment(config),
@@ -90,7 +102,7 @@ pub(crate) fn build(config: &Config, own: &[Mount], namespaces: InSpec) -> Resul
         mask: security.mask.clone(),
         unmask: security.unmask.clone(),
         private_proc: security.hardened,
-        resources: all_resources(config, own_rules)?,
+        resources: all_resources(config, rules)?,
         mounts,
         rlimits,
         sysctls: config.sysctls.clone().into_iter().collect(),
@@ -202,7 +214,7 @@ fn bind_mount(bind: &Bind, own_ids: bool) -> Result<OciMount, SpecError> {
 pub(crate) fn can_map_owners(path: &Path) -> bool {
     /// ext4, XFS, Btrfs: the numbers of `statfs(2)`.
     const KINDS: [i64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
-    strata_sandbox::userns::is_initial() && rustix::fs::statfs(path).is_ok_and(|found| KINDS.contains(&found.f_type))
+    userns::is_initial() && rustix::fs::statfs(path).is_ok_and(|found| KINDS.contains(&found.f_type))
 }
 
 fn create_source(path: &Path) -> Result<(), SpecError> {

@@ -122,6 +122,13 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
         None => None,
     };
     let group = cgroup.as_ref().and_then(|guard| guard.0.as_ref());
+    if launch.orphan == Orphan::IsKilled
+        && !plan.namespaces.has_new(LinuxNamespaceType::Pid)
+        && group.is_none_or(Cgroup::is_empty)
+    {
+        let why = "a pid namespace that is shared, without a cgroup: processes that outlive the first would never end";
+        return Err(SpawnError::Unsupported(why.to_owned()));
+    }
     // From inside a user namespace that is joined, nobody may be born into a cgroup of the host: the way in is opened here.
     let unified = group.and_then(Cgroup::unified).filter(|_| plan.namespaces.joined_user().is_none());
     if let Some(group) = group {

@@ -153,10 +153,7 @@ impl Config {
 
     /// Docker's word for the network.
     pub fn network_name(&self) -> String {
-        match &self.network {
-            Namespace::Private => "none".to_owned(),
-            other => other.clone().into(),
-        }
+        self.network.clone().into()
     }
 }
 

@@ -49,7 +49,7 @@ impl From<String> for Namespace {
 impl From<Namespace> for String {
     fn from(namespace: Namespace) -> String {
         match namespace {
-            Namespace::Private => "private".to_owned(),
+            Namespace::Private => "none".to_owned(),
             Namespace::Host => "host".to_owned(),
             Namespace::Container(name) => format!("container:{name}"),
         }

@@ -28,6 +28,7 @@ impl Engine {
         }
         let busy = || RecordError::Busy(container.config.name.clone());
         let mut locked = container.lock(Duration::from_secs(10))?.ok_or_else(busy)?;
+        update.limits_over(&locked.config.limits)?;
         match locked.change(self.registry(), |config| update.apply(config)) {
             Ok(()) => Ok(Vec::new()),
             Err(CreateError::Record(error)) => Err(error.into()),

@@ -41,7 +41,7 @@ impl Engine {
     /// Lists the processes of a container with the options of `ps`.
     pub fn top(&self, name: &str, options: &[String]) -> Result<Processes, LifecycleError> {
         let container = self.container(name)?;
-        let pids = processes(&container)?;
+        let pids = self.processes(&container)?;
         let default = ["-ef".to_owned()];
         let options = if options.is_empty() { &default[..] } else { options };
         // The host's program, never one of the container.
@@ -61,7 +61,7 @@ impl Engine {
             self.registry().cgroup(&container.config).map(|group| group.usage()).unwrap_or_default();
         let processes = match counted {
             Some(count) => count,
-            None => processes(container)?.len() as u64,
+            None => self.processes(container)?.len() as u64,
         };
         let machine = memory_of_machine();
         Ok(Statistics {
@@ -73,29 +73,33 @@ impl Engine {
             blocks,
         })
     }
-}
 
-/// The processes of a container: what descends from its monitor, but for the filesystem process.
-fn processes(container: &Container) -> Result<BTreeSet<i32>, LifecycleError> {
-    let not_running = || LifecycleError::NotRunning(container.config.id.clone());
-    let (Some(owner), Some(_)) = (container.state.owner(), container.state.init()) else { return Err(not_running()) };
-    let mut found = BTreeSet::new();
-    // Those of our own program are in the monitor's pid namespace, those of the container are not.
-    let own = namespace_level(owner.pid).ok_or_else(not_running)?;
-    let mut pending = children(owner.pid);
-    while let Some(pid) = pending.pop() {
-        if namespace_level(pid).is_some_and(|level| level > own) && found.insert(pid) {
-            pending.extend(children(pid));
+    /// The processes of a container: those in its cgroup; without one, what descends from its monitor and is none of ours.
+    fn processes(&self, container: &Container) -> Result<BTreeSet<i32>, LifecycleError> {
+        let not_running = || LifecycleError::NotRunning(container.config.id.clone());
+        let (Some(owner), Some(_)) = (container.state.owner(), container.state.init()) else {
+            return Err(not_running());
+        };
+        let group = self.registry().cgroup(&container.config).map(|group| group.all_processes()).unwrap_or_default();
+        if !group.is_empty() {
+            return Ok(group.into_iter().map(u32::cast_signed).collect());
         }
+        let ours = program(owner.pid).ok_or_else(not_running)?;
+        let mut found = BTreeSet::new();
+        let mut pending = children(owner.pid);
+        while let Some(pid) = pending.pop() {
+            if program(pid).is_some_and(|its| its != ours) && found.insert(pid) {
+                pending.extend(children(pid));
+            }
+        }
+        Ok(found)
     }
-    Ok(found)
 }
 
-/// How many pid namespaces a process is in.
-fn namespace_level(pid: i32) -> Option<usize> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    Some(line.split_whitespace().count())
+/// Which file a process runs.
+fn program(pid: i32) -> Option<(u64, u64)> {
+    let found = rustix::fs::stat(format!("/proc/{pid}/exe")).ok()?;
+    Some((found.st_dev, found.st_ino))
 }
 
 fn children(pid: i32) -> Vec<i32> {

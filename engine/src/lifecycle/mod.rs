@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::container::{Container, ContainerId, CreateError, FindError, RecordError, State};
 use crate::engine::Engine;
 use crate::log::{LogError, LogOptions, LogReader};
-use crate::monitor::{AskError, Attach, Execution, Request, Session, ask};
+use crate::monitor::{AskError, Attach, Execution, Request, Session, UpdateConflict, ask};
 
 /// Something that cannot be done to a container. The texts are Docker's where Docker has the case.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,9 @@ pub enum LifecycleError {
     /// Its record cannot be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Other limits do not go with those it has.
+    #[error(transparent)]
+    Update(#[from] UpdateConflict),
     /// Its name is taken.
     #[error("Error when allocating new name")]
     Name(#[source] CreateError),

@@ -29,7 +29,7 @@ mod streams;
 
 pub(crate) use client::ask;
 pub use client::{AskError, Monitor, Session, SessionEvent};
-pub use protocol::{Attach, Execution, Refusal, Update};
+pub use protocol::{Attach, Execution, Refusal, Update, UpdateConflict};
 pub(crate) use protocol::{Request, Task};
 pub use server::{MonitorError, watch};
 

@@ -107,7 +107,40 @@ pub struct Update {
     pub restart: Option<RestartPolicy>,
 }
 
+/// A change of limits that does not go with what is there. The texts are Docker's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UpdateConflict {
+    /// The period and a number of CPUs.
+    #[error("Conflicting options: CPU Period cannot be updated as NanoCPUs has already been set")]
+    Period,
+    /// The quota and a number of CPUs.
+    #[error("Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set")]
+    Quota,
+    /// A number of CPUs and the period or the quota.
+    #[error("Conflicting options: Nano CPUs cannot be updated as CPU Period or CPU Quota has already been set")]
+    NanoCpus,
+}
+
 impl Update {
+    /// The limits to be written to the cgroup of a container that has those: quota and period are one file.
+    pub(crate) fn limits_over(&self, known: &Limits) -> Result<Limits, UpdateConflict> {
+        let new = &self.limits;
+        match known.nano_cpus {
+            Some(_) if new.cpu_period.is_some() => return Err(UpdateConflict::Period),
+            Some(_) if new.cpu_quota.is_some() => return Err(UpdateConflict::Quota),
+            None if new.nano_cpus.is_some() && (known.cpu_quota.is_some() || known.cpu_period.is_some()) => {
+                return Err(UpdateConflict::NanoCpus);
+            }
+            _ => {}
+        }
+        let mut limits = new.clone();
+        if new.cpu_quota.is_some() || new.cpu_period.is_some() {
+            limits.cpu_quota = new.cpu_quota.or(known.cpu_quota);
+            limits.cpu_period = new.cpu_period.or(known.cpu_period);
+        }
+        Ok(limits)
+    }
+
     /// Puts it into a configuration.
     pub(crate) fn apply(&self, config: &mut Config) {
         fn set<T: Clone>(known: &mut Option<T>, new: &Option<T>) {

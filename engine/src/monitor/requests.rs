@@ -159,7 +159,11 @@ fn resume(server: &mut Server) -> Result<Result<(), Refusal>, MonitorError> {
 /// Changes limits of the running container, then its record.
 fn change(server: &mut Server, update: &Update) -> Result<Result<Vec<String>, Refusal>, MonitorError> {
     let Some(main) = &mut server.main else { return Ok(Ok(Vec::new())) };
-    let resources = match spec::resources(&update.limits) {
+    let limits = match update.limits_over(&main.container.config.limits) {
+        Ok(limits) => limits,
+        Err(error) => return Ok(Err(Refusal::of(&error))),
+    };
+    let resources = match spec::resources(&limits) {
         Ok(resources) => resources,
         Err(error) => return Ok(Err(Refusal::of(&error))),
     };

@@ -522,17 +522,17 @@ impl Server {
         let Ok(Some(status)) = main.member.reap() else { return Ok(()) };
         let key = main.member.key;
         self.drain(key);
-        // The kernel has killed them with the first one.
-        for key in self.others.iter().map(|member| member.key).collect::<Vec<_>>() {
-            self.end_other(key);
-        }
         let Some(main) = self.main.take() else { return Ok(()) };
         self.kill_at = None;
         let by_user = std::mem::take(&mut self.by_user);
         let at_once = std::mem::take(&mut self.restarts_at_once);
         let Main { member, container, filesystem, audit, log, started, error, previous_delay } = main;
+        // The kernel has killed all others with the first one; where they share the pid namespace of others, its cgroup ends them.
         drop(member);
-        // All its processes have ended with the first one, so this waits for nobody of them.
+        for key in self.others.iter().map(|member| member.key).collect::<Vec<_>>() {
+            self.end_other(key);
+        }
+        // So this waits for nobody of them.
         let findings = audit.map(Audit::finish).map(|(policy, report)| report.text(&policy));
         if let Some(mut log) = log {
             // A full disk costs the log lines, not the container. Findings that nobody is here to be told of are kept there.

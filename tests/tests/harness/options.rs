@@ -8,6 +8,8 @@ use strata_tests::image::busybox::{self, REFERENCE};
 use strata_tests::strata::{Strata, User};
 use strata_tests::tier::{Need, Suite};
 
+use crate::lifecycle::until;
+
 pub(crate) fn register(suite: &mut Suite) {
     let needs = &[Need::Fuse, Need::Busybox];
     suite.add("options::privileged_names", needs, || names(User::Caller));
@@ -15,6 +17,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("options::privileged_namespaces", needs, || namespaces(User::Caller));
     suite.add("options::rootless_namespaces", needs, || namespaces(User::Plain));
     suite.add("options::privileged_namespaces_of_other_users", needs, other_users);
+    suite.add("options::rootless_devices", needs, device_of_plain_user);
     suite.add("options::privileged_devices", needs, devices);
     suite.add("options::privileged_limits", needs, limits);
 }
@@ -79,6 +82,10 @@ fn devices() -> Result<()> {
     ensure!(strata.ok(shell(&["--device-cgroup-rule", "c 10:* rwm"], make))? == "opened\n");
     // Every device that there is stays usable beside one that is named.
     ensure!(strata.ok(shell(&["--privileged", "--device", "/dev/full:/dev/f"], make))? == "opened\n");
+    // Where nodes cannot be made the host's are shown.
+    let text =
+        strata.ok(shell(&["--userns", "auto", "--device", "/dev/full:/dev/f"], "test -c /dev/f && echo here"))?;
+    ensure!(text == "here\n", "{text}");
     let text = strata.ok(shell(&["--device", "/dev/net:/dev/n"], "test -c /dev/n/tun && echo here"));
     if fs::metadata("/dev/net/tun").is_ok() {
         ensure!(text? == "here\n");
@@ -89,6 +96,13 @@ fn devices() -> Result<()> {
         refused(&strata, &shell(&["--device", device], "true"), 125, why)?;
     }
     refused(&strata, &shell(&["--device-cgroup-rule", "c 10 rwm"], "true"), 125, "invalid device cgroup format")
+}
+
+fn device_of_plain_user() -> Result<()> {
+    let strata = prepared(User::Plain)?;
+    let text = strata.ok(shell(&["--device", "/dev/full:/dev/f"], "head -c1 /dev/f | wc -c"))?;
+    ensure!(text.trim() == "1", "{text}");
+    Ok(())
 }
 
 fn limits() -> Result<()> {
@@ -105,6 +119,10 @@ fn limits() -> Result<()> {
     ensure!(inside(reservation)?.trim() == "20971520");
     strata.ok(["update", "--cpu-quota", "20000", "--memory-reservation", "30m", "one"])?;
     ensure!(inside(quota)?.starts_with("20000"));
+    // One file of cgroups of version 2 has both.
+    strata.ok(["update", "--cpu-period", "50000", "one"])?;
+    ensure!(inside(quota)?.starts_with("20000"));
+    refused(&strata, &["update", "--cpus", "0.5", "one"], 1, "Nano CPUs cannot be updated")?;
     ensure!(inside(reservation)?.trim() == "31457280");
     let form = "{{.HostConfig.CpuQuota}} {{.HostConfig.MemoryReservation}} {{.HostConfig.CpusetMems}}";
     ensure!(strata.ok(["inspect", "-f", form, "one"])? == "20000 31457280 0\n");
@@ -125,12 +143,15 @@ fn namespaces(user: User) -> Result<()> {
     let strata = prepared(user)?;
     let own =
         |kind: &str| Ok::<_, std::io::Error>(fs::read_link(format!("/proc/self/ns/{kind}"))?.display().to_string());
-    for (kind, option) in [("pid", "--pid"), ("ipc", "--ipc"), ("uts", "--uts"), ("cgroup", "--cgroupns")] {
+    for (kind, option) in [("ipc", "--ipc"), ("uts", "--uts"), ("cgroup", "--cgroupns")] {
         let look = format!("readlink /proc/self/ns/{kind}");
         let found = strata.ok(shell(&[option, "host"], &look))?;
         ensure!(found.trim() == own(kind)?, "{option}: {found}");
         ensure!(strata.ok(shell(&[], &look))?.trim() != own(kind)?, "{option}");
     }
+    strata.ok(["run", "-d", "--name", "zeroth", "--network", "host", REFERENCE, "sleep", "1000"])?;
+    ensure!(strata.ok(["exec", "zeroth", "readlink", "/proc/self/ns/net"])?.trim() == own("net")?);
+    strata.ok(["rm", "-f", "zeroth"])?;
     ensure!(strata.ok(shell(&["--ipc", "host"], "stat -f -c %T /dev/shm"))?.trim() == "tmpfs");
     refused(
         &strata,
@@ -144,8 +165,10 @@ fn namespaces(user: User) -> Result<()> {
     strata.ok(["run", "-d", "--name", "first", "--add-host", "db:10.0.0.1", REFERENCE, "sleep", "1000"])?;
     let hostname = strata.ok(["exec", "first", "hostname"])?;
     let network = strata.ok(["exec", "first", "readlink", "/proc/self/ns/net"])?;
-    let processes = strata.ok(shell(&["--pid", "container:first"], "ps -o args"))?;
-    ensure!(processes.contains("sleep 1000") && processes.lines().count() <= 4, "{processes}");
+    if user == User::Caller {
+        let processes = strata.ok(shell(&["--pid", "container:first"], "ps -o args"))?;
+        ensure!(processes.contains("sleep 1000") && processes.lines().count() <= 4, "{processes}");
+    }
     let joins = ["create", "--name", "second", "--network", "container:first", REFERENCE, "sh", "-c"];
     strata.ok([&joins[..], &["readlink /proc/self/ns/net; hostname; tail -1 /etc/hosts"]].concat())?;
     ensure!(strata.ok(["start", "-a", "second"])? == format!("{network}{hostname}10.0.0.1\tdb\n"));
@@ -155,19 +178,26 @@ fn namespaces(user: User) -> Result<()> {
     refused(&strata, &["start", "second"], 1, "No such container")?;
     refused(&strata, &shell(&["--network", "container:first"], "true"), 125, "No such container: first")?;
 
-    // Whatever a container leaves behind among the processes of the host ends with it.
-    if user == User::Caller {
-        let leave = "sleep 4321 & sleep 4321 & exec sleep 1000";
-        strata.ok(["run", "-d", "--name", "third", "--pid", "host", REFERENCE, "sh", "-c", leave])?;
-        let top = strata.ok(["top", "third", "-o", "pid,args"])?;
-        let left: Vec<String> =
-            top.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
-        ensure!(left.len() == 3, "{top}");
-        strata.ok(["stop", "-t", "0", "third"])?;
-        let alive =
-            |pid: &String| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"));
-        ensure!(!left.iter().any(alive), "{top}");
+    // Whatever a container leaves behind among the processes of the host ends with it: by its cgroup, without which it is refused.
+    let leave = "sleep 4321 & sleep 4321 & exec sleep 1000";
+    let third = ["run", "-d", "--name", "third", "--pid", "host", REFERENCE, "sh", "-c", leave];
+    let started = strata.run(third)?;
+    if user == User::Plain && started.code() != 0 {
+        ensure!(started.code() == 125 && started.stderr.contains("without a cgroup"), "{started}");
+        return Ok(());
     }
+    let processes = || -> Result<Vec<String>> {
+        let top = strata.ok(["top", "third", "-o", "pid,args"])?;
+        Ok(top.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+    };
+    until("all processes run", || Ok(processes()?.len() == 3))?;
+    let left = processes()?;
+    ensure!(strata.ok(["exec", "third", "readlink", "/proc/self/ns/pid"])?.trim() == own("pid")?);
+    strata.ok(["stop", "-t", "0", "third"])?;
+    let alive = |pid: &String| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"));
+    ensure!(!left.iter().any(alive), "{left:?}");
+    strata.ok(["start", "third"])?;
+    strata.ok(["rm", "-f", "third"])?;
     Ok(())
 }
 

@@ -271,7 +271,7 @@ fn environment_file(path: &Path) -> Result<Vec<String>> {
 fn lines_of_file(path: &Path, what: &str) -> Result<Vec<String>> {
     let bytes = std::fs::read(path).with_context(|| format!("open {}", path.display()))?;
     let text =
-        String::from_utf8(bytes).map_err(|_| anyhow!("env file {} contains invalid utf8 bytes", path.display()))?;
+        String::from_utf8(bytes).map_err(|_| anyhow!("{what} file {} contains invalid utf8 bytes", path.display()))?;
     let mut lines = Vec::new();
     for line in text.trim_start_matches('\u{feff}').lines() {
         let line = line.trim_start();
@@ -280,10 +280,10 @@ fn lines_of_file(path: &Path, what: &str) -> Result<Vec<String>> {
         }
         let name = line.split('=').next().unwrap_or_default();
         if name.is_empty() {
-            bail!("poorly formatted environment: no {what} name on line '{line}'");
+            bail!("poorly formatted {what} file: no {what} name on line '{line}'");
         }
         if name.contains(char::is_whitespace) {
-            bail!("poorly formatted environment: {what} '{name}' contains whitespaces");
+            bail!("poorly formatted {what} file: {what} '{name}' contains whitespaces");
         }
         lines.push(line.to_owned());
     }
