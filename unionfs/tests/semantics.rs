@@ -802,7 +802,10 @@ fn a_copy_of_data_that_was_cut_off_loses_no_capability() {
         set_mark(&below, "strata.capability", &capability);
         rustix::fs::removexattr(&below, "security.capability").unwrap();
         let tree = layers.tree();
-        let ino = find(&tree, "file").ino;
+        let found = find(&tree, "file");
+        let ino = found.ino;
+        // Giving it back is a change.
+        assert_eq!(found.ctime, tree.stat(ino).unwrap().ctime);
         if opened {
             let _ = tree.open_file(ino, WRITE).unwrap();
             tree.release(ino);

@@ -122,13 +122,14 @@ impl Tree {
 
     /// Gives a file its capabilities back that a copy of its data has taken away and not given back, because it did not
     /// come to its end. If it takes none, as in a user namespace that may not give it or on a filesystem that has none, the
-    /// note stays for who can.
-    pub(super) fn recover_capability(&self, file: BorrowedFd<'_>, marks: &Marks) {
-        let (Some(value), Ok(upper)) = (&marks.capability, self.writable_upper()) else { return };
+    /// note stays for who can. Returns whether anything about the file may have changed.
+    pub(super) fn recover_capability(&self, file: BorrowedFd<'_>, marks: &Marks) -> bool {
+        let (Some(value), Ok(upper)) = (&marks.capability, self.writable_upper()) else { return false };
         let given = backing::set_xattr(file, capability::NAME, value, XattrFlags::empty());
         if let Err(error) = given.and_then(|()| upper.remove_mark(file, marks::CAPABILITY)) {
             tracing::warn!(%error, "a file of the upper has not got its capabilities back that a copy had taken away");
         }
+        true
     }
 
     /// Does so for every file whose data was being copied when an earlier server died, before anything is served.

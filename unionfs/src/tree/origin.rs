@@ -60,7 +60,7 @@ impl Tree {
         &self,
         dir: &Directory,
         name: &[u8],
-        (fd, raw, kind): (Arc<OwnedFd>, RawStat, Kind),
+        (fd, mut raw, kind): (Arc<OwnedFd>, RawStat, Kind),
         marks: &Marks,
         covered: Option<(Ino, Kind)>,
     ) -> Result<Found> {
@@ -84,9 +84,10 @@ impl Tree {
         };
         let came_from = came_from.filter(|ino| !self.belongs_to_another(*ino, &raw));
         let ino = came_from.unwrap_or_else(|| self.number(backing::identity(&raw)));
-        if content != Content::Own && self.objects.get(ino).is_none() {
-            // Nobody copies its data now.
-            self.recover_capability(fd.as_fd(), marks);
+        // Nobody copies its data then.
+        let unknown = content != Content::Own && self.objects.get(ino).is_none();
+        if unknown && self.recover_capability(fd.as_fd(), marks) {
+            raw = self.upper_stat(fd.as_fd())?;
         }
         Ok(Found {
             ino,
