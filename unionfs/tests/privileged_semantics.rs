@@ -552,7 +552,7 @@ fn copies_are_no_reason_to_ask_for_their_directory() {
     for dir in ["lower", "lower/dir", "upper", "work", "mount"] {
         fs::create_dir(at(dir)).unwrap();
     }
-    (0..20).for_each(|number| fs::write(at(&format!("lower/dir/{number}")), "text").unwrap());
+    (0..=20).for_each(|number| fs::write(at(&format!("lower/dir/{number}")), "text").unwrap());
     let spec = MountSpec {
         lower: Lower::Folders(vec![at("lower")]),
         upper: Some(Upper { dir: at("upper"), work: at("work") }),
@@ -568,6 +568,10 @@ fn copies_are_no_reason_to_ask_for_their_directory() {
     let kept = || look(rustix::fs::AtFlags::empty());
     let told = || look(rustix::fs::AtFlags::STATX_FORCE_SYNC);
     let asked = || mount.counts.list().iter().find(|(kind, _)| *kind == "GETATTR").map_or(0, |(_, count)| *count);
+    let on_disk = || {
+        let found = fs::metadata(at("upper/dir")).unwrap();
+        (found.ctime(), u32::try_from(found.ctime_nsec()).unwrap())
+    };
     let change = |number: u32| {
         fs::set_permissions(at(&format!("mount/dir/{number}")), fs::Permissions::from_mode(0o600)).unwrap();
     };
@@ -576,6 +580,12 @@ fn copies_are_no_reason_to_ask_for_their_directory() {
     let (before, times) = (kept(), asked());
     (1..20).for_each(change);
     assert_eq!(asked(), times);
+    assert_eq!((kept(), told()), (before, before));
+    // A change of its attributes is seen, however soon after a copy.
+    fs::set_permissions(at("mount/dir"), fs::Permissions::from_mode(0o711)).unwrap();
+    let before = kept();
+    assert_eq!((before, before.0), (told(), on_disk()));
+    change(20);
     assert_eq!((kept(), told()), (before, before));
     // What users do there is seen, and so are copies after that.
     fs::write(at("mount/dir/new"), "").unwrap();

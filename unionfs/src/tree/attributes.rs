@@ -60,7 +60,7 @@ impl Tree {
         let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let fd = self.upper_file(&object)?;
-        *object.heritage() = None;
+        object.attributes_change();
         if let Some(size) = change.size {
             self.accounted(&object, fd.as_fd(), || self.truncate(&object, fd.as_fd(), size))?;
         }

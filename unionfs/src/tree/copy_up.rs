@@ -333,7 +333,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Moves what was staged to its place in a directory, which shows afterwards what it showed before.
+    /// Moves what was staged to its place in a directory, which shows afterwards what it showed before, if its times can be
+    /// set: those of one that can only be appended to cannot.
     fn move_copy(
         &self,
         upper: &UpperLayer,
@@ -344,9 +345,17 @@ impl Tree {
         let before = backing::stat(parent_fd)?;
         self.mark_impure(upper, parent, parent_fd).inspect_err(|_| upper.discard(staged))?;
         upper.put_in_free_place(staged, parent_fd, name)?;
-        backing::restore_times(parent_fd, before.atime, before.mtime)?;
         self.account_directory(parent);
-        self.copy_has_come(parent, &before, &backing::stat(parent_fd)?);
+        // It is there: whatever fails now, it is to be noted.
+        let restored = backing::restore_times(parent_fd, before.atime, before.mtime);
+        match restored.and_then(|()| backing::stat(parent_fd)) {
+            Ok(after) => self.copy_has_come(parent, &before, &after),
+            Err(error) => {
+                tracing::debug!(%error, "a directory shows that a copy has come into it");
+                parent.state().unmoved = None;
+                self.outdated.add(parent.ino);
+            }
+        }
         Ok(())
     }
 

@@ -139,7 +139,7 @@ impl Tree {
         let state = State {
             upper: Some(identity),
             unnamed: true,
-            pinned: Some(Arc::clone(&file)),
+            pinned: Some(Arc::new(backing::reopen(file.as_fd(), OFlags::PATH)?)),
             data: Some(Data { file: Arc::clone(&file), writable: true }),
             opens: 1,
             ..State::default()

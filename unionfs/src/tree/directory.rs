@@ -180,11 +180,8 @@ impl Tree {
             let mut state = object.state();
             let new = state.upper.is_none();
             if new {
-                (state.upper, state.content, state.held) = (Some(backing::identity(raw)), found.content, held);
-                if state.link.is_some() {
-                    // A copy that was put in place and not noted.
-                    state.link = link;
-                }
+                state.copy_is_found(backing::identity(raw), found.content, link);
+                state.held = held;
             }
             Ok(new)
         });
@@ -254,7 +251,8 @@ impl Tree {
         }
         let open = {
             let state = object.state();
-            state.pinned.as_ref().or(state.data.as_ref().map(|data| &data.file)).map(Arc::clone)
+            // What is really open is asked for less.
+            state.data.as_ref().map(|data| &data.file).or(state.pinned.as_ref()).map(Arc::clone)
         };
         open.or_else(|| self.handles.get(object.ino))
     }

@@ -1,6 +1,6 @@
 //! The flags of files that `chattr` and `xfs_io` change, as far as the filesystem of the upper has them.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -27,8 +27,7 @@ impl Tree {
         if self.flags(ino)? == flags {
             return Ok(());
         }
-        let file = self.file_to_flag(ino)?;
-        file_flags::set_flags(file.as_fd(), flags).map_err(errno)
+        self.change_flags(ino, |file| file_flags::set_flags(file, flags))
     }
 
     /// Returns a node's flags, extent sizes and project (`FS_IOC_FSGETXATTR`).
@@ -41,18 +40,23 @@ impl Tree {
 
     /// Sets a node's flags, extent sizes and project (`FS_IOC_FSSETXATTR`).
     pub fn set_fsxattr(&self, ino: Ino, flags: &ExtendedFlags) -> Result<()> {
-        let file = self.file_to_flag(ino)?;
-        file_flags::set_extended_flags(file.as_fd(), flags).map_err(errno)
+        self.change_flags(ino, |file| file_flags::set_extended_flags(file, flags))
     }
 
-    /// Opens the file in the upper, brought there if need be, so that its flags can be set.
-    fn file_to_flag(&self, ino: Ino) -> Result<OwnedFd> {
+    /// Changes the flags of the file in the upper, brought there if need be.
+    fn change_flags(&self, ino: Ino, change: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<()>) -> Result<()> {
         let object = self.copy_up(ino, Wanted::Everything)?;
         if !matches!(object.kind, Kind::Regular | Kind::Directory) {
             return Err(Errno::NOTTY);
         }
+        // Held until it is done: a copy that comes into a directory takes what moves meanwhile for its own doing.
         let _names = self.read_names();
-        backing::reopen(self.upper_file(&object)?.as_fd(), OFlags::RDONLY)
+        let file = backing::reopen(self.upper_file(&object)?.as_fd(), OFlags::RDONLY)?;
+        object.attributes_change();
+        change(file.as_fd()).map_err(errno)?;
+        // The kernel does not know that this moves the time of its last change.
+        self.outdated.add(ino);
+        Ok(())
     }
 
     /// Opens the file that has the node's flags; a file of an image has none.

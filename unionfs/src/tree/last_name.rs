@@ -77,10 +77,7 @@ impl Tree {
         }
         for place in places.iter().filter(|place| place.parent != dir || place.name != name) {
             match self.join_at(upper, object.ino, place) {
-                Ok(true) => {
-                    self.unpin_named(object);
-                    return false;
-                }
+                Ok(true) => return false,
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, ?link, "a copy has no name in the upper, though it has others"),
             }

@@ -43,6 +43,8 @@ mod remove;
 mod rename;
 mod restore;
 mod statfs;
+#[cfg(test)]
+mod tests;
 mod unmoved;
 mod xattr;
 

@@ -69,7 +69,7 @@ pub(super) struct State {
     pub(super) places: Vec<Place>,
     /// Made without a name, which it may still get.
     pub(super) unnamed: bool,
-    /// Held because no name leads here any more, or none yet.
+    /// Held because no name leads here any more, or none yet; open as a path.
     pub(super) pinned: Option<Arc<OwnedFd>>,
     /// The open file for reading and writing data, while anybody has the node open.
     pub(super) data: Option<Data>,
@@ -79,6 +79,16 @@ pub(super) struct State {
     pub(super) link: Option<Link>,
     /// What a directory shows while nothing but copies has come into it.
     pub(super) unmoved: Option<Unmoved>,
+}
+
+impl State {
+    /// Notes a file in the upper that is found in place: of an object that has just been made, or a copy that was not noted.
+    pub(super) fn copy_is_found(&mut self, identity: Identity, content: Content, link: Option<Link>) {
+        (self.upper, self.content) = (Some(identity), content);
+        if self.link.is_some() && link.is_some() {
+            self.link = link;
+        }
+    }
 }
 
 /// Where an object's state is written for the next server.
@@ -182,6 +192,15 @@ impl Object {
     /// Returns what is made in the directory inherits, if that is known.
     pub(super) fn heritage(&self) -> MutexGuard<'_, Option<Heritage>> {
         self.heritage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what is kept of a directory's attributes, which are about to change. The caller holds `Tree::namespace`.
+    pub(super) fn attributes_change(&self) {
+        *self.heritage() = None;
+        let mut state = self.state();
+        if state.unmoved.is_some() {
+            state.unmoved = None;
+        }
     }
 
     /// Returns whether the file in the upper may have capabilities. They need not be asked for otherwise, nor taken away.

@@ -1,10 +1,10 @@
 //! Taking names away.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 
 use super::Tree;
@@ -13,6 +13,7 @@ use super::intent::{Intent, Removed};
 use super::last_name::Search;
 use super::object::{Object, State};
 use crate::Result;
+use crate::backing;
 use crate::node::{Ino, Kind};
 use crate::survive;
 use crate::upper::{Replaced, UpperLayer, for_each_name};
@@ -66,7 +67,7 @@ impl Tree {
         if directory && !unseen && !self.is_empty(&removed, found)? {
             return Err(Errno::NOTEMPTY);
         }
-        self.pin_if_last(&removed)?;
+        let removed = self.leaving(removed)?;
         if self.keep_a_name(upper, &removed, found, (dir, name), search) {
             return Ok(Removal::AfterSearch(removed.ino));
         }
@@ -84,7 +85,7 @@ impl Tree {
             upper.put_whiteout(parent_fd, name, replaced)?;
         } else if directory {
             let shows_nothing = || if unseen { self.is_empty(&removed, found) } else { Ok(true) };
-            remove_directory(upper, parent_fd, name, shows_nothing).inspect_err(|_| self.unpin_named(&removed))?;
+            remove_directory(upper, parent_fd, name, shows_nothing)?;
         } else {
             rustix::fs::unlinkat(parent_fd, name, AtFlags::empty())?;
         }
@@ -97,13 +98,12 @@ impl Tree {
 
     /// Gets hold of what is about to lose a name, so that it can still be served; fails if it is a directory that shows
     /// names. The caller holds `namespace` for writing.
-    pub(super) fn prepare_removal(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Arc<Object>> {
+    pub(super) fn prepare_removal(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Leaving<'_>> {
         let object = self.object_to_remove(dir, name, found)?;
         if found.kind == Kind::Directory && !self.is_empty(&object, found)? {
             return Err(Errno::NOTEMPTY);
         }
-        self.pin_if_last(&object)?;
-        Ok(object)
+        self.leaving(object)
     }
 
     fn object_to_remove(&self, dir: Ino, name: &[u8], found: &Found) -> Result<Arc<Object>> {
@@ -118,13 +118,19 @@ impl Tree {
     }
 
     /// Keeps the file of what has one name at most, so that it can be served without.
-    fn pin_if_last(&self, object: &Object) -> Result<()> {
-        let last = object.state().places.len() <= 1;
-        if last && object.is_in_upper() {
-            let file = self.upper_file(object)?;
-            object.state().pinned = Some(file);
+    fn leaving(&self, object: Arc<Object>) -> Result<Leaving<'_>> {
+        let (last, open) = {
+            let state = object.state();
+            (state.places.len() <= 1 && state.pinned.is_none(), state.data.is_some())
+        };
+        let pinned = last && object.is_in_upper();
+        if pinned {
+            let file = self.upper_file(&object)?;
+            // What is open for writing must not stay so for longer than somebody has it open.
+            let path = if open { Arc::new(backing::reopen(file.as_fd(), OFlags::PATH)?) } else { file };
+            object.state().pinned = Some(path);
         }
-        Ok(())
+        Ok(Leaving { tree: self, object, pinned })
     }
 
     /// Notes that a name is gone, under which the upper had a file unless it was `only_in_lower`.
@@ -191,6 +197,30 @@ impl Tree {
             }
         }
         Ok(true)
+    }
+}
+
+/// What is about to lose a name. Its file is kept open, if that is its last one; no longer than until this is dropped, if
+/// it has one then.
+pub(super) struct Leaving<'a> {
+    tree: &'a Tree,
+    object: Arc<Object>,
+    pinned: bool,
+}
+
+impl Deref for Leaving<'_> {
+    type Target = Arc<Object>;
+
+    fn deref(&self) -> &Arc<Object> {
+        &self.object
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if self.pinned && !self.object.is_removed() {
+            self.tree.unpin_named(&self.object);
+        }
     }
 }
 

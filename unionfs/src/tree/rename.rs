@@ -15,6 +15,7 @@ use super::directory::{Directory, Found, Hold, Name};
 use super::intent::{Intent, Join, Move, Removed};
 use super::last_name::Search;
 use super::object::Object;
+use super::remove::Leaving;
 use crate::Result;
 use crate::lower::Place;
 use crate::marks::Recorded;
@@ -224,7 +225,7 @@ impl Tree {
         name: &[u8],
         moved: &Found,
         target: &Name,
-    ) -> Result<(Option<Arc<Object>>, bool)> {
+    ) -> Result<(Option<Leaving<'_>>, bool)> {
         let Some(other) = &target.found else { return Ok((None, false)) };
         match (moved.kind == Kind::Directory, other.kind == Kind::Directory) {
             (true, false) => return Err(Errno::NOTDIR),
@@ -271,6 +272,7 @@ impl Tree {
             (state.merged, state.opaque)
         };
         let file = self.upper_file(object)?;
+        object.attributes_change();
         self.account_before(object, file.as_fd())?;
         if merged {
             if self.habits.noredirect {

@@ -156,14 +156,9 @@ impl Tree {
             return Ok(false);
         }
         let link = upper.links().get(object.ino);
-        let mut state = object.state();
-        state.upper = Some(backing::identity(&raw));
-        if marks.metacopy && object.kind == Kind::Regular {
-            state.content = Content::Lower(object.ino);
-        }
-        if state.link.is_some() && link.is_some() {
-            state.link = link;
-        }
+        let attributes_only = marks.metacopy && object.kind == Kind::Regular;
+        let content = if attributes_only { Content::Lower(object.ino) } else { Content::Own };
+        object.state().copy_is_found(backing::identity(&raw), content, link);
         Ok(true)
     }
 

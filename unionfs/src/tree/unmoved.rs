@@ -5,8 +5,9 @@
 //! showed before, for as long as it stays on disk as the copy has left it: what the kernel keeps of its attributes is still
 //! right, and it need not be told and ask again for each file of it.
 //!
-//! On filesystems whose clock is coarse, a change in the same tick of it that leaves even the size does not show. There
-//! it would not have shown in the times either.
+//! Whoever changes its attributes forgets this before ([`Object::attributes_change`]). New and deleted names are seen by the
+//! time of the last modification, which is an old one after a copy. That the time of the last change is compared as well is
+//! for changes from outside only: on filesystems whose clock is coarse, it tells no two in one tick of it apart.
 
 use super::Tree;
 use super::object::Object;

@@ -110,7 +110,7 @@ impl Tree {
         let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
-        *object.heritage() = None;
+        object.attributes_change();
         if name == capability::NAME {
             object.set_capable(true);
         }
@@ -145,7 +145,7 @@ impl Tree {
         let _settled = self.wait_for_copy(&object);
         let _names = self.read_names();
         let file = self.upper_file(&object)?;
-        *object.heritage() = None;
+        object.attributes_change();
         Intent::RemoveXattr.note();
         self.accounted(&object, file.as_fd(), || backing::remove_xattr(file.as_fd(), &stored))?;
         if name == capability::NAME {
