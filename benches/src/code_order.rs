@@ -1,6 +1,6 @@
 //! The order in which the program's functions are first used, as a script for the linker.
 //!
-//! A start of a container runs a few hundred of the program's thirty thousand functions, once each, in processes that end at once or
+//! A start of a container runs some thousand of the program's thirty thousand functions, once each, in processes that end at once or
 //! wait for a long time. Spread over the whole program, each of them brings sixteen pages into the memory of its process, and a fault
 //! or two of its own. So the linker is told to put them side by side. The order is found by running the program with a
 //! breakpoint at the beginning of each function, and written without what changes from build to build: a function that is not found again merely lies elsewhere.

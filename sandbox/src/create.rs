@@ -190,7 +190,7 @@ pub fn start(folder: BorrowedFd<'_>, init: BorrowedFd<'_>, pid: u32, spec: &Spec
                 // The plan was another process's. What a message needs of it is in the spec.
                 let root = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(talk)?;
                 let process = ProcessPlan::new(spec, root.as_fd(), None, &[], true)?;
-                let told = Told { rootfs: None, process: &process, cgroups: &[], notify: None, full: None };
+                let told = Told { rootfs: None, process: &process, cgroups: &[], notify: None };
                 return Err(describe::failure(told, failure, hook_output).into());
             }
             Some(_) => {}

@@ -124,7 +124,7 @@ pub(crate) fn failure(plan: Told<'_>, failure: Failure, hook_output: String) -> 
         Step::Landlock => "apply landlock".to_owned(),
         Step::Seccomp => "load the seccomp filter".to_owned(),
         Step::Join if index == 1 => {
-            "make the process (is there room for one more below the limits of processes?)".to_owned()
+            "make the process (it takes two places below the limits of processes for a moment)".to_owned()
         }
         Step::Join => "join the namespaces of the container".to_owned(),
         Step::Hook => return hook(index, HookFault::NotRun(source), hook_output),

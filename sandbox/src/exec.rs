@@ -125,8 +125,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Running, SpawnError> {
     // The child has its own copy; ours would hide its death from us.
     drop(parent);
     let mut starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end, successor: Some(successor) };
-    let full = exec.init.cgroup();
-    let told = Told { rootfs: None, process: &process, cgroups: &cgroups, notify: notify.as_ref(), full };
+    let told = Told { rootfs: None, process: &process, cgroups: &cgroups, notify: notify.as_ref() };
     let released = starting.score_and_release(&process);
     let console = starting.after_help(told, released, None)?;
     Ok(Running {
@@ -201,7 +200,7 @@ fn birth(
     }
     let Some(profile) = profile_of(spec, wanted)? else { return Ok(Birth::BehindWalls) };
     let bounding = process.capabilities.bounding;
-    let mut calls = ["setsid", "exit_group", "read", "write"].into_iter().chain(terminal.then_some("ioctl"));
+    let mut calls = ["setsid", "exit_group", "write"].into_iter().chain(terminal.then_some("ioctl"));
     let lets_through =
         profile.allows_clone(CLONE_FOR_PARENT, bounding) && calls.all(|name| profile.always_allows(name, bounding));
     Ok(match (lets_through, process.no_new_privileges) {

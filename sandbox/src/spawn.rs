@@ -139,13 +139,8 @@ pub(crate) fn make(launch: Launch<'_>, gate: Option<Gate<'_>>) -> Result<Running
     // The child has its own copies; ours would hide its death, and that it does not wait any more.
     drop((plan.parent, plan.gate));
     let mut starting = Starting { pid, pidfd: Some(pidfd), socket: parent_end, successor: None };
-    let told = Told {
-        rootfs: Some(&plan.rootfs),
-        process: &plan.process,
-        cgroups: &plan.cgroups,
-        notify: notify.as_ref(),
-        full: None,
-    };
+    let told =
+        Told { rootfs: Some(&plan.rootfs), process: &plan.process, cgroups: &plan.cgroups, notify: notify.as_ref() };
     if let Some(stages) = stages.as_deref_mut() {
         stages.cloned(pid)?;
     }
@@ -191,8 +186,6 @@ pub(crate) struct Told<'a> {
     pub(crate) cgroups: &'a [Door],
     /// Who answers for the filter.
     pub(crate) notify: Option<&'a Destination<'a>>,
-    /// The cgroup that may have no room for one more process.
-    pub(crate) full: Option<&'a Cgroup>,
 }
 
 impl Told<'_> {
@@ -269,8 +262,6 @@ impl Starting {
         let mut console = None;
         let mut executing = false;
         let mut hook_output = String::new();
-        // Put back when the process is its program, or is none.
-        let mut room = None;
         loop {
             let report = receive(self.socket.as_fd())
                 .map_err(|errno| SpawnError::Parent { what: "listen to the child", source: errno.into() })?;
@@ -296,14 +287,6 @@ impl Starting {
                         destination.deliver(listener, self.pid)?;
                     }
                 }
-                Some(Report::Full) => {
-                    // Once: it may be somebody in the container who says so, who has taken the process over.
-                    if let (None, Some(full)) = (&room, plan.full) {
-                        let fail = |source| SpawnError::Parent { what: "make room for the process", source };
-                        room = Some(full.make_room().map_err(fail)?);
-                    }
-                    self.release()?;
-                }
                 // Only said by one that is started, or to one that joins a user namespace.
                 Some(Report::HookText(_) | Report::Child { .. }) => {}
                 Some(Report::Failed(failure)) => {
@@ -323,17 +306,24 @@ impl Starting {
     /// Goes on with the process that the one listened to has made in its place, and with which it has ended, or was killed. It is
     /// ours: nobody else would reap it, and a dead process that nobody reaps keeps the pid namespace of its container alive.
     fn take_up_successor(&mut self) -> Result<(), SpawnError> {
-        let Some(pid) = self.successor.take().and_then(|successor| successor.pid()) else { return Ok(()) };
-        let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH);
+        let Some(number) = self.made_successor() else { return Ok(()) };
         // Our child, not reaped: the number is its own.
-        let pidfd = number
-            .and_then(|number| pidfd_open(number, PidfdFlags::empty()))
+        let pidfd = pidfd_open(number, PidfdFlags::empty())
             .map_err(|errno| SpawnError::Parent { what: "hold the process", source: errno.into() })?;
-        self.pid = pid;
+        self.successor = None;
+        self.pid = number.as_raw_pid().unsigned_abs();
         if let Some(first) = self.pidfd.replace(pidfd) {
-            while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(first.as_fd()), WaitIdOptions::EXITED) {}
+            wait_for(WaitId::PidFd(first.as_fd()));
         }
         Ok(())
+    }
+
+    /// The process that has been made in place of the one listened to, if that is a child of ours and not yet taken up.
+    fn made_successor(&self) -> Option<Pid> {
+        let pid = self.successor.as_ref()?.pid()?;
+        let number = Pid::from_raw(i32::try_from(pid).ok()?)?;
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(number), look).is_ok().then_some(number)
     }
 
     fn write_id_maps(&self, spec: &Spec) -> Result<(), SpawnError> {
@@ -379,11 +369,22 @@ impl Starting {
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        let Some(pidfd) = self.pidfd.take() else { return };
-        // Both fail only when it is gone already.
-        let _ = strata_sys::pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
-        while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
+        if let Some(pidfd) = self.pidfd.take() {
+            // Both fail only when it is gone already.
+            let _ = strata_sys::pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
+            wait_for(WaitId::PidFd(pidfd.as_fd()));
+        }
+        // Made before its maker was gone, and whatever kept us from taking it up: it is not left behind.
+        if let Some(number) = self.made_successor() {
+            let _ = rustix::process::kill_process(number, rustix::process::Signal::KILL);
+            wait_for(WaitId::Pid(number));
+        }
     }
+}
+
+/// Waits for the end of a child, and reaps it.
+fn wait_for(child: WaitId<'_>) {
+    while let Err(rustix::io::Errno::INTR) = waitid(child.clone(), WaitIdOptions::EXITED) {}
 }
 
 /// Shows files with the owners that the container's ids stand for, where that was asked for or is the only sense:

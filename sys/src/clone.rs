@@ -77,6 +77,14 @@ impl Announcement {
         Ok(Self(SharedWords::new(1)?))
     }
 
+    /// Takes the memory away from processes that the caller makes from now on. The kernel writes there for the caller.
+    ///
+    /// # Errors
+    /// The errno of `madvise`.
+    pub fn keep_from_children(&self) -> io::Result<()> {
+        self.0.keep_from_children()
+    }
+
     /// Returns the number of the process in its maker's pid namespace, once there is one.
     pub fn pid(&self) -> Option<u32> {
         let [low, high, other, one, ..] = self.0[0].load(Ordering::Acquire).to_ne_bytes();
@@ -172,8 +180,12 @@ mod tests {
             Cloned::Parent { pid, .. } => pid,
             // SAFETY: as above.
             Cloned::Child => unsafe {
+                if announcement.keep_from_children().is_err() {
+                    libc::_exit(2);
+                }
                 match clone_for_parent(&announcement) {
-                    Ok(Side::Made) => libc::_exit(7),
+                    // It is not there for the process that was made.
+                    Ok(Side::Made) => libc::_exit(if crate::shared::is_mapped(&announcement.0) { 8 } else { 7 }),
                     _ => libc::kill(libc::getpid(), libc::SIGKILL),
                 };
                 libc::_exit(1)

@@ -34,6 +34,16 @@ impl SharedWords {
         Ok(SharedWords { start: map_shared(bytes)?.cast(), count })
     }
 
+    /// Leaves the words out of what is forked from now on by the calling process, which has them still.
+    ///
+    /// # Errors
+    /// The errno of `madvise`.
+    pub fn keep_from_children(&self) -> io::Result<()> {
+        // SAFETY: the mapping that `new` made, whole. Who is forked must not use the words; that is said above, and a use is a fault.
+        let done = unsafe { libc::madvise(self.start.as_ptr().cast(), size_of_val(&**self), libc::MADV_DONTFORK) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Gives the memory behind whole pages of the words from `first` on back; they read as zero then.
     pub fn release(&self, first: usize, count: usize) {
         let end = first.saturating_add(count).min(self.count) / Self::PER_PAGE * Self::PER_PAGE;
@@ -66,6 +76,14 @@ pub fn is_resident(words: &[AtomicU64]) -> bool {
     // SAFETY: asks about one page, where the words lie, and writes one byte.
     let asked = unsafe { libc::mincore(page.cast_mut().cast(), 1, &raw mut state) };
     asked == 0 && state & 1 != 0
+}
+
+/// Whether the words are there in this process.
+#[cfg(test)]
+pub(crate) fn is_mapped(words: &SharedWords) -> bool {
+    let mut state = 0_u8;
+    // SAFETY: asks about one page, and writes one byte.
+    unsafe { libc::mincore(words.start.as_ptr().cast(), 1, &raw mut state) == 0 }
 }
 
 /// Maps memory that children made by fork share. What is never used takes none.

@@ -321,7 +321,8 @@ impl Server {
     }
 
     fn is_watched(&self, key: u32) -> bool {
-        self.connections.iter().any(|connection| carries(connection, key))
+        let shows = |role| matches!(role, Role::Attached(attached, attach) if attached == key && (attach.output || attach.error));
+        self.connections.iter().any(|connection| shows(connection.role))
     }
 
     fn members(&self) -> impl Iterator<Item = &Member> {
@@ -537,7 +538,7 @@ impl Server {
         if let Some(mut log) = log {
             // A full disk costs the log lines, not the container. Findings that nobody is here to be told of are kept there.
             if let Some(findings) = &findings
-                && !self.is_watched(key)
+                && !self.connections.iter().any(|connection| carries(connection, key))
             {
                 let _ = log.write(LogStream::Error, findings.as_bytes());
             }

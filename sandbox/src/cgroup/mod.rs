@@ -10,7 +10,6 @@ mod group;
 mod hierarchies;
 mod limits;
 mod manager;
-mod room;
 mod settings;
 pub mod systemd;
 mod usage;

@@ -10,7 +10,7 @@ use rustix::thread::{CpuSet, ThreadNameSpaceType};
 use strata_sys::clone::Announcement;
 use strata_sys::process;
 
-use super::report::{At, Failure, Step, receive_go, write_full};
+use super::report::{At, Failure, Step, receive_go};
 use super::{
     Never, Walls, attach_stdio, become_program, become_user, confine, console, execute, give_up, identity, put_up,
     rootfs, say_executing, take_limits, take_terminal, tuning,
@@ -119,6 +119,8 @@ fn follow(plan: &JoinPlan) -> Result<Never, Failure> {
 /// in there gets hold of nothing that the program would not have had. The parent gets that process for its own.
 fn make_confined(plan: &JoinPlan, walls: Walls<'_>) -> Result<Never, Failure> {
     let parent = plan.parent.as_fd();
+    // Whoever takes the new process over has no way to it, and cannot name another one there.
+    plan.successor.keep_from_children().at(Step::Join, 1)?;
     let ruleset = match plan.birth {
         Birth::BeforeWalls => {
             let ruleset = take_limits(&plan.process, walls)?;
@@ -132,24 +134,13 @@ fn make_confined(plan: &JoinPlan, walls: Walls<'_>) -> Result<Never, Failure> {
         }
     };
     let ruleset = ruleset.as_ref().map(AsFd::as_fd);
-    let make = || {
-        clone_successor(&plan.successor, &(plan, walls, ruleset), |(plan, walls, ruleset)| {
-            match finish(plan, *walls, *ruleset) {
-                Ok(never) => match never {},
-                Err(failure) => give_up(plan.parent.as_fd(), failure),
-            }
-        })
-    };
     // The parent finds it, whatever becomes of us.
-    match make() {
-        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
-            // The container is full, by us at the latest. Whoever may make room does.
-            write_full(parent).at(Step::Parent, 9)?;
-            receive_go(parent).at(Step::Parent, 9)?;
-            make()
+    clone_successor(&plan.successor, &(plan, walls, ruleset), |(plan, walls, ruleset)| {
+        match finish(plan, *walls, *ruleset) {
+            Ok(never) => match never {},
+            Err(failure) => give_up(plan.parent.as_fd(), failure),
         }
-        made => made,
-    }
+    })
     .at(Step::Join, 1)?;
     process::exit_now(0)
 }

@@ -195,8 +195,6 @@ pub(crate) enum Report {
         /// And a descriptor for it.
         pidfd: OwnedFd,
     },
-    /// The container has no room for the process that it would make; it waits for a word.
-    Full,
     /// Here is what hooks wrote before one of them failed.
     HookOutput(OwnedFd),
     /// The same as text, in the second half of a start.
@@ -298,11 +296,6 @@ pub(crate) fn takes_ready_back(pipe: BorrowedFd<'_>) -> bool {
 pub(crate) fn send_ready(listener: BorrowedFd<'_>) -> Result<(), Errno> {
     // Below the filter already: see `send_failure`.
     write_word(listener, READY)
-}
-
-/// Says that there is no room for one more process.
-pub(crate) fn write_full(listener: BorrowedFd<'_>) -> Result<(), Errno> {
-    write_word(listener, FULL)
 }
 
 fn write_word(listener: BorrowedFd<'_>, word: u8) -> Result<(), Errno> {
@@ -407,7 +400,6 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
         MOUNTED => Ok(Some(Report::Mounted)),
         READY => Ok(Some(Report::Ready)),
         EXECUTING => Ok(Some(Report::Executing)),
-        FULL => Ok(Some(Report::Full)),
         _ => Err(Errno::PROTO),
     }
 }
@@ -421,7 +413,6 @@ const HOOK_OUTPUT: u8 = 6;
 const MOUNTED: u8 = 7;
 const READY: u8 = 8;
 const HOOK_TEXT: u8 = 9;
-const FULL: u8 = 10;
 
 /// So much of what hooks wrote is a message still.
 pub(crate) const HOOK_TEXT_LIMIT: usize = 4096;
@@ -455,8 +446,6 @@ mod tests {
         assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Mounted)));
         send_ready(one.as_fd()).unwrap();
         assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Ready)));
-        write_full(one.as_fd()).unwrap();
-        assert!(matches!(receive(other.as_fd()).unwrap(), Some(Report::Full)));
         drop(one);
         assert!(receive(other.as_fd()).unwrap().is_none());
     }
