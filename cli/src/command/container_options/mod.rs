@@ -68,7 +68,7 @@ pub(crate) struct ContainerOptions {
     #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
     pub(super) dns_option: Vec<String>,
     /// Show a device of the host in the container
-    #[arg(long, value_name = "HOST[:CONTAINER][:rwm]")]
+    #[arg(long, value_name = "HOST[:CONTAINER]")]
     pub(super) device: Vec<Device>,
     /// Allow devices, as 'c 10:* rwm'
     #[arg(long, value_name = "RULE")]
