@@ -242,7 +242,8 @@ fn of_rust(file: &str, section: &str) -> Option<Function> {
     let section = if name.contains("_ZN") {
         format!(".text.{}17h*", name.rsplit_once("17h")?.0)
     } else if name.contains("_R") {
-        // What stands for a version of a crate, up to its end.
+        // What the optimizer has appended, and what stands for a version of a crate, up to its end.
+        let (name, end) = name.split_once(".llvm.").map_or((name, ""), |(name, _)| (name, "*"));
         let mut parts = name.split("Cs");
         let first = parts.next()?.to_owned();
         format!(
@@ -250,7 +251,7 @@ fn of_rust(file: &str, section: &str) -> Option<Function> {
             parts.fold(first, |whole, part| match part.split_once('_') {
                 Some((_, rest)) => format!("{whole}Cs*_{rest}"),
                 None => format!("{whole}Cs{part}"),
-            })
+            }) + end
         )
     } else {
         return None;
@@ -308,7 +309,7 @@ mod tests {
              VMA              LMA     Size Align Out     In      Symbol
           634750           634750       23    16         /t/libstrata_sandbox-1.rlib(strata_sandbox-1.0a.rcgu.o):(.text._ZN14strata_sandbox5spawn4make17h646d2b77cf3bedc7E.llvm.41)
           634750           634750       23     1                 _ZN14strata_sandbox5spawn4make17h646d2b77cf3bedc7E
-          634780           634780       23    16         /t/strata-2.0b.rcgu.o:(.text.unlikely._RNvCsjrHSEGnQ3l9_3std2rt)
+          634780           634780       23    16         /t/strata-2.0b.rcgu.o:(.text.unlikely._RNvCsjrHSEGnQ3l9_3std2rt.llvm.7)
           6347a0           6347a0       83    16         /usr/lib/libc.a(malloc.o):(.text)
           6347a0           6347a0       23     1                 malloc
           6347d0           6347d0       23     1                 free
@@ -321,7 +322,7 @@ mod tests {
             functions(map).into_iter().collect::<Vec<_>>(),
             [
                 (0x634750, function("*strata_sandbox[-.]*", ".text._ZN14strata_sandbox5spawn4make17h*")),
-                (0x634780, function("*strata[-.]*", ".text.unlikely._RNvCs*_3std2rt")),
+                (0x634780, function("*strata[-.]*", ".text.unlikely._RNvCs*_3std2rt*")),
                 (0x6347a0, libc.clone()),
                 (0x6347d0, libc),
             ]
