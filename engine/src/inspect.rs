@@ -215,7 +215,7 @@ fn host_config_json(config: &Config) -> Value {
         "NetworkMode": config.network_name(),
         "CgroupnsMode": if config.namespaces.host_cgroup { "host" } else { "private" },
         "IpcMode": if config.namespaces.host_ipc { "host" } else { "private" },
-        "PidMode": if config.namespaces.pid == Namespace::Private { String::new() } else { config.namespaces.pid.clone().into() },
+        "PidMode": pid_mode(&config.namespaces.pid),
         "UTSMode": if config.namespaces.host_uts { "host" } else { "" },
         "ReadonlyRootfs": config.read_only,
         "RestartPolicy": { "Name": config.restart.name(), "MaximumRetryCount": config.restart.maximum() },
@@ -231,6 +231,11 @@ fn host_config_json(config: &Config) -> Value {
         known.extend(others);
     }
     value
+}
+
+/// Docker's word for it: none for one of its own.
+fn pid_mode(pid: &Namespace) -> String {
+    if pid.is_private() { String::new() } else { pid.clone().into() }
 }
 
 /// What it may use, of which `HostConfig` holds the fields beside its others.

@@ -17,7 +17,7 @@ pub enum Namespace {
 
 impl Namespace {
     /// The container whose namespace it is.
-    pub fn joined(&self) -> Option<&str> {
+    pub(crate) fn joined(&self) -> Option<&str> {
         match self {
             Namespace::Container(name) => Some(name),
             Namespace::Private | Namespace::Host => None,
@@ -29,20 +29,14 @@ impl Namespace {
     }
 }
 
-impl From<&str> for Namespace {
-    /// Any word that is neither of the other two is one for its own: `private`, `none`, `shareable` or nothing.
-    fn from(text: &str) -> Namespace {
+impl From<String> for Namespace {
+    /// Any word of a record that is neither of the other two is one for its own.
+    fn from(text: String) -> Namespace {
         match text.split_once(':') {
             Some(("container", name)) => Namespace::Container(name.to_owned()),
             None if text == "host" => Namespace::Host,
             _ => Namespace::Private,
         }
-    }
-}
-
-impl From<String> for Namespace {
-    fn from(text: String) -> Namespace {
-        text.as_str().into()
     }
 }
 

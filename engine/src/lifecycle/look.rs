@@ -74,7 +74,8 @@ impl Engine {
         })
     }
 
-    /// The processes of a container: those in its cgroup; without one, what descends from its monitor and is none of ours.
+    /// The processes of a container: those in its cgroup; without one, what descends from its monitor, but for the filesystem
+    /// process.
     fn processes(&self, container: &Container) -> Result<BTreeSet<i32>, LifecycleError> {
         let not_running = || LifecycleError::NotRunning(container.config.id.clone());
         let (Some(owner), Some(_)) = (container.state.owner(), container.state.init()) else {
@@ -84,11 +85,13 @@ impl Engine {
         if !group.is_empty() {
             return Ok(group.into_iter().map(u32::cast_signed).collect());
         }
-        let ours = program(owner.pid).ok_or_else(not_running)?;
         let mut found = BTreeSet::new();
+        // Those of our own program are in the monitor's pid namespace, those of the container are not: with a pid namespace that is
+        // shared it has a cgroup.
+        let own = namespace_level(owner.pid).ok_or_else(not_running)?;
         let mut pending = children(owner.pid);
         while let Some(pid) = pending.pop() {
-            if program(pid).is_some_and(|its| its != ours) && found.insert(pid) {
+            if namespace_level(pid).is_some_and(|level| level > own) && found.insert(pid) {
                 pending.extend(children(pid));
             }
         }
@@ -96,10 +99,11 @@ impl Engine {
     }
 }
 
-/// Which file a process runs.
-fn program(pid: i32) -> Option<(u64, u64)> {
-    let found = rustix::fs::stat(format!("/proc/{pid}/exe")).ok()?;
-    Some((found.st_dev, found.st_ino))
+/// How many pid namespaces a process is in.
+fn namespace_level(pid: i32) -> Option<usize> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    Some(line.split_whitespace().count())
 }
 
 fn children(pid: i32) -> Vec<i32> {

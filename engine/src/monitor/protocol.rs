@@ -148,19 +148,34 @@ impl Update {
                 known.clone_from(new);
             }
         }
-        let limits = &self.limits;
-        set(&mut config.limits.memory, &limits.memory);
-        set(&mut config.limits.memory_and_swap, &limits.memory_and_swap);
-        set(&mut config.limits.memory_reservation, &limits.memory_reservation);
-        set(&mut config.limits.swappiness, &limits.swappiness);
-        set(&mut config.limits.nano_cpus, &limits.nano_cpus);
-        set(&mut config.limits.cpu_quota, &limits.cpu_quota);
-        set(&mut config.limits.cpu_period, &limits.cpu_period);
-        set(&mut config.limits.cpu_shares, &limits.cpu_shares);
-        set(&mut config.limits.cpuset, &limits.cpuset);
-        set(&mut config.limits.cpuset_mems, &limits.cpuset_mems);
-        set(&mut config.limits.blkio_weight, &limits.blkio_weight);
-        set(&mut config.limits.pids, &limits.pids);
+        // Named one by one, so that none that is added is forgotten.
+        let Limits {
+            memory,
+            memory_and_swap,
+            memory_reservation,
+            swappiness,
+            nano_cpus,
+            cpu_quota,
+            cpu_period,
+            cpu_shares,
+            cpuset,
+            cpuset_mems,
+            blkio_weight,
+            pids,
+        } = &self.limits;
+        let limits = &mut config.limits;
+        set(&mut limits.memory, memory);
+        set(&mut limits.memory_and_swap, memory_and_swap);
+        set(&mut limits.memory_reservation, memory_reservation);
+        set(&mut limits.swappiness, swappiness);
+        set(&mut limits.nano_cpus, nano_cpus);
+        set(&mut limits.cpu_quota, cpu_quota);
+        set(&mut limits.cpu_period, cpu_period);
+        set(&mut limits.cpu_shares, cpu_shares);
+        set(&mut limits.cpuset, cpuset);
+        set(&mut limits.cpuset_mems, cpuset_mems);
+        set(&mut limits.blkio_weight, blkio_weight);
+        set(&mut limits.pids, pids);
         if let Some(restart) = self.restart {
             config.restart = restart;
         }

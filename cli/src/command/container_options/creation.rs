@@ -261,17 +261,18 @@ fn variable(text: &str) -> Result<Option<String>> {
 
 fn environment_file(path: &Path) -> Result<Vec<String>> {
     let mut variables = Vec::new();
-    for line in lines_of_file(path, "variable")? {
+    for line in lines_of_file(path)? {
         variables.extend(variable(&line)?);
     }
     Ok(variables)
 }
 
-/// Reads the lines `NAME[=VALUE]` of a file of variables or labels, as Docker does, without comments and empty lines.
-fn lines_of_file(path: &Path, what: &str) -> Result<Vec<String>> {
+/// Reads the lines `NAME[=VALUE]` of a file of variables or labels, without comments and empty lines. The texts are Docker's, which
+/// are about variables in either case.
+fn lines_of_file(path: &Path) -> Result<Vec<String>> {
     let bytes = std::fs::read(path).with_context(|| format!("open {}", path.display()))?;
     let text =
-        String::from_utf8(bytes).map_err(|_| anyhow!("{what} file {} contains invalid utf8 bytes", path.display()))?;
+        String::from_utf8(bytes).map_err(|_| anyhow!("env file {} contains invalid utf8 bytes", path.display()))?;
     let mut lines = Vec::new();
     for line in text.trim_start_matches('\u{feff}').lines() {
         let line = line.trim_start();
@@ -280,10 +281,10 @@ fn lines_of_file(path: &Path, what: &str) -> Result<Vec<String>> {
         }
         let name = line.split('=').next().unwrap_or_default();
         if name.is_empty() {
-            bail!("poorly formatted {what} file: no {what} name on line '{line}'");
+            bail!("poorly formatted environment: no variable name on line '{line}'");
         }
         if name.contains(char::is_whitespace) {
-            bail!("poorly formatted {what} file: {what} '{name}' contains whitespaces");
+            bail!("poorly formatted environment: variable '{name}' contains whitespaces");
         }
         lines.push(line.to_owned());
     }
@@ -357,12 +358,9 @@ fn namespaces(run: &ContainerOptions) -> Result<Namespaces> {
         "host" => Ok(true),
         _ => bail!("--{option}: invalid {kind} mode: {text}; use private or host"),
     };
-    let pid = Namespace::from(run.pid.as_str());
-    if !matches!(run.pid.as_str(), "" | "private") && (pid == Namespace::Private || pid.joined() == Some("")) {
-        bail!("--pid: invalid PID mode: {}; use private, host or container:NAME", run.pid);
-    }
+    let invalid = || anyhow!("--pid: invalid PID mode: {}; use private, host or container:NAME", run.pid);
     Ok(Namespaces {
-        pid,
+        pid: namespace(&run.pid, &["", "private"]).ok_or_else(invalid)?,
         // Nothing else of ours asks whether it may be shared.
         host_ipc: run.ipc != "shareable" && is_host("ipc", "IPC", &run.ipc)?,
         host_uts: is_host("uts", "UTS", &run.uts)?,
@@ -371,13 +369,21 @@ fn namespaces(run: &ContainerOptions) -> Result<Namespaces> {
 }
 
 fn network(text: &str) -> Result<Namespace> {
-    match text {
-        "none" | "host" => Ok(text.into()),
-        text if text.strip_prefix("container:").is_some_and(|name| !name.is_empty()) => Ok(text.into()),
+    namespace(text, &["none"]).ok_or_else(|| match text {
         "bridge" | "default" => {
-            bail!("bridge networking is not available yet; use --network none, host or container:NAME")
+            anyhow!("bridge networking is not available yet; use --network none, host or container:NAME")
         }
-        other => bail!("network {other} not found; use --network none, host or container:NAME"),
+        other => anyhow!("network {other} not found; use --network none, host or container:NAME"),
+    })
+}
+
+/// Reads whose namespace is meant; `private` are the words for one of its own.
+fn namespace(text: &str, private: &[&str]) -> Option<Namespace> {
+    match text.split_once(':') {
+        None if text == "host" => Some(Namespace::Host),
+        None => private.contains(&text).then_some(Namespace::Private),
+        Some(("container", name)) if !name.is_empty() => Some(Namespace::Container(name.to_owned())),
+        Some(_) => None,
     }
 }
 
@@ -517,7 +523,7 @@ fn rlimit(text: &str) -> Result<Rlimit> {
 fn labels(files: &[PathBuf], given: &[String]) -> Result<BTreeMap<String, String>> {
     let mut labels = BTreeMap::new();
     for file in files {
-        labels.extend(lines_of_file(file, "label")?.iter().map(|line| pair(line)));
+        labels.extend(lines_of_file(file)?.iter().map(|line| pair(line)));
     }
     labels.extend(given.iter().map(|label| pair(label)));
     Ok(labels)
