@@ -84,6 +84,14 @@ fn source(folder: &Path, name: &str) -> Store {
     store
 }
 
+/// A registry with a certificate for `host`, which asks for those of `clients` if there is that.
+fn serve_encrypted(folder: &Path, authority: &Authority, host: &str, clients: Option<&Authority>) -> Server {
+    let (certificate, key) = authority.sign(&[host]);
+    let client_authority = clients.map(|clients| clients.certificate.clone().into_bytes());
+    let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority };
+    serve(folder, Access::open(), Some(tls))
+}
+
 fn push(store: &Store, settings: RegistrySettings, name: &ImageRef) -> Result<(), RegistryError> {
     store.push(&RegistryClient::new(settings), name, &PushOptions::default(), &()).map(|_| ())
 }
@@ -93,9 +101,7 @@ fn privileged_certificates_are_checked_unless_that_is_waived() {
     elsewhere(|host| {
         let folder = fast_folder();
         let authority = Authority::new();
-        let (certificate, key) = authority.sign(&[host]);
-        let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
-        let server = serve(folder.path(), Access::open(), Some(tls));
+        let server = serve_encrypted(folder.path(), &authority, host, None);
         let registry = format!("{host}:{}", server.address().port());
         let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
         let store = source(folder.path(), &name.to_string());
@@ -120,9 +126,7 @@ fn privileged_an_upload_does_not_leave_the_encryption() {
     elsewhere(|host| {
         let folder = fast_folder();
         let authority = Authority::new();
-        let (certificate, key) = authority.sign(&[host]);
-        let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority: None };
-        let server = serve(folder.path(), Access::open(), Some(tls));
+        let server = serve_encrypted(folder.path(), &authority, host, None);
         let plain = serve(folder.path(), Access::open(), None);
         let registry = format!("{host}:{}", server.address().port());
         let certificates = folder.path().join("certs.d").join(&registry);
@@ -145,10 +149,7 @@ fn privileged_an_upload_does_not_leave_the_encryption() {
 fn a_registry_may_ask_for_a_certificate() {
     let folder = fast_folder();
     let authority = Authority::new();
-    let (certificate, key) = authority.sign(&["localhost"]);
-    let client_authority = Some(authority.certificate.clone().into_bytes());
-    let tls = Tls { certificate: certificate.into_bytes(), key: key.into_bytes(), client_authority };
-    let server = serve(folder.path(), Access::open(), Some(tls));
+    let server = serve_encrypted(folder.path(), &authority, "localhost", Some(&authority));
     let registry = format!("localhost:{}", server.address().port());
     let name: ImageRef = format!("{registry}/app:1").parse().unwrap();
     let store = source(folder.path(), &name.to_string());

@@ -10,6 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
+use crate::image::archive::Form;
+use crate::image::busybox;
 use crate::{plain_user, tree};
 
 /// A state folder, and who uses it. Dropped, it ends its containers, unmounts what is still mounted below and removes everything.
@@ -64,6 +66,13 @@ impl Strata {
             }
         };
         Ok(Strata { program, folder, user })
+    }
+
+    /// A state folder of `user` with the image around busybox.
+    pub fn with_busybox(user: User) -> Result<Strata> {
+        let strata = Strata::of(user)?;
+        strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+        Ok(strata)
     }
 
     /// A second state folder of the same user, which must know nothing of the first.

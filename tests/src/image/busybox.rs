@@ -24,6 +24,11 @@ pub fn folder() -> Result<PathBuf> {
     })
 }
 
+/// The words of a command that runs a script in a container of the image, and removes that.
+pub fn shell<'a>(options: &[&'a str], script: &'a str) -> Vec<&'a str> {
+    [&["run", "--rm"], options, &[REFERENCE, "sh", "-c", script]].concat()
+}
+
 /// The busybox of this machine, if it is a static program.
 pub fn program() -> Result<PathBuf> {
     let candidates = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);

@@ -7,9 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use strata_tests::image::archive::Form;
 use strata_tests::image::busybox;
-use strata_tests::strata::{Strata, finish};
+use strata_tests::strata::{Strata, User, finish};
 use strata_tests::tier::{Need, Suite};
 
 pub(crate) fn register(suite: &mut Suite) {
@@ -88,8 +87,7 @@ fn of_images() -> Result<()> {
 }
 
 fn of_container() -> Result<()> {
-    let strata = Strata::new()?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(User::Caller)?;
     // The image has neither of these files, nor a place to mount on.
     let script = "set -e; grep -q localhost /etc/hosts; grep -qx here /etc/hostname; test -e /etc/resolv.conf; \
                   test -e /.dockerenv; echo more >> /etc/hosts";

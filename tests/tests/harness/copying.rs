@@ -7,8 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use strata_tests::image::archive::Form;
-use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::image::busybox::REFERENCE;
 use strata_tests::plain_user;
 use strata_tests::strata::{Strata, User};
 use strata_tests::tier::{Need, Suite};
@@ -30,19 +29,13 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("copying::privileged_cve_2026_41568_swapped_mount_points", needs, swapped_mount_points);
 }
 
-fn prepared(user: User) -> Result<Strata> {
-    let strata = Strata::of(user)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
-    Ok(strata)
-}
-
 /// A path of the host, as an argument.
 fn host(path: &Path) -> String {
     path.display().to_string()
 }
 
 fn both_ways(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let files = strata.make_folder("files")?;
     fs::create_dir(files.join("dir"))?;
     fs::write(files.join("dir/one"), "first")?;
@@ -93,7 +86,7 @@ fn both_ways(user: User) -> Result<()> {
 }
 
 fn streams() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     strata.ok(["create", "--name", "box", REFERENCE, "true"])?;
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -142,7 +135,7 @@ fn streams() -> Result<()> {
 }
 
 fn owners_and_volumes() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let volume = strata.make_folder("volume")?;
     let file = strata.folder().join("file");
     fs::write(&file, "content")?;
@@ -198,7 +191,7 @@ fn owners_and_volumes() -> Result<()> {
 }
 
 fn refusals() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let file = strata.folder().join("file");
     fs::write(&file, "content")?;
     let file = host(&file);
@@ -238,7 +231,7 @@ fn refusals() -> Result<()> {
 }
 
 fn sizes() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     strata.ok(["create", "--name", "box", REFERENCE, "true"])?;
     let sizes = |name: &str| -> Result<(u64, u64)> {
         let text = strata.ok(["inspect", "--size", "--format", "{{.SizeRw}} {{.SizeRootFs}}", name])?;
@@ -305,7 +298,7 @@ fn race(strata: &Strata, script: &str, mut step: impl FnMut() -> Result<()>) -> 
 }
 
 fn swapped_links() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let outside = strata.make_folder("outside")?;
     let path = outside.join("canary");
     let canary = Canary::new(&path)?;
@@ -335,7 +328,7 @@ fn swapped_links() -> Result<()> {
 }
 
 fn nothing_is_run() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let path = strata.folder().join("canary");
     let canary = Canary::new(&path)?;
     let file = strata.folder().join("file");
@@ -384,7 +377,7 @@ fn nothing_is_run() -> Result<()> {
 
 /// The place of a volume is a link out of the container when that is not running, and is swapped while it is.
 fn swapped_mount_points() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let outside = strata.make_folder("outside")?;
     let path = outside.join("canary");
     let canary = Canary::new(&path)?;

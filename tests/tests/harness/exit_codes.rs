@@ -38,8 +38,7 @@ const RUN: &[(i32, &str, &[&str])] = &[
 ];
 
 fn run_table(user: User) -> Result<()> {
-    let strata = Strata::of(user)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(user)?;
     for (code, word, command) in RUN {
         let arguments = ["run", "--rm", busybox::REFERENCE].iter().chain(command.iter());
         let finished = strata.exits(*code, arguments)?;
@@ -101,8 +100,7 @@ fn image_settings(user: User) -> Result<()> {
 
 /// A terminal of its own with the size of ours, and the code of the process; `script` gives us a terminal to start from.
 fn terminal(user: User) -> Result<()> {
-    let strata = Strata::of(user)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(user)?;
     let inside = strata.command(["run", "--rm", "-it", busybox::REFERENCE, "sh", "-c", "tty; stty size; exit 5"]);
     // `timeout` would take the terminal away.
     let words = inside.get_args().skip(2).map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>();
@@ -160,8 +158,7 @@ fn refusals() -> Result<()> {
 }
 
 fn used_images() -> Result<()> {
-    let strata = Strata::new()?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(User::Caller)?;
     strata.ok(["run", "--name", "user", busybox::REFERENCE, "true"])?;
     let finished = strata.exits(1, ["rmi", busybox::REFERENCE])?;
     ensure!(finished.stderr.contains("conflict") && finished.stderr.contains("force"), "{finished}");

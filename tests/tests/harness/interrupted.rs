@@ -38,8 +38,7 @@ fn kill_command(child: &mut Child) -> Result<()> {
 }
 
 fn killed_load() -> Result<()> {
-    let strata = Strata::new()?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let before = strata.state_listing()?;
     let folder = debian::kept().context("the Debian image")?;
     let archives = [Form::DockerNew, Form::OciGzip, Form::OciZstd, Form::DockerOld];
@@ -71,8 +70,7 @@ fn killed_load() -> Result<()> {
 }
 
 fn killed_run(user: User) -> Result<()> {
-    let strata = Strata::of(user)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(user)?;
     let marker = strata.make_folder("shared")?;
     let volume = format!("{}:/shared", marker.display());
     for round in 0..6_u64 {
@@ -111,8 +109,7 @@ fn wait_for(path: &Path, strata: &Strata) -> Result<()> {
 }
 
 fn killed_server() -> Result<()> {
-    let strata = Strata::new()?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let point = strata.make_folder("point")?;
     let point_text = point.to_string_lossy().into_owned();
     strata.ok(["mount", busybox::REFERENCE, &point_text])?;

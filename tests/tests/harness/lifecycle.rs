@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use strata_tests::image::archive::Form;
-use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::image::busybox::REFERENCE;
 use strata_tests::strata::{Strata, User};
 use strata_tests::tier::{Need, Suite};
 
@@ -32,12 +31,6 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("lifecycle::privileged_recovered", needs, recovered);
     suite.add("lifecycle::privileged_terminals", &[Need::Fuse, Need::Busybox, Need::Program("script")], terminals);
     suite.add("lifecycle::privileged_processes_that_end_at_once", needs, at_once);
-}
-
-fn prepared(user: User) -> Result<Strata> {
-    let strata = Strata::of(user)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
-    Ok(strata)
 }
 
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -104,7 +97,7 @@ fn holders(strata: &Strata) -> Result<Vec<String>> {
 }
 
 fn background(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let script = "echo out; echo err >&2; trap 'echo bye; exit 3' TERM; while :; do sleep 0.05; done";
     let id = strata.ok(["run", "-d", "--name", "web", REFERENCE, "sh", "-c", script])?;
     ensure!(id.trim().len() == 64, "{id}");
@@ -143,7 +136,7 @@ fn background(user: User) -> Result<()> {
 }
 
 fn created(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     strata.ok(["create", "--name", "one", "-i", REFERENCE, "sh", "-c", "cat; echo end; exit 4"])?;
     ensure!(status(&strata, "one")? == "created 0");
     ensure!(strata.ok(["ps", "-a", "--format", "{{.Status}}"])? == "Created\n");
@@ -166,7 +159,7 @@ fn created(user: User) -> Result<()> {
 }
 
 fn stop() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let script = "trap 'exit 21' USR1; trap '' TERM; echo ready; while :; do sleep 0.05; done";
     let ready = |name: &str| until("it is ready", || Ok(strata.ok(["logs", name])? == "ready\n"));
     strata.ok(["run", "-d", "--name", "aa", "--stop-signal", "SIGUSR1", REFERENCE, "sh", "-c", script])?;
@@ -197,7 +190,7 @@ fn stop() -> Result<()> {
 }
 
 fn logs() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let script = "i=0; while [ $i -lt 30 ]; do echo line $i; i=$((i+1)); sleep 0.02; done; printf end";
     for driver in ["local", "json-file"] {
         strata.ok(["run", "-d", "--name", driver, "--log-driver", driver, REFERENCE, "sh", "-c", script])?;
@@ -235,7 +228,7 @@ fn logs() -> Result<()> {
 }
 
 fn restart_policies() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let count = |name: &str| -> Result<u32> {
         Ok(strata.ok(["inspect", "--format", "{{.RestartCount}}", name])?.trim().parse()?)
     };
@@ -259,7 +252,7 @@ fn restart_policies() -> Result<()> {
 }
 
 fn paused() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let script = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done";
     strata.ok(["run", "-d", "--name", "pp", REFERENCE, "sh", "-c", script])?;
     until("it writes", || Ok(!strata.ok(["logs", "pp"])?.is_empty()))?;
@@ -296,7 +289,7 @@ fn paused() -> Result<()> {
 }
 
 fn names() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     strata.ok(["create", "--name", "one", REFERENCE])?;
     let id = strata.ok(["run", "-d", "--name", "two", REFERENCE, "sleep", "1000"])?;
     let refused = strata.exits(1, ["rename", "two", "one"])?;
@@ -316,7 +309,7 @@ fn names() -> Result<()> {
 }
 
 fn killed(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     for auto_remove in [false, true] {
         for victim in ["monitor", "filesystem", "init"] {
             let mut line = vec!["run", "-d", "--name", "vv"];
@@ -346,7 +339,7 @@ fn killed(user: User) -> Result<()> {
 
 /// Kills command or monitor a little later each time, from before there is anything until the container runs.
 fn killed_start() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     for round in 0..40_u32 {
         let mut child = strata
             .command(["run", "--name", "vv", REFERENCE, "sleep", "1000"])
@@ -404,7 +397,7 @@ fn children_of(pid: u32) -> Result<Vec<Pid>> {
 /// `STRATA_TEST_STARTS` says how often; a hang ends the test by its time limit.
 fn at_once() -> Result<()> {
     let rounds: u32 = std::env::var("STRATA_TEST_STARTS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     strata.ok(["run", "-d", "--name", "host", REFERENCE, "sleep", "10000"])?;
     let [monitor, _] = processes(&strata, "host")?;
     let descriptors =
@@ -428,7 +421,7 @@ fn at_once() -> Result<()> {
 }
 
 fn exec(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let refused = strata.exits(1, ["exec", "ee", "true"])?;
     ensure!(refused.stderr.contains("No such container: ee"), "{refused}");
     strata.ok(["run", "-d", "--name", "ee", "-e", "FROM=run", "-w", "/tmp", REFERENCE, "sleep", "10000"])?;
@@ -495,7 +488,7 @@ fn exec(user: User) -> Result<()> {
 
 /// An added process has what the first one has: capabilities, filter, cgroups, namespaces, limits.
 fn exec_walls() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let look = "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status; cat /proc/self/cgroup; ulimit -n; \
                 for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done; \
                 mount -t tmpfs x /mnt 2>/dev/null && echo mounted; touch /x 2>/dev/null && echo written; true";
@@ -572,7 +565,7 @@ fn in_terminal(strata: &Strata, line: &str, typed: &[&str]) -> Result<(String, O
 }
 
 fn terminals() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let talk = "tty; stty size; echo ready; read line; echo got $line; exit 5";
     let (shown, code) = in_terminal(&strata, &format!("run --rm -it {REFERENCE} sh -c '{talk}'"), &["words\n"])?;
     ensure!(shown.contains("33 77") && shown.contains("got words") && code == Some(5), "{code:?} {shown}");
@@ -595,7 +588,7 @@ fn terminals() -> Result<()> {
 }
 
 fn looked_into() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let busy = "sleep 4321 & while :; do :; done";
     strata.ok(["run", "-d", "--name", "busy", "--memory", "64m", REFERENCE, "sh", "-c", busy])?;
     strata.ok(["exec", "-d", "busy", "sleep", "1234"])?;
@@ -621,7 +614,7 @@ fn looked_into() -> Result<()> {
 
 /// As after a restart of the machine: every monitor is gone.
 fn recovered() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     for (name, policy) in
         [("never", "no"), ("always", "always"), ("unless", "unless-stopped"), ("stopped", "unless-stopped")]
     {

@@ -3,8 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use strata_tests::image::archive::Form;
-use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::image::busybox::{REFERENCE, shell};
 use strata_tests::strata::{Strata, User};
 use strata_tests::tier::{Need, Suite};
 
@@ -22,16 +21,6 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("options::privileged_limits", needs, limits);
 }
 
-fn prepared(user: User) -> Result<Strata> {
-    let strata = Strata::of(user)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
-    Ok(strata)
-}
-
-fn shell<'a>(options: &[&'a str], script: &'a str) -> Vec<&'a str> {
-    [&["run", "--rm"], options, &[REFERENCE, "sh", "-c", script]].concat()
-}
-
 /// The command ends with this code and says this.
 fn refused(strata: &Strata, command: &[&str], code: i32, why: &str) -> Result<()> {
     let refused = strata.exits(code, command)?;
@@ -40,7 +29,7 @@ fn refused(strata: &Strata, command: &[&str], code: i32, why: &str) -> Result<()
 }
 
 fn names(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let options = ["--add-host", "db:10.0.0.1", "--add-host=six=[::1]", "--dns", "9.9.9.9", "--dns-search", "a.b"];
     let text = strata.ok(shell(
         &[&options[..], &["--dns-opt", "ndots:3", "--domainname", "site", "--hostname", "web"]].concat(),
@@ -67,7 +56,7 @@ fn names(user: User) -> Result<()> {
 }
 
 fn devices() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let open = "(: < /dev/f) && echo read; (: > /dev/f) && echo written; exit 0";
     for (device, expected) in
         [("/dev/full:/dev/f:r", "read\n"), ("/dev/fuse:/dev/f:r", "read\n"), ("/dev/fuse:/dev/f", "read\nwritten\n")]
@@ -99,14 +88,14 @@ fn devices() -> Result<()> {
 }
 
 fn device_of_plain_user() -> Result<()> {
-    let strata = prepared(User::Plain)?;
+    let strata = Strata::with_busybox(User::Plain)?;
     let text = strata.ok(shell(&["--device", "/dev/full:/dev/f"], "head -c1 /dev/f | wc -c"))?;
     ensure!(text.trim() == "1", "{text}");
     Ok(())
 }
 
 fn limits() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let options = ["-m", "64m", "--memory-reservation", "20m", "--cpu-quota", "50000", "--cpu-period", "100000"];
     let create = [&["run", "-d", "--name", "one"], &options[..], &["--cpuset-mems", "0", REFERENCE, "sleep", "1000"]];
     strata.ok(create.concat())?;
@@ -140,7 +129,7 @@ fn limits() -> Result<()> {
 }
 
 fn namespaces(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let own =
         |kind: &str| Ok::<_, std::io::Error>(fs::read_link(format!("/proc/self/ns/{kind}"))?.display().to_string());
     for (kind, option) in [("ipc", "--ipc"), ("uts", "--uts"), ("cgroup", "--cgroupns")] {
@@ -203,7 +192,7 @@ fn namespaces(user: User) -> Result<()> {
 
 /// Who owns no namespace cannot look into it, and is never shown the host's instead.
 fn other_users() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     strata.ok(["run", "-d", "--name", "first", REFERENCE, "sleep", "1000"])?;
     for option in ["--pid", "--network"] {
         let run = shell(&["--userns", "auto", option, "container:first"], "ps");

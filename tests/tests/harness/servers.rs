@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal, kill_process};
-use strata_tests::image::archive::Form;
-use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::image::busybox::REFERENCE;
 use strata_tests::processes::has_ended;
 use strata_tests::random::Random;
 use strata_tests::strata::{Strata, User};
@@ -57,7 +56,7 @@ for client in $clients; do wait $client; done
 
 /// The server of a container's root, over an io_uring, is killed again and again; the container does not notice.
 fn container_over_io_uring() -> Result<()> {
-    let strata = prepared()?;
+    let strata = Strata::with_busybox(User::Caller)?;
     {
         let _enabled = EnabledUring::new();
         strata.ok(["run", "-d", "--name", "busy", REFERENCE, "sh", "-euc", LOAD])?;
@@ -88,7 +87,7 @@ fn container_over_io_uring() -> Result<()> {
 
 /// The process that `mount` starts for its mount before it knows more is gone when it is needed.
 fn killed_early() -> Result<()> {
-    let strata = prepared()?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let point = strata.make_folder("point")?;
     // Whoever mounts needs this for a moment, between the one and the other.
     let lock = fs::File::open(strata.state().join("refs/lock"))?;
@@ -111,12 +110,6 @@ fn killed_early() -> Result<()> {
     ensure!(status.success(), "{status}: {said}");
     ensure!(fs::read_to_string(point.join("etc/motd"))? == "hello from a layer\n");
     strata.ok(["umount", &point.to_string_lossy()]).map(drop)
-}
-
-fn prepared() -> Result<Strata> {
-    let strata = Strata::of(User::Caller)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
-    Ok(strata)
 }
 
 fn names_of_threads(process: Pid) -> Vec<String> {

@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Result, ensure};
-use strata_tests::image::archive::Form;
-use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::image::busybox::{REFERENCE, shell};
 use strata_tests::plain_user;
 use strata_tests::strata::{Strata, User};
 use strata_tests::tier::{Need, Suite};
@@ -17,12 +16,6 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("user_namespaces::rootless_joined", needs, || joined(User::Plain, &["host", "keep-id", "nomap"]));
     suite.add("user_namespaces::privileged_joined", needs, || joined(User::Caller, &["host", "keep-id", "auto"]));
     suite.add("user_namespaces::privileged_modes", needs, of_root);
-}
-
-fn prepared(user: User) -> Result<Strata> {
-    let strata = Strata::of(user)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
-    Ok(strata)
 }
 
 /// Who runs the command; for root's tests that is the plain user that they make.
@@ -39,12 +32,8 @@ fn own_name() -> Result<String> {
     Ok(entry.and_then(|entry| entry.split(':').next()).map_or_else(|| format!("user{id}"), str::to_owned))
 }
 
-fn shell<'a>(options: &[&'a str], script: &'a str) -> Vec<&'a str> {
-    [&["run", "--rm"], options, &[REFERENCE, "sh", "-c", script]].concat()
-}
-
 fn keep_id() -> Result<()> {
-    let strata = prepared(User::Plain)?;
+    let strata = Strata::with_busybox(User::Plain)?;
     let folder = strata.make_folder("volume")?;
     let volume = format!("{}:/v", folder.display());
     let id = own_id();
@@ -90,7 +79,7 @@ fn keep_id() -> Result<()> {
 }
 
 fn nomap() -> Result<()> {
-    let strata = prepared(User::Plain)?;
+    let strata = Strata::with_busybox(User::Plain)?;
     let folder = strata.make_folder("volume")?;
     let volume = format!("{}:/v", folder.display());
     let script = "id -u; stat -c %u /v /bin; echo x > /file && stat -c %u /file; echo x >> /etc/hosts || echo closed; \
@@ -104,7 +93,7 @@ fn nomap() -> Result<()> {
 
 /// A container in the user namespace of another one of each mode.
 fn joined(user: User, modes: &[&str]) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let look = "readlink /proc/self/ns/user; stat -c %u /bin; echo x > /file && stat -c %u /file";
     for mode in modes {
         strata.ok(["run", "-d", "--name", "first", "--userns", mode, REFERENCE, "sleep", "1000"])?;
@@ -135,7 +124,7 @@ fn joined(user: User, modes: &[&str]) -> Result<()> {
 }
 
 fn of_root() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let map = "id -u; id -g; echo $(cat /proc/self/uid_map); stat -c %u /bin";
     let text = strata.ok(shell(&["--userns", "keep-id"], map))?;
     ensure!(text == "0\n0\n0 0 4294967295\n0\n", "{text}");

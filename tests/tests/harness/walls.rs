@@ -1,8 +1,7 @@
 //! Modes and policies of `run`, as a user meets them.
 
 use anyhow::{Result, ensure};
-use strata_tests::image::archive::Form;
-use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::image::busybox::REFERENCE;
 use strata_tests::plain_user;
 use strata_tests::strata::{Strata, User};
 use strata_tests::tier::{Need, Suite};
@@ -23,15 +22,9 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("walls::privileged_exec_sees_the_first_process", needs, exec_sees_the_first_process);
 }
 
-fn prepared(user: User) -> Result<Strata> {
-    let strata = Strata::of(user)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
-    Ok(strata)
-}
-
 /// An ordinary image works, with less around it.
 fn hardened(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let script = "id -u; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status; ls -d /proc/sys /proc/meminfo 2>/dev/null; \
                   echo x > /file && cat /file && mkdir -p /a/b && mv /a/b /c && chown 33 /file && stat -c %u /file";
     let text = strata.ok(["run", "--rm", "--security-opt", "hardened", REFERENCE, "sh", "-c", script])?;
@@ -47,7 +40,7 @@ fn hardened(user: User) -> Result<()> {
 }
 
 fn policy() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let file = strata.folder().join("policy.toml");
     let write = |text: &str| std::fs::write(&file, text);
     let path = file.to_string_lossy().into_owned();
@@ -65,7 +58,7 @@ fn policy() -> Result<()> {
 
 /// An audit changes nothing, and the policy that it ends with allows just what was done.
 fn audit(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let file = strata.folder().join("policy.toml");
     let path = file.to_string_lossy().into_owned();
     std::fs::write(
@@ -118,7 +111,7 @@ fn audit(user: User) -> Result<()> {
 
 /// An image that names `/proc/self/exe` as an interpreter runs our file (CVE-2019-5736): from where nobody can write to it.
 fn our_program_is_read_only(user: User) -> Result<()> {
-    let strata = prepared(user)?;
+    let strata = Strata::with_busybox(user)?;
     let program = match user {
         User::Caller => strata_tests::strata::program().unwrap_or_default(),
         User::Plain => {
@@ -150,7 +143,7 @@ fn our_program_is_read_only(user: User) -> Result<()> {
 
 /// As with Docker: somebody who was added to look at a program can.
 fn exec_sees_the_first_process() -> Result<()> {
-    let strata = prepared(User::Caller)?;
+    let strata = Strata::with_busybox(User::Caller)?;
     strata.ok(["run", "-d", "--name", "seen", REFERENCE, "sleep", "1000"])?;
     let look = "readlink /proc/1/exe && ls /proc/1/fd | wc -l && tr '\\0' '\\n' < /proc/1/environ | grep -c PATH";
     let text = strata.ok(["exec", "seen", "sh", "-c", look])?;

@@ -13,8 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use strata_tests::image::archive::Form;
-use strata_tests::image::busybox::{self, REFERENCE};
+use strata_tests::image::busybox::REFERENCE;
 use strata_tests::plain_user;
 use strata_tests::strata::{Finished, Strata, User, finish};
 use strata_tests::tier::{Need, Suite};
@@ -158,8 +157,7 @@ fn refusals() -> Result<()> {
 
 /// `strata run` and its kin, whose containers are scopes for as long as they run.
 fn run_in_scopes() -> Result<()> {
-    let strata = Strata::new()?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(User::Caller)?;
     let systemd = Systemd::start(&strata.folder().join("bus"), Behaviour::Works)?;
     let on_bus = |words: &[&str]| {
         let mut command = strata.command(words);
@@ -209,8 +207,7 @@ fn run_in_scopes() -> Result<()> {
 
 /// A plain user's systemd, to which part of the cgroups has been handed over.
 fn scopes_of_a_user() -> Result<()> {
-    let strata = Strata::of(User::Plain)?;
-    strata.load(&busybox::folder()?.join(Form::DockerNew.file_name()))?;
+    let strata = Strata::with_busybox(User::Plain)?;
     let systemd = Systemd::start_for(&strata.folder().join("bus"), Behaviour::Works, plain_user::ID)?;
     fs::set_permissions(&systemd.socket, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
     let _delegated = Delegated::new()?;
